@@ -1,0 +1,2 @@
+from groundup.cli.main import main
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Numbers and weights to a person: the command line, the chain, chat."""

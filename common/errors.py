@@ -1,0 +1,30 @@
+"""The one error that is the user's to mend, and the suggestion of a near name."""
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+
+class InputError(Exception):
+    """What the user gave is wrong. The message is one line: what, where, and what to do. Exit status 2."""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` when a known name resembles `name`, else an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from, says that no space is left to write.
+
+    safetensors reports it as text from Rust, with no errno, so the text is looked at too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -1,0 +1,286 @@
+"""Every choice of the architecture, in one place.
+
+The defaults are the modern decoder (Llama, Qwen3); `GroundupConfig.preset("gpt2")` sets the knobs of 2019. Field names
+are the ones Llama and Qwen3 use; GPT-2's names (`n_embd`, `n_layer`, ...) are read and written as aliases.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+
+GPT2_KNOBS: dict[str, Any] = {
+    "vocab_size": 50257,
+    "max_position_embeddings": 1024,
+    "position_embedding": "learned",
+    "norm": "layer_norm",
+    "norm_eps": 1e-5,
+    "qk_norm": False,
+    "hidden_act": "gelu_new",
+    "gated_mlp": False,
+    "qkv_bias": True,
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": True,
+    "zero_init": False,
+    "initializer_range": 0.02,
+    "embedding_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "residual_dropout": 0.1,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Radford et al. 2019, table 2.
+    "gpt2": {**GPT2_KNOBS, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "gpt2-medium": {**GPT2_KNOBS, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "gpt2-large": {**GPT2_KNOBS, "hidden_size": 1280, "num_hidden_layers": 36, "num_attention_heads": 20},
+    "gpt2-xl": {**GPT2_KNOBS, "hidden_size": 1600, "num_hidden_layers": 48, "num_attention_heads": 25},
+    # Sizes for one machine: minutes, an hour, and a day on a laptop's processor.
+    "nano": {"vocab_size": 2048, "hidden_size": 192, "num_hidden_layers": 4, "max_position_embeddings": 256},
+    "micro": {"vocab_size": 4096, "hidden_size": 384, "num_hidden_layers": 6, "max_position_embeddings": 512},
+    "small": {"vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "max_position_embeddings": 1024},
+}
+
+
+@strict
+class GroundupConfig(PreTrainedConfig):
+    """The architecture of a groundup model.
+
+    Args:
+        vocab_size: tokens in the vocabulary, V.
+        hidden_size: width of the residual stream, C.
+        intermediate_size: width inside the MLP. Default: 4 C, or 8/3 C (rounded up to 64) where the MLP is gated, so
+            that both have the same number of weights.
+        num_hidden_layers: blocks.
+        num_attention_heads: query heads, H. Default: one for each `head_dim`, or each 64, of the width.
+        num_key_value_heads: key and value heads; fewer than H is grouped-query attention (Ainslie et al. 2023).
+            Default: H.
+        head_dim: width of one head, D. Default: C / H.
+        max_position_embeddings: the longest sequence, in tokens.
+        position_embedding: "rotary" (Su et al. 2021) or "learned" (a table added to the token embedding).
+        rope_parameters: base and scaling of the rotary angles, as transformers writes them.
+        sliding_window: how many of the latest tokens a "sliding_attention" layer sees, itself included.
+        layer_types: "full_attention" or "sliding_attention" for each block. Default: all sliding where
+            `sliding_window` is set, else all full.
+        norm: "rms_norm" (Zhang and Sennrich 2019) or "layer_norm" (Ba et al. 2016).
+        norm_eps: added to the variance in every norm.
+        qk_norm: whether queries and keys are RMS-normed head by head (Henry et al. 2020).
+        hidden_act: activation of the MLP, a name that transformers knows ("silu", "gelu_new", "relu2", ...).
+        gated_mlp: whether a second projection gates the activation (Shazeer 2020).
+        qkv_bias: whether the query, key and value projections have biases.
+        attention_bias: whether the attention's output projection has one.
+        mlp_bias: whether the MLP's projections have biases.
+        tie_word_embeddings: whether the head shares the token embedding's weights.
+        is_causal: False makes an encoder, in which every token sees every other.
+        add_cross_attention: whether each block also attends to an encoder's output.
+        is_decoder: set by `EncoderDecoderModel`; changes nothing by itself.
+        embedding_dropout: probability of dropping a feature after the embedding.
+        attention_dropout: probability of dropping an attention weight.
+        residual_dropout: probability of dropping a feature of a branch before it joins the residual stream.
+        classifier_dropout: probability of dropping a feature before a classification head.
+        classifier_pooling: what a sequence classifier looks at: the "last" or "first" token that is not padding, or
+            the "mean" or "max" over all of them.
+        initializer_range: standard deviation of the initial weights.
+        zero_init: whether the projections back into the residual stream, and an untied head, start at zero, so that
+            every block starts as the identity. False: the projections start at `initializer_range` / sqrt(2 layers),
+            as in GPT-2.
+        use_cache: whether keys and values are kept for the next token.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: (or a subclass) for a wrong type, value or combination; the
+            message names the field, the value and what would do.
+    """
+
+    model_type = "groundup"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "n_embd": "hidden_size",
+        "n_layer": "num_hidden_layers",
+        "n_head": "num_attention_heads",
+        "n_positions": "max_position_embeddings",
+        "n_inner": "intermediate_size",
+        "activation_function": "hidden_act",
+        "layer_norm_epsilon": "norm_eps",
+        "rms_norm_eps": "norm_eps",
+        "embd_pdrop": "embedding_dropout",
+        "attn_pdrop": "attention_dropout",
+        "resid_pdrop": "residual_dropout",
+    }
+    default_theta: ClassVar[float] = 10000.0
+    # Which class of the files beside config.json answers to which Auto class, for a reader without this package.
+    code_map: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_groundup.GroundupConfig",
+        "AutoModel": "modeling_groundup.GroundupModel",
+        "AutoModelForCausalLM": "modeling_groundup.GroundupForCausalLM",
+        "AutoModelForMaskedLM": "modeling_groundup.GroundupForMaskedLM",
+        "AutoModelForSequenceClassification": "modeling_groundup.GroundupForSequenceClassification",
+    }
+    base_model_pp_plan: ClassVar[dict[str, Any]] = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 4096
+    hidden_size: int = 384
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 6
+    num_attention_heads: int | None = None
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    max_position_embeddings: int = 512
+    position_embedding: Literal["rotary", "learned"] = "rotary"
+    rope_parameters: RopeParameters | dict | None = None
+    sliding_window: int | None = None
+    layer_types: list[str] | None = None
+    norm: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    norm_eps: float | int = 1e-6
+    qk_norm: bool = True
+    hidden_act: str = "silu"
+    gated_mlp: bool = True
+    qkv_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    is_causal: bool = True
+    add_cross_attention: bool = False
+    is_decoder: bool = False
+    embedding_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    residual_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    classifier_pooling: Literal["last", "first", "mean", "max"] = "last"
+    initializer_range: float | int = 0.02
+    zero_init: bool = True
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> "GroundupConfig":
+        """A named size: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano", "micro", "small".
+
+        `overrides` are fields of this class and win over the preset's. Raises `ValueError` for an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # The base class sets aliases last; a size derived from a default that an alias then changes would be wrong.
+        for alias, name in self.attribute_map.items():
+            if alias in kwargs:
+                setattr(self, name, kwargs.pop(alias))
+        if self.num_attention_heads is None:
+            self.num_attention_heads = max(1, self.hidden_size // (self.head_dim or 64))
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
+        if self.intermediate_size is None:
+            self.intermediate_size = (
+                -(-8 * self.hidden_size // (3 * 64)) * 64 if self.gated_mlp else 4 * self.hidden_size
+            )
+        if self.layer_types is None:
+            kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+            self.layer_types = [kind] * max(0, self.num_hidden_layers)
+        if self.position_embedding == "learned" and self.rope_parameters:
+            raise ValueError("rope_parameters with position_embedding='learned': leave one of them out")
+        self.base_model_tp_plan = self._tensor_parallel_plan()
+        kwargs.setdefault("auto_map", dict(self.code_map))
+        super().__post_init__(**kwargs)
+        if self.position_embedding == "learned":
+            # The base class fills this in for every config that has the field; learned positions rotate nothing.
+            self.rope_parameters = None
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """How each matrix is cut between devices; only modules that these knobs create are named."""
+        plan = {
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
+        if self.gated_mlp:
+            plan["layers.*.mlp.gate_proj"] = "colwise"
+        if self.qk_norm:
+            plan["layers.*.self_attn.q_norm"] = "replicated_with_grad_allreduce"
+            plan["layers.*.self_attn.k_norm"] = "replicated_with_grad_allreduce"
+        return plan
+
+    def validate_sizes(self) -> None:
+        """Refuse sizes that are not positive and probabilities outside [0, 1)."""
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
+        for name in ("norm_eps", "initializer_range"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        for name in ("bos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name}={value} must lie in the vocabulary, 0 to {self.vocab_size - 1}")
+
+    def validate_attention(self) -> None:
+        """Refuse heads, windows and layer types that cannot work together."""
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim == self.hidden_size // heads and self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} does not divide by num_attention_heads={heads}: "
+                "choose a divisor, or set head_dim"
+            )
+        if heads % groups:
+            raise ValueError(
+                f"num_attention_heads={heads} does not divide by num_key_value_heads={groups}: choose a divisor"
+            )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"sliding_window={self.sliding_window} must be at least 1 token, or None")
+        for kind in self.layer_types or []:
+            if kind not in ("full_attention", "sliding_attention"):
+                raise ValueError(f"layer_types holds {kind!r}: choose 'full_attention' or 'sliding_attention'")
+        if "sliding_attention" in (self.layer_types or []):
+            if self.sliding_window is None:
+                raise ValueError("layer_types holds 'sliding_attention' but sliding_window is None: set it, in tokens")
+            if not self.is_causal:
+                raise ValueError("sliding_window needs is_causal=True: an encoder's attention is full")
+        if len(self.layer_types or []) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types names {len(self.layer_types or [])} layers but num_hidden_layers={self.num_hidden_layers}"
+            )
+
+    def validate_choices(self) -> None:
+        """Refuse an unknown activation or rotary type, and odd rotary heads."""
+        if self.hidden_act not in ACT2FN:
+            known = ", ".join(sorted(name for name in ACT2FN if name in ("silu", "gelu", "gelu_new", "relu", "relu2")))
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown: choose for example {known}")
+        if self.position_embedding == "learned":
+            return
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even for position_embedding='rotary'")
+        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(
+                f"rope_parameters has rope_type={rope_type!r}: choose one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
+            )
+
+
+__all__ = ["PRESETS", "GroundupConfig"]

@@ -1,0 +1,691 @@
+"""A GPT from the embedding up, in the order it is taught: positions, norm, attention, MLP, block, model, heads.
+
+Written after Vaswani et al. 2017 (the Transformer), Radford et al. 2019 (GPT-2) and Touvron et al. 2023 (Llama); the
+knobs of `GroundupConfig` choose between their answers. Masks, caches, `generate` and the fast attention kernels are
+transformers' own. Shapes: B rows, T positions, C width, H heads, D width of a head, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    find_packed_sequence_indices,
+    packed_sequence_mask_function,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    SequenceClassifierOutputWithPast,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_groundup import GroundupConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Positions. A learned table is an `nn.Embedding` in the model; rotary positions turn queries and keys by an angle that
+# grows with the position, so that their product depends on the distance alone (Su et al. 2021, section 3.2).
+
+
+class GroundupRotaryEmbedding(nn.Module):
+    """Position ids -> the cosine and sine by which every pair of features of a head is turned."""
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__()
+        self.config = config
+        self.rope_type = config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
+        compute = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            compute = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, self.attention_scaling = compute(config)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(config: GroundupConfig, **_: Any) -> tuple[torch.Tensor, float]:
+        """The angle per position of each pair, `theta ** (-2 i / D)`, shape (D / 2,), and a scale of 1."""
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float)
+        return 1.0 / (config.rope_parameters["rope_theta"] ** (pairs / config.head_dim)), 1.0
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T) position ids -> cosine and sine, each (B, T, D), in the dtype of `x`."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        angles = torch.cat((angles, angles), dim=-1)  # (B, T, D)
+        return (
+            (angles.cos() * self.attention_scaling).to(x.dtype),
+            (angles.sin() * self.attention_scaling).to(x.dtype),
+        )
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """(x1, x2) -> (-x2, x1): a quarter turn of every pair, whose features lie D / 2 apart."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((-x2, x1), dim=-1)
+
+
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn queries or keys (B, H, T, D) by the angles in `cos` and `sin` (B, T, D)."""
+    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Norm
+
+
+class GroundupRMSNorm(nn.Module):
+    """Divide by the root mean square, times a learned gain (Zhang and Sennrich 2019); no mean, no bias."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) -> (..., C). Computed in fp32 and cast before the gain, as Llama does, so that bf16 agrees too."""
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+def make_norm(config: GroundupConfig) -> nn.Module:
+    """The norm of the residual stream that the config asks for."""
+    kind = GroundupRMSNorm if config.norm == "rms_norm" else nn.LayerNorm
+    return kind(config.hidden_size, eps=config.norm_eps)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+def repeat_heads(x: torch.Tensor, times: int) -> torch.Tensor:
+    """(B, G, T, D) -> (B, G * times, T, D): each key or value head serves `times` query heads in a row."""
+    return x if times == 1 else x.repeat_interleave(times, dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention, written out (Vaswani et al. 2017, equation 1).
+
+    Args:
+        query: (B, H, T, D); `key` and `value` are (B, G, S, D) with G dividing H.
+        attention_mask: added to the scores, (B, 1, T, S): 0 where the query may look, a huge negative number elsewhere.
+
+    Returns:
+        The mixed values (B, T, H, D) and the attention weights (B, H, T, S).
+    """
+    key = repeat_heads(key, module.num_key_value_groups)
+    value = repeat_heads(value, module.num_key_value_groups)
+    scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class GroundupAttention(nn.Module):
+    """Every token asks all tokens it may see, and takes from each in proportion to how well its key answers.
+
+    With `is_cross_attention` the keys and values come from an encoder's output, and are computed once per sequence.
+    """
+
+    def __init__(self, config: GroundupConfig, layer_idx: int, is_cross_attention: bool = False):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_cross_attention = is_cross_attention
+        self.is_causal = config.is_causal and not is_cross_attention
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        slides = config.layer_types[layer_idx] == "sliding_attention" and not is_cross_attention
+        self.sliding_window = config.sliding_window if slides else None
+
+        query_width = config.num_attention_heads * config.head_dim
+        key_value_width = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        self.o_proj._is_residual_projection = True
+        self.q_norm = GroundupRMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = GroundupRMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, T, C) -> (B, T, C) and, from the eager kernel, the attention weights (B, H, T, S)."""
+        rows_and_positions = hidden_states.shape[:-1]
+        query = self.q_proj(hidden_states).view(*rows_and_positions, -1, self.head_dim)  # (B, T, H, D)
+        query = self.q_norm(query).transpose(1, 2)  # (B, H, T, D)
+        if self.is_cross_attention:
+            key, value = self._encoder_keys_and_values(encoder_hidden_states, past_key_values)
+        else:
+            key, value = self._keys_and_values(hidden_states)  # (B, G, T, D) each
+            if position_embeddings is not None:
+                query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        # A keyword beats the module's attribute in the kernels: said here, cross-attention can never become causal.
+        kwargs["is_causal"] = self.config.is_causal and not self.is_cross_attention
+        mixed, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        return self.o_proj(mixed.reshape(*rows_and_positions, -1)), weights
+
+    def _keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Project what is looked at, (B, S, C), to keys and values, (B, G, S, D) each."""
+        shape = (*source.shape[:-1], -1, self.head_dim)
+        key = self.k_norm(self.k_proj(source).view(shape)).transpose(1, 2)
+        return key, self.v_proj(source).view(shape).transpose(1, 2)
+
+    def _encoder_keys_and_values(
+        self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the encoder's output: from the cache once they are there, since they never change."""
+        if not isinstance(past_key_values, EncoderDecoderCache):
+            return self._keys_and_values(encoder_hidden_states)
+        cache = past_key_values.cross_attention_cache
+        if past_key_values.is_updated.get(self.layer_idx):
+            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
+        past_key_values.is_updated[self.layer_idx] = True
+        return cache.update(*self._keys_and_values(encoder_hidden_states), self.layer_idx)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MLP
+
+
+class GroundupMLP(nn.Module):
+    """Two matrices with an activation between them, or three where a gate decides what passes (Shazeer 2020)."""
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__()
+        sizes = (config.hidden_size, config.intermediate_size)
+        self.gate_proj = nn.Linear(*sizes, bias=config.mlp_bias) if config.gated_mlp else None
+        self.up_proj = nn.Linear(*sizes, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(*reversed(sizes), bias=config.mlp_bias)
+        self.down_proj._is_residual_projection = True
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        if self.gate_proj is None:
+            return self.down_proj(self.act_fn(self.up_proj(x)))
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block
+
+
+class GroundupDecoderLayer(GradientCheckpointingLayer):
+    """One block: attention and MLP, each on a normed copy and added back to the residual stream."""
+
+    def __init__(self, config: GroundupConfig, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = make_norm(config)
+        self.self_attn = GroundupAttention(config, layer_idx)
+        if config.add_cross_attention:
+            self.cross_attention_layernorm = make_norm(config)
+            self.cross_attn = GroundupAttention(config, layer_idx, is_cross_attention=True)
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = GroundupMLP(config)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_embeddings=position_embeddings,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        if encoder_hidden_states is not None:
+            attended, _ = self.cross_attn(
+                self.cross_attention_layernorm(hidden_states),
+                attention_mask=encoder_attention_mask,
+                past_key_values=past_key_values,
+                encoder_hidden_states=encoder_hidden_states,
+                **kwargs,
+            )
+            hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+@auto_docstring
+class GroundupPreTrainedModel(PreTrainedModel):
+    """What transformers needs to know about every groundup model: names, abilities, initial weights."""
+
+    config: GroundupConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["GroundupDecoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": GroundupDecoderLayer,
+        "attentions": OutputRecorder(GroundupAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(GroundupAttention, index=1, layer_name="cross_attn"),
+    }
+
+    def __init__(self, config: GroundupConfig, *args: Any, **kwargs: Any):
+        config.validate()  # a field set after the config was made has not been looked at
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # Marked on the projection itself: transformers asks custom code only about modules that own weights.
+        if getattr(module, "_is_residual_projection", False):
+            if self.config.zero_init:
+                init.zeros_(module.weight)
+            else:
+                # Keeps the variance of the residual stream from growing with depth (Radford et al. 2019, section 2.3).
+                std = self.config.initializer_range / (2 * self.config.num_hidden_layers) ** 0.5
+                init.normal_(module.weight, mean=0.0, std=std)
+        if getattr(module, "_is_zero_head", False) and self.config.zero_init and not self.config.tie_word_embeddings:
+            init.zeros_(module.weight)
+
+
+@auto_docstring
+class GroundupModel(GroundupPreTrainedModel):
+    """Embeddings, the blocks one after the other, and a last norm: token ids in, a vector for each token out."""
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        if config.position_embedding == "learned":
+            self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        else:
+            self.rotary_emb = GroundupRotaryEmbedding(config)
+        self.dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList([GroundupDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = make_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        """Token ids (B, T), or their embeddings (B, T, C) -> a vector for each position, (B, T, C)."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            raise ValueError("encoder_hidden_states given to a model without cross-attention: add_cross_attention=True")
+        kwargs.pop("is_causal", None)  # it has set config.is_causal for this call; each attention says its own
+
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
+        use_cache = use_cache and self.config.is_causal
+        if use_cache:
+            past_key_values = self._prepare_cache(past_key_values)
+        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
+        masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+        if encoder_hidden_states is not None:
+            encoder_attention_mask = create_bidirectional_mask(
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=encoder_attention_mask,
+                encoder_hidden_states=encoder_hidden_states,
+            )
+
+        hidden_states, position_embeddings = inputs_embeds, None
+        if self.config.position_embedding == "learned":
+            hidden_states = hidden_states + self.embed_positions(position_ids)
+        else:
+            position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        hidden_states = self.dropout(hidden_states)
+
+        for kind, layer in zip(self.config.layer_types, self.layers):
+            hidden_states = layer(
+                hidden_states,
+                masks[kind],
+                encoder_hidden_states,
+                encoder_attention_mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+    def _prepare_cache(self, past_key_values: Cache | None) -> Cache:
+        """A cache for keys and values, with a second one for the encoder's where there is cross-attention."""
+        if past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if self.config.add_cross_attention and not isinstance(past_key_values, EncoderDecoderCache):
+            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
+        return past_key_values
+
+    def _prepare_positions(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: Any,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> torch.Tensor:
+        """Position ids (B or 1, T): given, or counted over the tokens that are not padding.
+
+        Raises `ValueError` for a position past the last one, instead of an index error or a silent extrapolation.
+        """
+        length, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if position_ids is None:
+            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+            else:
+                position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
+        if not torch.compiler.is_compiling() and past + length > limit and int(position_ids.max()) >= limit:
+            raise ValueError(
+                f"a sequence of {int(position_ids.max()) + 1} tokens is longer than this model's "
+                f"max_position_embeddings={limit}: shorten it"
+            )
+        return position_ids
+
+    def _prepare_masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: Any,
+        position_ids: torch.Tensor,
+        past_key_values: Cache | None,
+    ) -> dict[str, Any]:
+        """The mask of each kind of layer: who may look at whom. `generate` may have made them already."""
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        # Rows packed with several documents are told apart by position ids that start again, but transformers looks for
+        # that only where no cache is: an empty one that grows is as good as none.
+        if past_key_values is not None and not past_key_values.is_compileable and past_key_values.get_seq_length() == 0:
+            past_key_values = None
+        arguments = {
+            "config": self.config,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "past_key_values": past_key_values,
+            "position_ids": position_ids,
+        }
+        if not self.config.is_causal and attention_mask is None:
+            documents = find_packed_sequence_indices(position_ids)
+            if documents is not None:
+                documents = documents.expand(inputs_embeds.shape[0], -1)
+                arguments["and_mask_function"] = packed_sequence_mask_function(documents)
+        make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        return {kind: make[kind](**arguments) for kind in dict.fromkeys(self.config.layer_types)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+
+
+@auto_docstring
+class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
+    """The language model: at each position, a score for every token that could come next."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+    _pp_plan: ClassVar[dict[str, Any]] = {"lm_head": (["hidden_states"], ["logits"])}
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__(config)
+        if not config.is_causal:
+            raise ValueError("GroundupForCausalLM needs is_causal=True: an encoder cannot write one token at a time")
+        self.model = GroundupModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head._is_zero_head = True
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Token ids (B, T) -> logits (B, T, V); with `labels` (B, T), the ids themselves, also the mean loss [nats]."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+@auto_docstring
+class GroundupForMaskedLM(GroundupPreTrainedModel):
+    """The encoder's language model: a score for every token that could stand at each position (Devlin et al. 2019)."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__(config)
+        if config.is_causal:
+            raise ValueError("GroundupForMaskedLM needs is_causal=False: it looks at both sides of a masked token")
+        self.model = GroundupModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head._is_zero_head = True
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Token ids (B, T) -> logits (B, T, V); `labels` (B, T) hold the ids that were masked and -100 elsewhere."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring
+class GroundupForSequenceClassification(GroundupPreTrainedModel):
+    """A label for a whole text: one vector pooled from the tokens that are not padding, then a linear layer."""
+
+    # The loss is a mean over rows, which knows nothing of the other micro-batches: Trainer must divide it itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = GroundupModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """Token ids (B, T) -> logits (B, labels); without `attention_mask`, pad tokens are found by their id.
+
+        Raises `ValueError` for a batch of several rows when neither a mask nor a padding token is known.
+        """
+        attention_mask = self._mask_of_padding(input_ids, attention_mask, inputs_embeds)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.score(self.dropout(self._pool(outputs.last_hidden_state, attention_mask)))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _mask_of_padding(
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(B, T), 1 where a token counts: given, or found by the padding id; None where nothing is padded."""
+        if attention_mask is not None or input_ids is None:
+            return attention_mask
+        if self.config.pad_token_id is None:
+            if input_ids.shape[0] > 1:
+                raise ValueError("a batch of several rows needs attention_mask, or pad_token_id in the config")
+            return None
+        return (input_ids != self.config.pad_token_id).long()
+
+    def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, C) -> (B, C), over the positions where the mask is 1."""
+        how = self.config.classifier_pooling
+        if attention_mask is None:
+            attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
+        counts = attention_mask.bool().unsqueeze(-1)  # (B, T, 1)
+        if how == "mean":
+            return (hidden_states * counts).sum(1) / counts.sum(1).clamp(min=1)
+        if how == "max":
+            return hidden_states.masked_fill(~counts, torch.finfo(hidden_states.dtype).min).amax(1)
+        places = torch.arange(hidden_states.shape[1], device=hidden_states.device).expand(counts.shape[:2])
+        if how == "last":
+            chosen = places.masked_fill(~counts.squeeze(-1), -1).amax(1).clamp(min=0)
+        else:
+            chosen = places.masked_fill(~counts.squeeze(-1), places.shape[1] - 1).amin(1)
+        return hidden_states[torch.arange(len(chosen), device=chosen.device), chosen]
+
+
+__all__ = [
+    "GroundupForCausalLM",
+    "GroundupForMaskedLM",
+    "GroundupForSequenceClassification",
+    "GroundupModel",
+    "GroundupPreTrainedModel",
+]

@@ -1,0 +1,1 @@
+"""Batches to weights: the plan, the one loop, the optimizer, checkpoints, and the verbs that use them."""
