@@ -28,3 +28,11 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+class Interrupted(Exception):  # noqa: N818 (no error: the person asked for it)
+    """The person stopped a run; its state is saved. Exit status 130. The message says how to go on."""
+
+
+class Diverged(Exception):  # noqa: N818
+    """The loss of a run stopped being a number. Exit status 1. The message says what to try."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -83,3 +84,12 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def output_folder(out: str | None, verb: str, name: str) -> Path:
+    """The folder that a verb writes to: `out`, or the first free `runs/VERB-NAME[-N]`. It is not made yet."""
+    if out:
+        return Path(out).expanduser()
+    plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip("-.") or "run"
+    candidates = (Path("runs") / f"{verb}-{plain}{f'-{number}' if number else ''}" for number in itertools.count())
+    return next(path for path in candidates if not path.exists())

@@ -102,3 +102,28 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         else:
             kinds["matrix" if id(parameter) in in_blocks else "head"].append(parameter)
     return kinds
+
+
+def build_optimizers(
+    model: nn.Module, kind: str, rates: dict[str, float], weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a model: `rates` gives the learning rate of each kind of parameter (`split_parameters`).
+
+    With "muon" the matrices in the blocks get Muon and the rest AdamW (betas of nanochat, read there on 2026-07-03:
+    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Only matrices decay.
+    """
+    kinds = {name: parameters for name, parameters in split_parameters(model).items() if parameters}
+    groups = {
+        name: {
+            "params": parameters,
+            "lr": rates[name],
+            "initial_lr": rates[name],
+            "weight_decay": weight_decay if name == "matrix" else 0.0,
+        }
+        for name, parameters in kinds.items()
+    }
+    if kind == "adamw":
+        return [torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.95), fused=True)]
+    matrices = groups.pop("matrix", None)
+    optimizers: list[torch.optim.Optimizer] = [Muon([matrices])] if matrices else []
+    return [*optimizers, torch.optim.AdamW(list(groups.values()), betas=(0.8, 0.95), eps=1e-10, fused=True)]

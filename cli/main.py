@@ -1,0 +1,214 @@
+"""The command line: one verb, its settings from options and a YAML file, one exit status.
+
+Exit status: 0 done; 2 what the user gave is wrong, said in one line; 130 interrupted, state saved; 1 anything else.
+"""
+
+import dataclasses
+import importlib
+import re
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundup import __version__
+from groundup.common import clock
+from groundup.common.errors import Diverged, InputError, Interrupted, near
+from groundup.common.settings import check_names, read_yaml
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb's settings and function are; nothing is imported before the verb is used."""
+
+    settings: str  # module:class, a module that imports nothing heavy
+    function: str  # module:function
+    positional: tuple[str, ...] = ()
+    example: str = ""
+
+
+VERBS = {
+    "run": Verb(
+        "groundup.cli.settings:RunSettings",
+        "groundup.cli.run:run",
+        ("recipe",),
+        "groundup run recipes/python_docs.yaml",
+    ),
+    "tokenizer": Verb(
+        "groundup.data.settings:TokenizerSettings",
+        "groundup.data.preparation:train_tokenizer",
+        example="groundup tokenizer --data my_texts --vocab-size 8192 --out my_tokenizer",
+    ),
+    "prepare": Verb(
+        "groundup.data.settings:PrepareSettings",
+        "groundup.data.preparation:prepare",
+        example="groundup prepare --data my_texts --tokenizer my_tokenizer --out my_shards",
+    ),
+    "pretrain": Verb(
+        "groundup.training.settings:PretrainSettings",
+        "groundup.training.pretraining:pretrain",
+        example="groundup pretrain --data my_texts --minutes 10",
+    ),
+    "evaluate": Verb(
+        "groundup.evaluation.settings:EvaluateSettings",
+        "groundup.evaluation.measuring:evaluate",
+        example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
+    ),
+    "generate": Verb(
+        "groundup.cli.settings:GenerateSettings",
+        "groundup.cli.chat:generate",
+        example='groundup generate --model runs/pretrain-my_texts --prompt "Once upon a time"',
+    ),
+    "chat": Verb(
+        "groundup.cli.settings:ChatSettings",
+        "groundup.cli.chat:chat",
+        example="groundup chat --model runs/pretrain-my_texts",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    clock.count_from_process_start()
+    name = arguments[0] if arguments else ""
+    try:
+        if name in ("", "-h", "--help"):
+            print(overview())
+            return 0
+        if name == "--version":
+            print(__version__)
+            return 0
+        if name not in VERBS:
+            raise InputError(f"unknown verb {name!r}{near(name, VERBS)}: there are {', '.join(VERBS)}")
+        settings = parse(name, arguments[1:])
+        if settings is not None:
+            find(VERBS[name].function)(settings)
+        return 0
+    except InputError as error:
+        complain(name, error)
+        return 2
+    except (Interrupted, KeyboardInterrupt) as error:
+        complain(name, error if str(error) else "interrupted")
+        return 130
+    except Diverged as error:
+        complain(name, error)
+        return 1
+
+
+def complain(name: str, error: Any) -> None:
+    """One line on standard error, even where `--quiet` silences the rest."""
+    print(f"groundup {name}: {' '.join(str(error).split())}".replace("groundup : ", "groundup: "), file=sys.stderr)
+
+
+def overview() -> str:
+    """What `groundup --help` prints: each verb with the first line of its settings' description."""
+    lines = ["usage: groundup VERB [OPTIONS]     (groundup VERB --help says more)", ""]
+    for name, verb in VERBS.items():
+        description = (find(verb.settings).__doc__ or "").strip().splitlines()[0]
+        lines.append(f"  {name:<11} {description}")
+    return "\n".join([*lines, "", "To begin:   groundup pretrain --data your_folder --minutes 10"])
+
+
+def find(place: str) -> Any:
+    """The class or function that "module:name" means."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """Options, and a YAML file under `--config`, to the verb's settings; None after `--help`.
+
+    Raises `InputError` for an unknown or malformed option, naming the nearest known one.
+    """
+    verb = VERBS[name]
+    settings_class = find(verb.settings)
+    parser = make_parser(name, verb, settings_class)
+    if "-h" in arguments or "--help" in arguments:
+        print(parser.format_help())
+        return None
+    arguments, config = spell_out(arguments, settings_class, verb.positional)
+    if config is not None:
+        parser.set_defaults(read_config(Path(config), settings_class))
+    try:
+        values = parser.parse_args(arguments)
+    except Exception as error:  # jsonargparse raises many kinds, all about what was typed
+        raise InputError(plain_message(error)) from error
+    return settings_class(**{field.name: values[field.name] for field in dataclasses.fields(settings_class)})
+
+
+def make_parser(name: str, verb: Verb, settings_class: type) -> Any:
+    """A jsonargparse parser whose options are the fields of the settings."""
+    import jsonargparse  # a tenth of a second that `groundup --help` need not wait for
+
+    class Parser(jsonargparse.ArgumentParser):
+        def format_help(self) -> str:
+            text = re.sub(r"--[a-z_+]+", lambda match: match[0].replace("_", "-"), super().format_help())
+            return re.sub(r", --[a-z-]+\+ \S+", "", text).replace("default: null", "default: none")
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    positional = "".join(f" {field.upper()}" for field in verb.positional)
+    parser = Parser(
+        prog=f"groundup {name}",
+        usage=f"groundup {name}{positional} [OPTIONS]",
+        description=settings_class.__doc__,
+        epilog=f"Example:  {verb.example}",
+        exit_on_error=False,
+        print_config=None,
+    )
+    parser.add_argument("--config", help="A YAML file with the same settings; options given here win over it.")
+    parser.add_class_arguments(settings_class, None)
+    return parser
+
+
+def spell_out(arguments: list[str], settings_class: type, positional: tuple[str, ...]) -> tuple[list[str], str | None]:
+    """Bring options into the form that jsonargparse reads, and take `--config FILE` out.
+
+    `--max-steps 3` becomes `--max_steps=3`, a bare `--resume` `--resume=true`, a repeated `--data X` `--data+=X`, and a
+    leading word the first positional setting. Raises `InputError` for a name that is no setting.
+    """
+    hints = typing.get_type_hints(settings_class)
+    known = ["--" + name.replace("_", "-") for name in (*hints, "config")]
+    left, spelt, config, waiting = list(arguments), [], None, list(positional)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            if not waiting:
+                raise InputError(f"unexpected {word!r}: options begin with --")
+            spelt.append(f"--{waiting.pop(0)}={word}")
+            continue
+        option, equals, value = word.partition("=")
+        option = option.replace("_", "-")
+        if option not in known:
+            raise InputError(f"unknown option {option}{near(option, known)}")
+        field = option[2:].replace("-", "_")
+        if not equals:
+            if hints.get(field) is bool and (not left or left[0].lower() not in ("true", "false")):
+                value = "true"
+            elif left:
+                value = left.pop(0)
+            else:
+                raise InputError(f"{option} needs a value")
+        if field == "config":
+            config = value
+        else:
+            plus = "+" if typing.get_origin(hints[field]) is list and not value.startswith("[") else ""
+            spelt.append(f"--{field}{plus}={value}")
+    return spelt, config
+
+
+def read_config(path: Path, settings_class: type) -> dict[str, Any]:
+    """The settings of a YAML file, its keys checked."""
+    values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
+    return check_names(values, settings_class)
+
+
+def plain_message(error: Exception) -> str:
+    """What jsonargparse says of a value, in one line and with the option's own name."""
+    text = " ".join(str(error).split())
+    text = re.sub(r'Parser key "(\w+)":', lambda match: f"--{match[1].replace('_', '-')}:", text)
+    return text.replace("Expected a <class 'float'>. Got value:", "a number is wanted, not").replace(
+        "Expected a <class 'int'>. Got value:", "a whole number is wanted, not"
+    )

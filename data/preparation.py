@@ -1,0 +1,106 @@
+"""The verbs `tokenizer` and `prepare`: text to a tokenizer's folder, text to folders of shards."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PreTrainedTokenizerFast
+
+from groundup.common.console import console, say
+from groundup.common.errors import InputError
+from groundup.common.files import atomic_folder, output_folder, require_new
+from groundup.common.settings import verb, write_yaml
+from groundup.data.settings import PrepareSettings, TokenizerSettings
+from groundup.data.sources import Corpus, is_hub_name, load_corpus, sample_texts, short_name, text_bytes
+from groundup.data.tokens import write_shards
+from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
+from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.report import report_table, tokenizer_report
+from groundup.tokenization.word_level import train_word_level
+
+TRAINING_BYTES = 2**28  # of a larger text an even sample: the merges no longer change, the time does
+REPORT_BYTES = 2**24
+SMOKE_BYTES = 2**20
+
+
+@verb(TokenizerSettings)
+def train_tokenizer(settings: TokenizerSettings) -> Path:
+    """Train a tokenizer, write its folder with `recipe.yaml` and `tokenizer_report.json`, and return the folder.
+
+    Takes a `TokenizerSettings` or its fields by keyword. Raises `InputError` for data that cannot be read, or too
+    little of it for the vocabulary that was asked for.
+    """
+    console.quiet = settings.quiet
+    out = output_folder(settings.out, "tokenizer", short_name(settings.data))
+    require_new(out)
+    corpus = _corpus(settings)
+    tokenizer = _train(settings, corpus)
+    rows = tokenizer_report(
+        tokenizer, sample_texts(corpus.train, TRAINING_BYTES), sample_texts(corpus.validation, REPORT_BYTES)
+    )
+    recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
+    with atomic_folder(out) as folder:
+        save_tokenizer(tokenizer, folder)
+        (folder / "tokenizer_report.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_yaml(folder / "recipe.yaml", recipe)
+    console.print(report_table(rows))
+    say(f"tokenizer of {len(tokenizer):,} tokens written to {out}")
+    return out
+
+
+@verb(PrepareSettings)
+def prepare(settings: PrepareSettings) -> Path:
+    """Tokenise a text into the folders `train` and `validation` of a new folder, and return that.
+
+    Takes a `PrepareSettings` or its fields by keyword. Raises `InputError` for data or a tokenizer that cannot be read.
+    """
+    console.quiet = settings.quiet
+    if not settings.tokenizer:
+        raise InputError("prepare needs a tokenizer: give --tokenizer a folder or a Hub name")
+    tokenizer = load_tokenizer(settings.tokenizer)
+    out = output_folder(settings.out, "prepare", short_name(settings.data))
+    require_new(out)
+    corpus = _corpus(settings)
+    with atomic_folder(out) as folder:
+        train = write_shards(corpus.train, tokenizer, folder / "train")
+        validation = write_shards(corpus.validation, tokenizer, folder / "validation")
+        write_yaml(folder / "recipe.yaml", _recipe("prepare", settings, corpus))
+    say(f"{len(train):,} tokens for training and {len(validation):,} for validation written to {out}")
+    return out
+
+
+def _corpus(settings: TokenizerSettings | PrepareSettings) -> Corpus:
+    corpus = load_corpus(settings.data, settings.text_column)
+    if not settings.smoke:
+        return corpus
+    train, validation = (
+        datasets.Dataset.from_dict({"text": list(sample_texts(part, SMOKE_BYTES))})
+        for part in (corpus.train, corpus.validation)
+    )
+    return dataclasses.replace(corpus, train=train, validation=validation)
+
+
+def _train(settings: TokenizerSettings, corpus: Corpus) -> PreTrainedTokenizerFast:
+    size = suitable_vocab_size(text_bytes(corpus.train)) if settings.vocab_size is None else settings.vocab_size
+    train = train_bpe if settings.kind == "bpe" else train_word_level
+    tokenizer = train(sample_texts(corpus.train, TRAINING_BYTES), size)
+    if settings.vocab_size is not None and len(tokenizer) < settings.vocab_size:
+        raise InputError(
+            f"the text fills a vocabulary of {len(tokenizer):,} tokens, not {settings.vocab_size:,}: "
+            f"give more --data, or --vocab-size {len(tokenizer)} at most"
+        )
+    return tokenizer
+
+
+def _recipe(name: str, settings: TokenizerSettings | PrepareSettings, corpus: Corpus) -> dict[str, Any]:
+    """What was asked for and what it was made from, with names of files but no folders of this machine."""
+    values = dataclasses.asdict(settings) | {"data": [_public(item) for item in settings.data], "out": None}
+    if isinstance(settings, PrepareSettings) and settings.tokenizer:
+        values["tokenizer"] = _public(settings.tokenizer)
+    return {"name": corpus.name, "verb": name, "settings": values, "sources": corpus.sources}
+
+
+def _public(item: str) -> str:
+    return item if is_hub_name(item) else Path(item).name

@@ -1,0 +1,198 @@
+"""One file to a table of rows, by way of `datasets`: what kinds there are, how they are unpacked, what is wrong.
+
+Everything lands in the cache of `datasets`, named by content, so that a changed file is never mistaken for its old
+self and nothing is written into the user's folder.
+"""
+
+import bz2
+import codecs
+import contextlib
+import gzip
+import lzma
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from datasets.builder import Key
+from huggingface_hub.utils import logging as hub_logging
+
+from groundup.common.errors import InputError, is_disk_full
+from groundup.common.files import atomic_folder
+
+TEXT_KINDS = (".txt", ".text", ".md", ".rst")
+ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
+
+_BLOCK_BYTES = 1 << 20
+_GROUP_BYTES = 16 << 20  # small text files written together, so that a folder of 100,000 is not 100,000 tables
+_LARGEST_TEXT = 2**31 - 1  # one Arrow string
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a file by its name (`.jsonl` for `rows.jsonl.gz`, `.zip` for an archive), None if unknown."""
+    suffix = path.suffix.lower()
+    if suffix == ".zip":
+        return ".zip"
+    if suffix in PACKINGS:
+        suffix = Path(path.stem).suffix.lower() or ".txt"
+    return suffix if suffix in TEXT_KINDS + ROW_KINDS else None
+
+
+def unpack(path: Path, sha256: str) -> Path:
+    """The file's content without compression: the file itself, or a file or folder in the cache named by `sha256`.
+
+    Raises `InputError` for a damaged archive or a compression that this Python cannot read.
+    """
+    packing = path.suffix.lower()
+    if packing not in PACKINGS:
+        return path
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "groundup-unpacked" / sha256
+    if not folder.is_dir():
+        try:
+            with atomic_folder(folder) as temporary:
+                if packing == ".zip":
+                    with zipfile.ZipFile(path) as archive:
+                        archive.extractall(temporary)
+                else:
+                    with _opener(packing)(path) as packed, (temporary / "content").open("wb") as plain:
+                        shutil.copyfileobj(packed, plain, _BLOCK_BYTES)
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, ValueError) as error:
+            raise InputError(f"{path} is damaged or no {packing} file: {error}") from error
+        except RuntimeError as error:  # zipfile's way to say that a password is needed
+            raise InputError(f"{path} cannot be unpacked: {error}") from error
+    return folder if packing == ".zip" else folder / "content"
+
+
+def _opener(packing: str) -> Callable[[Path], IO[bytes]]:
+    if packing != ".zst":
+        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packing]  # type: ignore[return-value]
+    try:
+        import zstandard  # pyright: ignore[reportMissingImports] (optional)
+    except ImportError as error:
+        raise InputError(".zst files need the package zstandard: `pip install zstandard`, or unpack them") from error
+    return lambda path: zstandard.open(path, "rb")
+
+
+def check_text(path: Path, name: str) -> None:
+    """Raise `InputError` unless the file is UTF-8 text of less than 2 GiB; `name` stands in the message."""
+    if path.stat().st_size > _LARGEST_TEXT:
+        raise InputError(f"{name} is larger than 2 GiB: split it, or make it a .jsonl file with a document a line")
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            if offset == 0 and b"\0" in block[:8192]:
+                wide = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+                what = "UTF-16 text: convert it to UTF-8" if wide else "a binary file: give text, JSONL, CSV or Parquet"
+                raise InputError(f"{name} is {what}")
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block)
+            except UnicodeDecodeError as error:
+                place = offset - pending + error.start
+                raise InputError(f"{name} is not UTF-8 text (byte {place:,}): convert it to UTF-8 first") from error
+            offset += len(block)
+    if decoder.getstate()[0]:
+        raise InputError(f"{name} ends within a character (byte {offset:,}): it is not whole UTF-8 text")
+
+
+def read_texts(paths: Sequence[Path], fingerprint: str) -> datasets.Dataset:
+    """Read text files that `check_text` accepted, one document each, bytes unchanged but for a leading BOM.
+
+    `fingerprint` names the content in the cache. The text loader of `datasets` would turn every line end into \\n.
+    """
+    builder = _TextFiles([str(path) for path in paths], dataset_name="groundup-text", hash=fingerprint)
+    with quiet_datasets():
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")  # type: ignore[return-value]
+
+
+class _TextFiles(datasets.ArrowBasedBuilder):
+    """One string a file."""
+
+    def __init__(self, paths: list[str], **options: Any) -> None:
+        self.paths = paths
+        super().__init__(**options)
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=datasets.Features({"text": datasets.Value("string")}))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [datasets.SplitGenerator(name="train", gen_kwargs={"paths": self.paths})]  # type: ignore[arg-type]
+
+    def _generate_shards(self, paths: list[str]) -> Iterator[str]:
+        yield from paths
+
+    def _generate_tables(self, paths: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+        group: list[bytes] = []
+        for index, path in enumerate(paths):
+            content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+            if group and sum(map(len, group)) + len(content) > _GROUP_BYTES:
+                yield Key(0, index), text_table(b"".join(group), group)
+                group = []
+            group.append(content)
+        yield Key(0, len(paths)), text_table(b"".join(group), group)
+
+
+def text_table(content: bytes | pa.Buffer, texts: Sequence[bytes | pa.Buffer]) -> pa.Table:
+    """A table with the column `text` over `content`, the UTF-8 of all `texts` one after another; nothing is copied."""
+    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
+    buffer = content if isinstance(content, pa.Buffer) else pa.py_buffer(content)
+    return pa.table({"text": pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), buffer)})
+
+
+def read_rows(path: Path, kind: str, name: str) -> datasets.Dataset:
+    """Read a JSON, CSV, TSV or Parquet file (`kind`) as rows with all their columns; `name` is for messages.
+
+    Columns of CSV and TSV are strings as written: `NA` and `007` stay what they are. Raises `InputError` for a file
+    that is empty or not what its name says.
+    """
+    if path.stat().st_size == 0:
+        raise InputError(f"{name} is empty: it has no rows")
+    loader, options = "json", {"parse_agent_traces": False}
+    try:
+        if kind == ".parquet":
+            loader, options = "parquet", {}
+        elif kind in (".csv", ".tsv"):
+            loader, options = "csv", _csv_options(path, "\t" if kind == ".tsv" else ",")
+        with quiet_datasets():
+            return datasets.load_dataset(loader, data_files=str(path), split="train", **options)  # type: ignore
+    except (datasets.exceptions.DatasetGenerationError, ValueError, pa.ArrowException) as error:
+        if is_disk_full(error):
+            raise
+        cause = error.__cause__ or error
+        reason = "it has no rows" if "no data" in str(cause) else (str(cause) or type(cause).__name__).splitlines()[0]
+        raise InputError(f"cannot read {name} as {kind}: {reason}") from error
+
+
+def _csv_options(path: Path, separator: str) -> dict[str, Any]:
+    head = pd.read_csv(path, sep=separator, nrows=1, dtype=str, na_filter=False, encoding="utf-8-sig")
+    if not isinstance(
+        head.index, pd.RangeIndex
+    ):  # pandas would take the first column for row names, and shift the rest
+        raise ValueError("the first row has more fields than the header; a text that holds a separator needs quotes")
+    features = datasets.Features({str(column): datasets.Value("string") for column in head.columns})
+    return {"sep": separator, "na_filter": False, "encoding": "utf-8-sig", "features": features}
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep `datasets` and the Hub client from drawing bars and printing warnings of their own."""
+    library = datasets.utils.logging
+    bars = not datasets.are_progress_bars_disabled()
+    levels = library.get_verbosity(), hub_logging.get_verbosity()
+    datasets.disable_progress_bars()
+    library.set_verbosity(library.CRITICAL)
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    try:
+        yield
+    finally:
+        library.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if bars:
+            datasets.enable_progress_bars()

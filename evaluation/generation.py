@@ -1,0 +1,164 @@
+"""Weights to text: our own decode loop, one token at a time, and text that appears as soon as it is whole.
+
+Step by step what `model.generate` does for one prompt, without the bookkeeping that costs a small model a large share
+of each token. Sampling follows Holtzman et al. 2020 (top-p) and Fan et al. 2018 (top-k).
+"""
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.common.errors import InputError
+from groundup.evaluation.language import context_of, evaluating, structure_ids
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: temperature first, then the `top_k` likeliest, then the `top_p` share of the rest.
+
+    Raises `InputError` for a value outside its range.
+    """
+
+    max_new_tokens: int = 200
+    temperature: float = 0.8
+    """Above 1 flattens, below 1 sharpens; 0 always takes the likeliest token."""
+    top_k: int = 50
+    """Keep so many of the likeliest tokens; 0 keeps all."""
+    top_p: float = 0.95
+    """Of those keep the smallest set whose probabilities reach this sum; 1 keeps all."""
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    """Token ids that end the text and are no part of it; empty: those that the model's generation config names."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens}: ask for at least 1")
+        if self.temperature < 0:
+            raise InputError(f"temperature is {self.temperature}: give 0 (the likeliest token) or more")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}: give 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}: give a share above 0 and up to 1 (all tokens)")
+
+
+def stream_tokens(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) -> Generator[int, None, str]:
+    """Yield the ids that follow a prompt, one at a time; the same seed gives the same ids.
+
+    The generator's own value (`reason = yield from ...`) is "stop" after a stop id, which is not yielded, or "length"
+    after `max_new_tokens` or at the end of the model's context. Raises `InputError` for a prompt that is empty or
+    longer than the context.
+    """
+    context = context_of(model)
+    if not 0 < len(input_ids) <= context:
+        raise InputError(
+            f"the prompt has {len(input_ids):,} tokens, the model takes 1 to {context:,}: change the prompt"
+        )
+    # The last token drawn is not fed back, so a full context still gives one.
+    room = min(sampling.max_new_tokens, context + 1 - len(input_ids))
+    sampling = replace(sampling, max_new_tokens=room, stop_ids=sampling.stop_ids or stop_ids_of(model))
+    with evaluating(model):
+        return (yield from _decode(model, input_ids, sampling))
+
+
+@torch.inference_mode()
+def _decode(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) -> Generator[int, None, str]:
+    """The loop itself: feed what is new, draw from the last position, keep keys and values in a cache."""
+    generator = torch.Generator(model.device).manual_seed(sampling.seed)
+    cache = DynamicCache(config=model.config)
+    new = torch.tensor([input_ids], device=model.device)  # (1, T), then (1, 1)
+    for _ in range(sampling.max_new_tokens):
+        logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+        new = draw(logits[0, -1], sampling, generator).view(1, 1)
+        token = int(new)
+        if token in sampling.stop_ids:
+            return "stop"
+        yield token
+    return "length"
+
+
+def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
+    """Draw one id, shape (1,) or (), from the logits (V,) of a position."""
+    if sampling.temperature == 0:
+        return logits.argmax()
+    logits, ids = likeliest(logits.float() / sampling.temperature, sampling)
+    chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    return chosen if ids is None else ids[chosen]
+
+
+def likeliest(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cut logits (V,) down to the top k and then the top p: what is left and its ids, None where nothing was cut."""
+    if not 0 < sampling.top_k < len(logits) and sampling.top_p == 1:
+        return logits, None
+    kept = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
+    logits, ids = logits.topk(kept)  # likeliest first
+    if sampling.top_p < 1:
+        probabilities = logits.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens have together
+        logits = logits.masked_fill(before >= sampling.top_p, -torch.inf)
+    return logits, ids
+
+
+def stop_ids_of(model: PreTrainedModel) -> tuple[int, ...]:
+    """The ids that end a text, from the model's generation config."""
+    ids = model.generation_config.eos_token_id
+    return () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+
+
+def stream_text(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int], sampling: Sampling
+) -> Generator[str, None, str]:
+    """Yield the text that follows a prompt in pieces of whole characters, without tokens that only mark structure.
+
+    A character whose bytes lie in several tokens appears with its last one; half a character at the very end does
+    not. The generator's own value is that of `stream_tokens`.
+    """
+    decoder = DecodeStream(ids=prompt_ids)  # some tokens read differently at the start of a text
+    structure, held = structure_ids(tokenizer), []
+    tokens = stream_tokens(model, prompt_ids, sampling)
+    while True:
+        try:
+            token = next(tokens)
+        except StopIteration as end:
+            if rest := str(tokenizer.decode(held)).rstrip("\ufffd"):
+                yield rest
+            return end.value
+        if token in structure:
+            continue
+        held.append(token)
+        if piece := decoder.step(tokenizer.backend_tokenizer, token):
+            yield piece
+            held = []
+
+
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, sampling: Sampling) -> str:
+    """The text that follows `prompt`, as one string."""
+    return "".join(stream_text(model, tokenizer, encode_prompt(tokenizer, prompt), sampling))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """The ids of a prompt; an empty one begins a new text, with the token that stands before every document.
+
+    Raises `InputError` for an empty prompt where the tokenizer has no such token.
+    """
+    ids, begin = tokenizer.encode(prompt), tokenizer.bos_token or tokenizer.eos_token
+    if not ids and begin is None:
+        raise InputError("the prompt is empty and the tokenizer has no token to begin a text with: give a prompt")
+    return ids or tokenizer.encode(str(begin))
+
+
+def lay_out_for_decoding(model: PreTrainedModel) -> PreTrainedModel:
+    """Store the matrices of a model on a CPU column by column, in place, and return it: decoding gets faster.
+
+    One token times a matrix reads the whole matrix; read along its inputs it streams through memory. Values and shapes
+    stay; do not train or save the model afterwards, both want rows.
+    """
+    seen: set[int] = set()
+    for layer in model.modules():
+        if type(layer) is nn.Linear and layer.weight.device.type == "cpu" and id(layer.weight) not in seen:
+            seen.add(id(layer.weight))
+            layer.weight.data = layer.weight.data.t().contiguous().t()
+    return model

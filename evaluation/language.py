@@ -1,0 +1,309 @@
+"""How well a model predicts text it has not seen: loss, perplexity, bits per byte, with two baselines beside them.
+
+The headline is taken over disjoint windows of the model's own context, so that every token is predicted once. Bits
+per byte divides by the UTF-8 bytes of the text itself, so that models with different tokenizers can be compared.
+"""
+
+import contextlib
+import json
+import lzma
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from groundup.data.tokens import TokenStream
+from groundup.data.windows import IGNORED, SlidingWindow
+
+DEFAULT_CONTEXT = 1024  # tokens, for a model whose config names no limit
+BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once
+CHUNK_LOGITS = 2**24  # at most this many logits, 64 MiB in fp32, exist at once
+READ_TOKENS = 2**22  # tokens read from disk at once
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What a model, or a baseline, did on a text: sums, from which every measure follows.
+
+    `nats` is the summed negative log likelihood of `tokens` text tokens, of which `correct` were also the likeliest;
+    `bytes` are the UTF-8 bytes these tokens stand for, or None where `note` says why they cannot be compared.
+    `context` is the window in tokens, None for a baseline that looks at none.
+    """
+
+    nats: float
+    tokens: int
+    correct: int
+    bytes: int | None
+    context: int | None
+    note: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Nats per token; NaN where no token was scored."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss: among how many equally likely tokens the model seems to choose."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # e^710 is no float any more
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits the model needs for one byte of the text, None where the tokenizer loses text."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else None
+
+    @property
+    def token_accuracy(self) -> float:
+        """The share of tokens that were the model's likeliest next token."""
+        return self.correct / self.tokens if self.tokens else math.nan
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """The number of positions a model was made for (tokens): from its config, or 1,024 where that names none."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(limit := getattr(config, name, None), int) and limit > 0:
+            return limit
+    return DEFAULT_CONTEXT
+
+
+def structure_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The special tokens that mark structure and stand for no text. An unknown word is text, so its token is not one.
+
+    GPT-2 names its end of text as the unknown token too: a token with a second role keeps that role.
+    """
+    unknown, roles = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(token for token in tokenizer.all_special_ids if token != unknown or token in roles)
+
+
+def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray | None:
+    """How many raw bytes each token id stands for, shape (vocabulary,), 0 for special tokens.
+
+    None unless the tokenizer is a byte-level BPE that knows all 256 bytes: others drop or replace text. The bytes are
+    those of the vocabulary's own entries, not of decoded text, where half a character would count as three bytes.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    letters = bytes_to_unicode()  # GPT-2's printable stand-in for each byte
+    vocabulary = state["model"].get("vocab")
+    if state["model"].get("type") != "BPE" or not _is_byte_level(state["decoder"]):
+        return None
+    if state["model"].get("byte_fallback") or not all(letter in vocabulary for letter in letters.values()):
+        return None
+    lengths = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
+    for token, index in vocabulary.items():
+        lengths[index] = len(token)  # one letter stands for one byte
+    for token in state["added_tokens"]:
+        lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
+    return lengths
+
+
+def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
+    """Whether a tokenizer's decoder turns letters back into bytes and does nothing else."""
+    if decoder is None:
+        return False
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return [part["type"] for part in parts] == ["ByteLevel"]
+
+
+@torch.inference_mode()
+def score_stream(
+    model: PreTrainedModel,
+    stream: TokenStream,
+    context_length: int,
+    *,
+    special_ids: Collection[int],
+    token_bytes: np.ndarray | None = None,
+    batch_rows: int = 16,
+    limit_tokens: int | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> LanguageScore:
+    """Sum a causal model's negative log likelihood over disjoint windows of `context_length` tokens.
+
+    Every token of the stream but the first is a target once. Targets among `special_ids` count for nothing: neither
+    loss nor tokens nor bytes. The result does not depend on `batch_rows` but for rounding.
+
+    Args:
+        model: stays on its device, and is left in the mode (training or not) it came in.
+        special_ids: what `structure_ids` gives.
+        token_bytes: what `token_byte_lengths` gives; without it there are no bits per byte.
+        limit_tokens: score about so many tokens only, in whole windows spread evenly over the stream.
+        progress: called with the share done (0 to 1) and the loss so far as a text.
+    """
+    # A window longer than the text would only add padding.
+    windows = SlidingWindow(stream, max(1, min(context_length, len(stream) - 1)))
+    chosen = _spread(len(windows), windows.context_length, limit_tokens)
+    rows = max(1, min(batch_rows, BATCH_TOKENS // windows.context_length))
+    special = torch.tensor(sorted(special_ids), dtype=torch.long)
+    nats, tokens, correct, counted_bytes = 0.0, 0, 0, 0
+    with evaluating(model):
+        head = plain_head(model)
+        for first in range(0, len(chosen), rows):
+            batch = windows.batch(chosen[first : first + rows])
+            labels = batch["shift_labels"]
+            counted = (labels != IGNORED) & ~torch.isin(labels, special)  # (B, T)
+            for logits, targets in _logits_and_targets(model, head, batch["input_ids"], labels, counted):
+                nats += functional.cross_entropy(logits, targets, reduction="none").cpu().double().sum().item()
+                correct += int((logits.argmax(-1) == targets).sum())
+            tokens += int(counted.sum())
+            if token_bytes is not None:
+                counted_bytes += int(token_bytes[labels[counted].numpy()].sum())
+            if progress:
+                progress(min(1.0, (first + rows) / len(chosen)), f"{nats / max(tokens, 1):.3f} nats/token")
+    whole_text = stream.meta["bytes"] if len(chosen) == len(windows) else None
+    bytes_, note = _comparable_bytes(None if token_bytes is None else counted_bytes, whole_text)
+    return LanguageScore(nats, tokens, correct, bytes_, context_length, note)
+
+
+def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.ndarray:
+    """The numbers of the windows to score: all, or evenly spread ones that hold at least `limit_tokens` tokens."""
+    if limit_tokens is None or windows * context_length <= limit_tokens:
+        return np.arange(windows)
+    wanted = max(1, math.ceil(limit_tokens / context_length))
+    return np.arange(wanted) * windows // wanted
+
+
+def _comparable_bytes(counted: int | None, whole_text: int | None) -> tuple[int | None, str | None]:
+    """The denominator of bits per byte, or None and the reason why there is none that could be compared."""
+    if counted is None:
+        return None, "the tokenizer does not keep every byte of the text, so bits per byte cannot be compared"
+    if whole_text is not None and counted != whole_text:
+        return None, f"the tokens stand for {counted:,} bytes, the text has {whole_text:,}: the tokenizer changes it"
+    return counted, None
+
+
+def _logits_and_targets(
+    model: PreTrainedModel,
+    head: nn.Module | None,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    counted: torch.Tensor,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield fp32 logits (N, V) and target ids (N,) of the counted positions of a batch (B, T), a piece at a time.
+
+    With a plain `head` the logits of a piece of the positions exist at once; a model that does more to its logits (a
+    soft cap, a scale) gives them itself, row by row.
+    """
+    if head is None:
+        for row_ids, row_labels, row_counted in zip(input_ids, labels, counted):
+            logits = model(input_ids=row_ids[None].to(model.device), use_cache=False).logits[0]
+            yield logits[row_counted.to(logits.device)].float(), row_labels[row_counted].to(logits.device)
+        return
+    hidden = model.base_model(input_ids=input_ids.to(model.device), use_cache=False).last_hidden_state
+    hidden, targets = hidden[counted.to(hidden.device)], labels[counted].to(hidden.device)  # (N, C), (N,)
+    piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+    for start in range(0, len(targets), piece):
+        yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
+
+
+@torch.no_grad()
+def plain_head(model: PreTrainedModel) -> nn.Linear | None:
+    """The output embeddings, if their weight times the last hidden states is all the logits are: tried on a few ids.
+
+    None for a head with a bias or an adapter, and for a model that scales or caps its logits.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    ids = torch.arange(min(8, context_of(model)), device=model.device)[None]  # (1, T)
+    with evaluating(model):
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        logits = model(input_ids=ids, use_cache=False).logits
+    return head if hidden is not None and torch.equal(head(hidden), logits) else None
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside, and afterwards put every module back into the mode it was in."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def unigram_score(
+    train: TokenStream,
+    validation: TokenStream,
+    vocab_size: int,
+    special_ids: Collection[int],
+    token_bytes: np.ndarray | None = None,
+) -> LanguageScore:
+    """The baseline that knows only how often each token stands in the training text, add-one smoothed.
+
+    The same text tokens count as in `score_stream`; the probability is shared among the text tokens alone.
+    """
+    is_text = np.ones(vocab_size, dtype=bool)
+    is_text[list(special_ids)] = False
+    weights = (_token_counts(train, vocab_size) + 1) * is_text
+    seen = _token_counts(validation, vocab_size) * is_text
+    log_probabilities = np.log(weights[is_text] / weights.sum())
+    counted = None if token_bytes is None else int((seen[: len(token_bytes)] * token_bytes[:vocab_size]).sum())
+    bytes_, note = _comparable_bytes(counted, validation.meta["bytes"])
+    nats = -float((seen[is_text] * log_probabilities).sum())
+    return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
+
+
+def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
+    """How often each id stands in a stream, shape (vocab_size,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(stream), READ_TOKENS):
+        counts += np.bincount(stream.read(start, min(start + READ_TOKENS, len(stream))), minlength=vocab_size)
+    return counts
+
+
+def xz_bits_per_byte(texts: Iterable[str]) -> float | None:
+    """Bits `xz -9e` needs for one byte of the documents, None where they hold none.
+
+    The documents are joined by one line feed each and compressed alone, primed with nothing; the compressed size,
+    xz's own frame included, is divided by the documents' bytes without the joining line feeds.
+    """
+    compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    compressed, raw, joiner = 0, 0, b""
+    for text in texts:
+        document = text.encode()
+        raw += len(document)
+        compressed += len(compressor.compress(joiner + document))
+        joiner = b"\n"
+    compressed += len(compressor.flush())
+    return 8 * compressed / raw if raw else None
+
+
+def language_rows(
+    score: LanguageScore,
+    *,
+    dataset: str,
+    split: str,
+    seed: int,
+    unigram: LanguageScore | None = None,
+    xz: float | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of metrics.json for a model's score and for the baselines taken on the same text.
+
+    `baseline` is None for the model, else "unigram" or "xz -9e". Bits per byte that cannot be compared have the value
+    None and a `note`. `count` is in tokens (for xz, which has none, in bytes), `context` and `stride` in tokens.
+    """
+
+    def rows(of: LanguageScore, names: Iterable[str], baseline: str | None) -> list[dict[str, Any]]:
+        shared = {"dataset": dataset, "split": split, "count": of.tokens, "seed": seed, "context": of.context}
+        shared |= {"stride": of.context, "bytes": of.bytes, "baseline": baseline}
+        made = [{"name": name, "value": getattr(of, name), **shared} for name in names]
+        return [row | {"note": of.note} if row["value"] is None and of.note else row for row in made]
+
+    names = ("bits_per_byte", "perplexity", "loss", "token_accuracy")
+    result = rows(score, names, None)
+    if unigram is not None:
+        result += rows(unigram, names, "unigram")
+    if xz is not None and score.bytes is not None:
+        text_bytes = (unigram or score).bytes  # a score of a part has the bytes of that part
+        result += rows(score, ["bits_per_byte"], "xz -9e")
+        result[-1] |= {"value": xz, "count": text_bytes, "bytes": text_bytes, "context": None, "stride": None}
+    return result

@@ -1,0 +1,86 @@
+"""A folder or a name on the Hub -> a causal language model and its tokenizer, ready to be measured or to write."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
+from groundup.common.errors import InputError
+from groundup.tokenization.folder import load_tokenizer
+
+# What transformers says at length, or not at all, in one line: (words of its message, our reason).
+_REASONS = (
+    ("contains custom code", "it brings code of its own: add --trust-remote-code if you trust whoever made it"),
+    ("ignore_mismatched_sizes", "its weights have other shapes than its config.json says: save the model again"),
+    ("for this kind of AutoModel", "it is a model of another kind: give one that predicts the next token"),
+    ("does not recognize this architecture", "transformers knows no such model_type: look into its config.json"),
+    ("no file named", "it has no model.safetensors: give a folder with the weights"),
+)
+
+
+def load_model(
+    source: str | Path, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load any causal language model and its tokenizer, in evaluation mode, on the accelerator where there is one.
+
+    On a CPU the weights are fp32 whatever was stored, elsewhere as stored. Code that comes with the model runs only
+    with `trust_remote_code`; our own models never need theirs. Raises `InputError`, in one sentence, for a source that
+    is missing, not whole, or no causal language model.
+    """
+    _check_folder(source)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        with _quiet_transformers():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                str(source),
+                dtype=torch.float32 if device.type == "cpu" else "auto",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,  # a pickle can run code
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise InputError(f"cannot load a language model from {source}: {_reason(error)}") from error
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise InputError(f"{source} has no weights for {missing}: give a model that predicts the next token")
+    return model.to(device).eval(), load_tokenizer(source)
+
+
+def _check_folder(source: str | Path) -> None:
+    """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
+    if not path.is_dir() and (path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2):
+        raise InputError(f"{source} does not exist: give the folder of a model or its name on the Hub (owner/name)")
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be loaded, in one line."""
+    message = str(error).strip() or type(error).__name__
+    ours = [reason for words, reason in _REASONS if words in message]
+    return ours[0] if ours else " ".join(message.split("\n\n")[0].split())[:300]
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without transformers' reports and bars on the terminal: what matters of them is said as an error of ours."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,356 @@
+"""Numbers to a person: metrics.json, the one source of every number shown, and the curve, table and card made of it.
+
+A card (`README.md`) is made from `metrics.json` and `recipe.yaml` alone, so that it can be made again at any time.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import math
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.table import Table
+
+from groundup.common.errors import InputError
+from groundup.common.files import atomic_write
+from groundup.common.settings import read_yaml
+
+METRICS_FILE, RECIPE_FILE, CARD_FILE = "metrics.json", "recipe.yaml", "README.md"
+PACKAGES = ("groundup", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
+
+_TITLES = {
+    "bits_per_byte": "bits per byte",
+    "loss": "loss (nats per token)",
+    "token_accuracy": "next token right",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# metrics.json
+
+
+def write_metrics(
+    folder: Path, rows: Sequence[dict[str, Any]], training: dict[str, Any], weights_sha256: str | None
+) -> Path:
+    """Write `metrics.json` into `folder` and return its path.
+
+    Args:
+        rows: what was measured, one a number, as `language_rows` makes them; may be empty.
+        training: seconds, tokens, parameters, device and whatever else says how the model came to be.
+        weights_sha256: of the `model.safetensors` that was measured, so that a card cannot outlive its weights.
+    """
+    metrics = {
+        "metrics": [row if _is_finite(row["value"]) else row | {"note": "not a finite number"} for row in rows],
+        "training": training,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "weights_sha256": weights_sha256,
+    }
+    path = Path(folder) / METRICS_FILE
+    atomic_write(path, (json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return path
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read `metrics.json`; where there is none, the same with nothing in it. Raises `InputError` if it is broken."""
+    path = Path(folder) / METRICS_FILE
+    if not path.exists():
+        return {"metrics": [], "training": {}, "versions": {}, "weights_sha256": None}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): evaluate the model again") from error
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON has no way to write (a run that diverged has some)."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value if _is_finite(value) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table, in the terminal and in the card
+
+
+def summary_table(metrics: dict[str, Any]) -> Table:
+    """What was measured as a table for the terminal, the baselines beside the model."""
+    header, lines = _result_lines(metrics["metrics"])
+    notes = "\n".join(_notes(metrics["metrics"]))
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=notes or None, caption_justify="left")
+    for column, title in enumerate(header):
+        table.add_column(title, justify="right" if column > 1 else "left", style="bold" if column == 2 else "")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """A header, and for each number of the model a line with the same number of each baseline."""
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
+
+    def place(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["name"], row["dataset"], row["split"]
+
+    values = {(*place(row), row["baseline"]): row for row in rows if row.get("baseline")}
+    lines = [
+        [
+            _title(row),
+            f"{row['dataset']}, {row['split']}",
+            _shown(row),
+            *(_shown(values.get((*place(row), baseline))) for baseline in baselines),
+        ]
+        for row in rows
+        if not row.get("baseline")
+    ]
+    return ["", "on", "this model", *baselines], lines
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why a number of the table is missing, each reason once."""
+    return list(dict.fromkeys(f"{_title(row)}: {row['note']}" for row in rows if row.get("note")))
+
+
+def _title(row: dict[str, Any]) -> str:
+    name: str = row["name"]
+    return _TITLES.get(name, name.replace("_", " "))
+
+
+def _shown(row: dict[str, Any] | None) -> str:
+    """A number as a person reads it, a dash where there is none."""
+    if row is None or row["value"] is None:
+        return "–"
+    value = row["value"]
+    if "accuracy" in row["name"]:
+        return f"{value:.1%}"
+    return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The curve
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The steps of a `log.jsonl` in order, without those that a resumed run did again and without a torn last line."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("event") == "resume":
+            rows = {step: known for step, known in rows.items() if step <= row["step"]}
+        elif "loss" in row or "validation_loss" in row:
+            rows[row["step"]] = rows.get(row["step"], {}) | row
+    return [rows[step] for step in sorted(rows)]
+
+
+def plot_curve(log_path: Path, png_path: Path) -> None:
+    """Draw training loss (as it was, and smoothed), validation loss and learning rate over the steps of a log.
+
+    Bits per byte are the validation loss in another unit, so they have an axis of their own and no curve.
+    """
+    log = read_log(log_path)
+    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
+    _draw_losses(losses, log)
+    rates.plot(*_series(log, "learning_rate"), color="#636363", linewidth=1.2)
+    rates.set_ylim(bottom=0)
+    rates.set_ylabel("learning\nrate")
+    rates.set_xlabel("step")
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rates.yaxis.set_major_locator(MaxNLocator(2))
+    for axes in (losses, rates):
+        axes.grid(color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.align_ylabels()
+    figure.savefig(png_path)
+
+
+def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
+    steps, train = _series(log, "loss")
+    axes.plot(steps, train, color="#a6cbe3", linewidth=0.8)
+    axes.plot(steps, _smoothed(train), color="#2171b5", linewidth=1.8, label="training (smoothed)")
+    steps, validation = _series(log, "validation_loss")
+    if steps:
+        axes.plot(steps, validation, color="#d94801", linewidth=1.6, marker="o", markersize=4, label="validation")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(frameon=False)
+    both = [row for row in log if row.get("validation_loss") and row.get("validation_bits_per_byte")]
+    if both:
+        scale = both[-1]["validation_bits_per_byte"] / both[-1]["validation_loss"]
+        right = axes.secondary_yaxis("right", functions=(lambda nats: nats * scale, lambda bits: bits / scale))
+        right.set_ylabel("bits per byte (validation)")
+        right.spines["right"].set_visible(False)
+
+
+def _series(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """The steps at which a quantity was logged, and its values there; numbers that are not finite are left out."""
+    rows = [row for row in log if isinstance(row.get(name), int | float) and math.isfinite(row[name])]
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Each value's mean with its neighbours, a twenty-fifth of the curve on both sides together; fewer at the ends."""
+    sums = [0.0, *itertools.accumulate(values)]
+    smooth = []
+    for index in range(len(values)):
+        reach = min(index, len(values) - 1 - index, len(values) // 50)
+        smooth.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
+    return smooth
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The card
+
+_USE = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+path = "."  # this folder, or the name of its repository on the Hub
+tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
+
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50, do_sample=True, top_p=0.95)[0]))
+```
+
+`trust_remote_code=True` runs the two modeling files that lie beside the weights: read them first. With the package
+`groundup` installed and `import groundup.modeling`, leave it out: the package's own code is used.
+"""
+
+_LIMITS = """\
+It continues text in the manner of what it was trained on. It was not taught to answer questions, to follow
+instructions or to be truthful: what it says may be wrong, unfit for use or offensive, and may repeat its training text
+word for word. The numbers above hold for text like the one they were taken on: measure it again for any other.
+"""
+
+
+def write_card(folder: Path) -> Path:
+    """Write the model card `README.md` from `metrics.json` and `recipe.yaml` alone, and return its path.
+
+    Of the recipe it names `name`, `license` and `sources` (a list of name, bytes, sha256) are used where they are
+    given; every other setting is listed as it is.
+    """
+    folder = Path(folder)
+    metrics, recipe = read_metrics(folder), read_yaml(folder / RECIPE_FILE)
+    name = recipe.get("name") or "groundup"
+    sections = {
+        "Use": _USE,
+        "Results": _results(metrics),
+        "Training data": _training_data(recipe),
+        "Training": _training(metrics, recipe),
+        "Limits": _LIMITS,
+    }
+    body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in sections.items())
+    data = _card_data(name, recipe, metrics["metrics"])
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{_summary(metrics)}\n\n{body}")
+    atomic_write(folder / CARD_FILE, str(card).encode())
+    return folder / CARD_FILE
+
+
+def _card_data(name: str, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:
+    """What the Hub reads: how to load the model, what it is for, and the model's own results (no baselines)."""
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=row["dataset"],
+            dataset_name=row["dataset"],
+            dataset_split=row["split"],
+            metric_type=row["name"],
+            metric_value=row["value"],
+        )
+        for row in rows
+        if not row.get("baseline") and row["value"] is not None
+    ]
+    return ModelCardData(
+        license=recipe.get("license"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["groundup", "custom_code"],
+        model_name=name,
+        eval_results=results or None,
+    )
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    parameters = metrics["training"].get("parameters")
+    size = f" of {parameters:,} parameters" if parameters else ""
+    return f"A causal language model{size}, made with the package `groundup`."
+
+
+def _results(metrics: dict[str, Any]) -> str:
+    """The table of results, and how they were taken."""
+    header, lines = _result_lines(metrics["metrics"])
+    if not lines:
+        return "Not yet measured."
+    text = _markdown_table(header, lines, right_from=2)
+    for row in {(row["dataset"], row["split"]): row for row in reversed(metrics["metrics"])}.values():
+        if row.get("context"):
+            text += f"\n{row['dataset']}, {row['split']}: {row['count']:,} tokens"
+            text += f" ({row['bytes']:,} bytes of text)" if row.get("bytes") else ""
+            text += f", in windows of {row['context']:,} tokens, one every {row['stride']:,}.\n"
+    return text + "".join(f"\n{note}\n" for note in _notes(metrics["metrics"]))
+
+
+def _training_data(recipe: dict[str, Any]) -> str:
+    sources = recipe.get("sources") or []
+    if not sources:
+        return "Not recorded."
+    header = list(dict.fromkeys(key for source in sources for key in source))
+    return _markdown_table(header, [[_plain(source.get(key)) for key in header] for source in sources])
+
+
+def _training(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """Everything that was recorded about how the model came to be, as one table a kind."""
+    settings = {key: value for key, value in recipe.items() if key not in ("name", "license", "sources")}
+    tables = [
+        _markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
+        for title, values in (
+            ("measured", metrics["training"]),
+            ("setting", settings),
+            ("version", metrics["versions"]),
+        )
+        if values
+    ]
+    return "\n".join(tables) or "Not recorded."
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested mappings, `a: {b: 1}` as `a.b`, without those that are None or empty."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif value not in (None, []):
+            yield prefix + str(key), value
+
+
+def _plain(value: Any) -> str:
+    """A value in a cell of a table."""
+    if isinstance(value, bool | None):
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], right_from: int = 99) -> str:
+    marks = ["---:" if column >= right_from else "---" for column in range(len(header))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, marks, *lines))

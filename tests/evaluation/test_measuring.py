@@ -1,0 +1,182 @@
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForSequenceClassification
+
+import groundup
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+from groundup.evaluation.loading import load_model
+from groundup.evaluation.measuring import evaluate
+from groundup.evaluation.report import read_metrics
+from groundup.evaluation.settings import EvaluateSettings
+from groundup.tokenization.folder import save_tokenizer
+
+MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")
+CONTEXT = 32
+
+
+@pytest.fixture
+def checkpoint(tmp_path, tiny, bpe, words):
+    """The name of a tiny model -> a folder with it and its tokenizer."""
+
+    def save(name="groundup", tokenizer=bpe):
+        folder = tmp_path / "model"
+        tiny(name, len(tokenizer)).save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def text_file(tmp_path, texts):
+    path = tmp_path / "held-back.txt"
+    path.write_bytes("\n".join(texts).encode())
+    return path
+
+
+def values(folder):
+    return {(row["name"], row["baseline"]): row["value"] for row in read_metrics(folder)["metrics"]}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_any_causal_model_is_measured_with_a_baseline_beside_it(name, checkpoint, text_file, tmp_path, bpe):
+    model = checkpoint(name)
+    out = evaluate(model=str(model), data=[str(text_file)], out=str(tmp_path / "out"), quiet=True)
+    found = values(out)
+    assert {*found} >= {("bits_per_byte", None), ("perplexity", None), ("loss", None), ("bits_per_byte", "xz -9e")}
+    assert found["perplexity", None] == pytest.approx(math.exp(found["loss", None]))
+    row = read_metrics(out)["metrics"][0]
+    assert (row["dataset"], row["split"], row["context"]) == ("held-back.txt", "test", CONTEXT)
+    assert row["bytes"] == text_file.stat().st_size and row["count"] == len(bpe.encode(text_file.read_text()))
+    assert read_metrics(out)["weights_sha256"] == sha256_of(model / "model.safetensors")
+
+
+def test_a_word_level_model_gets_a_perplexity_and_no_bits_per_byte(checkpoint, words, text_file, tmp_path):
+    out = evaluate(model=str(checkpoint("qwen3", words)), data=[str(text_file)], out=str(tmp_path / "out"), quiet=True)
+    assert values(out)["perplexity", None] > 1 and values(out)["bits_per_byte", None] is None
+
+
+def test_the_recipe_repeats_the_settings_without_a_path_of_this_machine(checkpoint, text_file, tmp_path):
+    settings = EvaluateSettings(str(checkpoint()), [str(text_file)], str(tmp_path / "out"), batch_rows=2, quiet=True)
+    recipe = (evaluate(settings) / "recipe.yaml").read_text()
+    assert yaml.safe_load(recipe) | {"model": "model", "data": ["held-back.txt"], "batch_rows": 2} == yaml.safe_load(
+        recipe
+    )
+    assert str(tmp_path) not in recipe
+
+
+def test_without_a_folder_named_a_new_one_is_made_each_time(checkpoint, text_file, tmp_path, monkeypatch, capfd):
+    model = checkpoint()
+    monkeypatch.chdir(tmp_path)
+    made = [str(evaluate(model=str(model), data=[str(text_file)])) for _ in range(2)]
+    assert made == ["runs/evaluate-model", "runs/evaluate-model-1"]
+    said = capfd.readouterr().err
+    assert made[0] in said and "bits per byte" in said and "xz -9e" in said
+
+
+def test_a_quiet_evaluation_prints_nothing(checkpoint, text_file, tmp_path, capfd):
+    model = checkpoint()
+    capfd.readouterr()
+    evaluate(model=str(model), data=[str(text_file)], out=str(tmp_path / "out"), quiet=True)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_in_use_and_missing_settings_are_the_users_errors(checkpoint, text_file, tmp_path):
+    model = str(checkpoint())
+    with pytest.raises(InputError, match="already holds something"):
+        evaluate(model=model, data=[str(text_file)], out=str(tmp_path / "model"))
+    with pytest.raises(InputError, match="needs a model and a text"):
+        evaluate(model=model)
+
+
+# Loading
+
+
+def test_a_stored_half_precision_model_is_loaded_in_full_on_a_cpu(checkpoint, bpe):
+    folder = checkpoint("qwen3")
+    AutoModelForCausalLM.from_pretrained(folder).bfloat16().save_pretrained(folder)
+    model, tokenizer = load_model(folder)
+    assert model.dtype == torch.float32 or model.device.type != "cpu"
+    assert not model.training and tokenizer.get_vocab() == bpe.get_vocab()
+
+
+def break_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def lose_a_weight(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "header too small"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "cannot load a tokenizer"),
+        (lambda folder: break_config(folder, hidden_size=64, head_dim=32), "other shapes than its config.json says"),
+        (lambda folder: break_config(folder, hidden_size="64"), "hidden_size"),
+        (lambda folder: break_config(folder, model_type="nonesuch", auto_map={}), "knows no such model_type"),
+        (lambda folder: break_config(folder, model_type="vit"), "a model of another kind"),
+        (lose_a_weight, "no weights for model.norm.weight"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_in_one_line(damage, reason, checkpoint):
+    folder = checkpoint("qwen3")
+    damage(folder)
+    with pytest.raises(InputError, match=reason) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_a_classifier_is_no_language_model(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8, "pad_token_id": 0}
+    Qwen3ForSequenceClassification(Qwen3Config(vocab_size=64, num_attention_heads=2, **sizes)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no weights for lm_head"):
+        load_model(tmp_path)
+
+
+def test_a_place_that_is_no_folder_is_said_so(tmp_path):
+    (tmp_path / "file.txt").write_text("x")
+    for source in (tmp_path / "none", "./none", "runs/some/where"):
+        with pytest.raises(InputError, match="does not exist"):
+            load_model(source)
+    with pytest.raises(InputError, match="is a file"):
+        load_model(tmp_path / "file.txt")
+
+
+def test_code_beside_the_weights_runs_only_when_asked_for(checkpoint, tmp_path):
+    folder = checkpoint("qwen3")
+    code = "from transformers import Qwen3Config as Base, Qwen3ForCausalLM as Model\n\nprint('the code ran')\n\n\n"
+    code += "class Config(Base):\n    model_type = 'foreign'\n\n\nclass LM(Model):\n    config_class = Config\n"
+    (folder / "foreign.py").write_text(code)
+    code_map = {"AutoConfig": "foreign.Config", "AutoModelForCausalLM": "foreign.LM"}
+    break_config(folder, model_type="foreign", auto_map=code_map)
+    with pytest.raises(InputError, match="add --trust-remote-code"):
+        load_model(folder)
+    assert type(load_model(folder, trust_remote_code=True)[0]).__name__ == "LM"
+
+
+def test_our_own_checkpoint_never_runs_the_code_it_carries(checkpoint):
+    folder = checkpoint("groundup")
+    (folder / "modeling_groundup.py").write_text("raise SystemExit('the code ran')\n")
+    model, _ = load_model(folder, trust_remote_code=True)
+    assert type(model) is groundup.GroundupForCausalLM
+
+
+def test_the_settings_import_nothing_heavy():
+    code = "import sys, groundup.evaluation.settings; print(*{'torch', 'transformers', 'datasets'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""

@@ -1,0 +1,73 @@
+"""A tokenizer as a folder on disk, readable by every version of transformers, and the names of its special tokens.
+
+Special tokens mark structure and never come out of a document's own text: see `plain_backend`.
+"""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from groundup.common.errors import InputError
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to stop
+SYSTEM, USER, ASSISTANT, END = CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+_LOADING_ONLY = ("backend", "is_local", "local_files_only")  # written by transformers 5, of no use in a repository
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the tokenizer's files into `folder` so that transformers 4 and 5 both load them with no code of ours.
+
+    transformers 5 writes a class name and a list under `extra_special_tokens` that version 4 does not know.
+    """
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in _LOADING_ONLY:
+        settings.pop(name, None)
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a folder or a Hub name. Raises `InputError` when there is none or it is no fast one."""
+    library = logging.getLogger("transformers")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot load a tokenizer from {source}: {reason}") from error
+    finally:
+        library.setLevel(level)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"the tokenizer of {source} has no tokenizer.json: convert it to a fast tokenizer first")
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The sha256 of what turns text into ids: equal for two tokenizers that give the same ids for every text."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.update(truncation=None, padding=None)  # the last call's options, no part of the tokenizer
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """A copy of the backend to which text is only text: special tokens are neither added nor recognised.
+
+    A document that contains the characters `<|endoftext|>` becomes the ids of those characters, not the special id,
+    so that no text can forge the border between two documents.
+    """
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend

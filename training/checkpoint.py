@@ -1,0 +1,175 @@
+"""A run on disk: checkpoints that are whole Hub repositories, with the state beside them from which a run goes on.
+
+    OUT/                    the best weights, when the run has ended
+    OUT/checkpoints/step-N/ the same at step N, and state/: optimizer, random state, position (safetensors and JSON)
+
+A folder is written under another name, synced and renamed: a crash or a full disk leaves the one before whole.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from groundup.common.console import say
+from groundup.common.errors import InputError, is_disk_full
+from groundup.common.files import sha256_of
+from groundup.tokenization.folder import save_tokenizer
+
+STATE = "state"
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class Position:
+    """How far a run is: what must be known, beside weights and optimizer, to go on as if it had never stopped."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    budget_seconds: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    bad_steps: int = 0
+    validation_tokens: int | None = None
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write weights, configs, code and tokenizer into `folder`: everything that loading needs."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    save_tokenizer(tokenizer, folder)
+
+
+def optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """Every tensor that the optimizers keep, under "parameter's name|entry"."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}|{entry}": value
+        for optimizer in optimizers
+        for parameter, entries in optimizer.state.items()
+        for entry, value in entries.items()
+    }
+
+
+def load_optimizer_state(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back what `optimizer_state` gave, each tensor to the optimizer that has its parameter."""
+    parameters = dict(model.named_parameters())
+    owners = {id(p): o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for key, value in tensors.items():
+        name, entry = key.rsplit("|", 1)
+        parameter = parameters[name]
+        device = parameter.device if value.ndim else value.device  # a step count stays where AdamW keeps it
+        owners[id(parameter)].state[parameter][entry] = value.to(device)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The random states of this process: the CPU's and the current accelerator's."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    elif torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_state` gave, as far as this machine has the device."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+def save_state(
+    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], position: Position, rank: int = 0
+) -> None:
+    """Write `folder/state/`: all that a process of this rank needs to go on bit for bit."""
+    state = folder / STATE
+    state.mkdir(exist_ok=True)
+    tensors = {f"optimizer|{key}": value.contiguous() for key, value in optimizer_state(model, optimizers).items()}
+    tensors |= {f"random|{key}": value for key, value in random_state().items()}
+    save_file(tensors, state / f"rank-{rank}.safetensors")
+    (state / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
+
+
+def load_state(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rank: int = 0) -> Position:
+    """Put optimizers and random state back from `folder/state/` and return the position in the run."""
+    tensors = load_file(folder / STATE / f"rank-{rank}.safetensors")
+
+    def under(prefix: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    load_optimizer_state(model, optimizers, under("optimizer|"))
+    set_random_state(under("random|"))
+    return Position(**json.loads((folder / STATE / "position.json").read_text(encoding="utf-8")))
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the sha256 of every file in `folder` into its state, by which `is_whole` knows a damaged one."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    (folder / STATE / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a saved folder, in a few words, or None if every file is as it was written."""
+    try:
+        sums = json.loads((folder / STATE / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{STATE}/{MANIFEST} is missing or broken"
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_of(folder / name) != expected:
+            return f"{name} is damaged"
+    return None
+
+
+def saved_steps(out: Path) -> list[Path]:
+    """The step folders under `out`, newest first."""
+    folders = [path for path in (out / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def newest_whole(out: Path) -> Path | None:
+    """The newest step folder that is as it was written; damaged ones are named and passed over."""
+    for folder in saved_steps(out):
+        if (found := damage(folder)) is None:
+            return folder
+        say(f"{folder}: {found}; the state before it is used")
+    return None
+
+
+def remove_old(out: Path, keep: int, best_step: int) -> None:
+    """Remove all step folders but the newest `keep` and the best one."""
+    for folder in saved_steps(out)[keep:]:
+        if int(folder.name[5:]) != best_step:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def disk_error(error: BaseException, folder: Path) -> InputError | None:
+    """One line for the person if `error` is a full disk or a folder that cannot be written to, else None."""
+    if is_disk_full(error):
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        return InputError(
+            f"no space left on the disk of {folder} ({free / 1e6:.0f} MB free): make room, then add --resume"
+        )
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == 30):
+        return InputError(f"cannot write to {folder} ({error.strerror}): choose another --out")
+    return None

@@ -1,0 +1,235 @@
+"""The one training loop: batches in, weights out, through Accelerate, on whatever devices there are.
+
+What is trained (an objective that gives a summed loss), on what (a source of micro-batches for each step), for how
+long (a budget) and what happens on the way (validate, save) come from outside; the loop is the same for all of them.
+"""
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from groundup.common.console import ProgressBar, say
+from groundup.common.errors import Diverged, Interrupted
+from groundup.data.windows import IGNORED
+from groundup.training.checkpoint import Position
+from groundup.training.schedule import Budget, Stopwatch, learning_rate_factor, momentum
+
+Batch = dict[str, torch.Tensor]
+
+LOG_ROWS = 200  # rows of log.jsonl in a run
+SAVES = 10  # validations and saved states in a run
+SAVE_SECONDS = 60.0  # and at least one state a minute
+BAD_STEPS = 3  # steps in a row whose loss is not a number end the run
+
+
+class Batches(Protocol):
+    """What the loop trains on."""
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The micro-batches of a step for this process, a pure function of the step; empty past the last."""
+        ...
+
+
+@dataclass
+class Schedule:
+    """Shares of the budget: warm-up and decay of the learning rate, warm-up of the momentum."""
+
+    warmup: float = 0.0
+    decay: float = 0.5
+    momentum_warmup: float = 0.15
+    clip: float | None = None
+
+
+@dataclass
+class Loop:
+    """A run of training; `run()` goes on from `position` until the budget is used.
+
+    Args:
+        accelerator: devices and precision.
+        objective: a module that takes a micro-batch's tensors by name and gives the summed loss over the labels that
+            count.
+        optimizers: all of them step together; a group's `initial_lr` is its rate at the top of the schedule.
+        batches: the micro-batches of each step.
+        budget: when to stop.
+        validate: measures the model: values by name, of which "validation_loss" chooses the best.
+        save: writes the state after a step; called on every process.
+        log_path: where rows are added, one JSON object a line; None on all processes but the first.
+    """
+
+    accelerator: Accelerator
+    objective: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    batches: Batches
+    budget: Budget
+    schedule: Schedule
+    validate: Callable[[], dict[str, float]]
+    save: Callable[[Position], None]
+    log_path: Path | None = None
+    save_every: int | None = None
+    position: Position = field(default_factory=Position)
+
+    def run(self) -> Position:
+        """Train until the budget is used and return the last position.
+
+        Raises `Interrupted` after Ctrl-C or SIGTERM, with the state saved, and `Diverged` when the loss is not a number
+        several steps in a row.
+        """
+        self._watch = Stopwatch(self.position.seconds)
+        self._last_save = time.monotonic()
+        self._losses: list[torch.Tensor] = []
+        self._since_log = (self.position.tokens, self.position.seconds)
+        share = self._share()
+        with stop_signals() as stopped, ProgressBar("training", total=1.0) as bar:
+            while share < 1.0 and (batches := self.batches.micro_batches(self.position.step)):
+                self.objective.train()
+                self._set_rates(share)
+                self._step(batches)
+                before, share = share, self._share()
+                if crossed(before, share, LOG_ROWS):
+                    bar.update(share, self._log())
+                if stopped:
+                    self.save(self.position)
+                    raise Interrupted("stopped; the state is saved, go on with --resume")
+                if share < 1.0 and (crossed(before, share, SAVES) or self._save_is_due()):
+                    self._validate_and_save(validating=crossed(before, share, SAVES))
+            self._validate_and_save(validating=True)
+        return self.position
+
+    def _share(self) -> float:
+        """The share of the budget used, the same on every process: under a clock, the first one's."""
+        self.position.seconds = self._watch.seconds
+        share = self.budget.share_used(self.position.step, self.position.seconds)
+        if self.budget.seconds is not None and self.accelerator.num_processes > 1:
+            shared = torch.tensor([share], dtype=torch.float64, device=self.accelerator.device)
+            torch.distributed.broadcast(shared, src=0)
+            return shared.item()
+        return share
+
+    def _set_rates(self, share: float) -> None:
+        factor = learning_rate_factor(share, warmup=self.schedule.warmup, decay=self.schedule.decay)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+                if "momentum" in group:
+                    group["momentum"] = momentum(share, warmup=self.schedule.momentum_warmup)
+        self._factor = factor
+
+    def _step(self, batches: list[Batch]) -> None:
+        """One update from the micro-batches of all processes, equal to that of one large batch.
+
+        Each micro-batch gives a sum; it is divided by the labels that count in all of them together, since a mean of
+        means would weigh a short micro-batch like a long one.
+        """
+        device = self.accelerator.device
+        count = torch.tensor([sum(int((b["shift_labels"] != IGNORED).sum()) for b in batches)], device=device)
+        count = int(self.accelerator.reduce(count, reduction="sum"))
+        total = torch.zeros((), device=device)
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                loss = self.objective(**{name: value.to(device) for name, value in batch.items()}) / max(1, count)
+                # DDP takes the mean over processes, the sum is wanted.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += loss.detach()
+        total = self.accelerator.reduce(total, reduction="sum")
+        if torch.isfinite(total):
+            self.position.bad_steps = 0
+            self._update()
+            self._losses.append(total)
+        else:
+            self._skip()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.position.step += 1
+        self.position.tokens += count
+
+    def _update(self) -> None:
+        if self.schedule.clip is not None:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.schedule.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def _skip(self) -> None:
+        self.position.bad_steps += 1
+        say(f"step {self.position.step}: the loss is not a number; the step is left out")
+        if self.position.bad_steps >= BAD_STEPS:
+            raise Diverged(
+                f"the loss was not a number {BAD_STEPS} steps in a row: try a smaller --learning-rate, or fp32"
+            )
+
+    def _log(self) -> str:
+        """Add a row to the log and return the text that stands beside the progress bar."""
+        tokens, seconds = self._since_log
+        elapsed = max(1e-9, self.position.seconds - seconds)
+        row = {
+            "step": self.position.step,
+            "loss": round(torch.stack(self._losses).mean().item(), 6) if self._losses else None,
+            "learning_rate": self.optimizers[0].param_groups[0]["lr"],
+            "tokens": self.position.tokens,
+            "seconds": round(self.position.seconds, 3),
+            "tokens_per_second": round((self.position.tokens - tokens) / elapsed, 1),
+        }
+        self._losses.clear()
+        self._since_log = (self.position.tokens, self.position.seconds)
+        self.write_log(row)
+        return f"loss {row['loss'] or float('nan'):.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+
+    def write_log(self, row: dict[str, Any]) -> None:
+        """Add a row to log.jsonl, on the process that has one."""
+        if self.log_path is not None:
+            with self.log_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _save_is_due(self) -> bool:
+        if self.save_every is not None:
+            return self.position.step % self.save_every == 0
+        # A clock may differ between processes: those of a run of several save by its share alone.
+        return self.accelerator.num_processes == 1 and time.monotonic() - self._last_save >= SAVE_SECONDS
+
+    def _validate_and_save(self, validating: bool) -> None:
+        if validating:
+            values = self.validate()
+            loss = values.get("validation_loss")
+            if loss is not None and (self.position.best_loss is None or loss < self.position.best_loss):
+                self.position.best_loss, self.position.best_step = loss, self.position.step
+            self.write_log({"step": self.position.step, **values})
+        self.save(self.position)
+        self._last_save = time.monotonic()
+
+
+def crossed(before: float, after: float, parts: int) -> bool:
+    """Whether a share that grew from `before` to `after` passed a border between `parts` equal parts."""
+    return int(before * parts) != int(after * parts)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yield a list that gets the number of a stop signal; a second signal stops the process at once."""
+    received: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        say("stopping after this step (once more to stop at once)")
+
+    previous = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            previous[number] = signal.signal(number, note)
+        except ValueError:  # not the main thread: whoever owns that one handles signals
+            break
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,176 @@
+"""From the amount of text and a budget to every size of a run: vocabulary, model, rows, batch, rates.
+
+The choice depends on data, options and the kind of processor; under a budget in minutes also on the machine's speed,
+which is measured for a moment. All of it lands in recipe.yaml before the first step.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from groundup.common.errors import InputError, near
+from groundup.modeling.configuration_groundup import PRESETS
+from groundup.tokenization.bpe import suitable_vocab_size
+from groundup.training.settings import PretrainSettings
+
+NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
+USED_SHARE = 0.55  # of the measured matrix-multiply speed that a training step of a small model reaches
+DEFAULT_MINUTES = 10.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size and the compute [FLOP] from which on it is the best choice (docs/experiments.md)."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    context_length: int
+    from_flop: float
+
+
+SIZES = (
+    Size(64, 2, 64, 0),
+    Size(128, 3, 128, 5e11),
+    Size(192, 4, 128, 4e12),
+    Size(256, 5, 256, 3e13),
+    Size(384, 6, 256, 2e14),
+    Size(512, 8, 512, 1.5e15),
+    Size(768, 12, 1024, 1.5e16),
+)
+_OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
+SMOKE_SIZE = Size(64, 2, 64, 0)
+
+
+@dataclass
+class Plan:
+    """Every choice of a pretraining run, with the reasons in words."""
+
+    vocab_size: int
+    model: dict[str, Any]
+    context_length: int
+    batch_tokens: int
+    micro_batch_rows: int
+    precision: str
+    optimizer: str
+    rates: dict[str, float]
+    weight_decay: float
+    warmup: float
+    decay: float
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for recipe.yaml."""
+        return asdict(self)
+
+
+def bf16_is_native() -> bool:
+    """Whether the device multiplies bf16 in hardware; emulated, it is several times slower than fp32."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return accelerator.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def measure_flops(precision: str, seconds: float = 0.1) -> float:
+    """Matrix-multiply speed of this machine [FLOP/s], at the sizes of a small model."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2048, 512, device=device, dtype=dtype), torch.randn(512, 512, device=device, dtype=dtype)
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048 * 512 * 512 / best
+
+
+def suitable_minutes(text_bytes: int) -> float:
+    """A budget for a text when none is given [minutes]: one for 1 MB, ten from 30 MB on."""
+    return round(min(DEFAULT_MINUTES, max(0.5, (text_bytes / 1e6) ** 0.7)), 1)
+
+
+def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None) -> Plan:
+    """Choose what `settings` leave open for a training text of `text_bytes`.
+
+    Args:
+        seconds: training time under a budget in minutes, else None: then nothing is measured.
+
+    Raises:
+        InputError: for an unknown preset, and for bf16 where the processor has no instructions for it.
+    """
+    precision = _precision(settings)
+    flop = (
+        USED_SHARE * measure_flops(precision) * seconds
+        if seconds is not None
+        else NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
+    )
+    size = SMOKE_SIZE if settings.smoke else [size for size in SIZES if size.from_flop <= flop][-1]
+    vocab_size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(text_bytes), 16384))
+    model = _model_fields(settings, size)
+    context_length = settings.context_length or model.pop("max_position_embeddings", size.context_length)
+    width = model["hidden_size"]
+    batch_tokens = settings.batch_tokens or (1024 if settings.smoke else max(2048, 2 ** round(math.log2(32 * width))))
+    rows = max(1, batch_tokens // context_length)
+    return Plan(
+        vocab_size=vocab_size,
+        model=model,
+        context_length=context_length,
+        batch_tokens=rows * context_length,
+        micro_batch_rows=min(rows, settings.micro_batch_rows or max(1, 8192 // context_length)),
+        precision=precision,
+        optimizer=settings.optimizer,
+        rates=_rates(settings, width),
+        weight_decay=settings.weight_decay if settings.weight_decay is not None else 0.1,
+        warmup=0.0 if settings.optimizer == "muon" else 0.05,
+        decay=0.6,
+        reasons={
+            "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
+            "size": f"the best width for that compute is {size.hidden_size}",
+            "vocabulary": f"about the square root of {text_bytes:,} bytes of text",
+            "batch": "Muon pays from 32 tokens per unit of width on",
+            "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
+        },
+    )
+
+
+def _precision(settings: PretrainSettings) -> str:
+    if settings.precision == "bf16" and not bf16_is_native():
+        raise InputError("--precision bf16: this processor has no instructions for it: use fp32 or auto")
+    return ("bf16" if bf16_is_native() else "fp32") if settings.precision == "auto" else settings.precision
+
+
+def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
+    """The fields of `GroundupConfig` that the plan, a preset and the options set, the later winning."""
+    fields: dict[str, Any] = {
+        "hidden_size": size.hidden_size,
+        "num_hidden_layers": size.num_hidden_layers,
+        "head_dim": min(64, size.hidden_size),
+    }
+    if settings.preset is not None:
+        if settings.preset not in PRESETS:
+            raise InputError(
+                f"--preset {settings.preset}{near(settings.preset, PRESETS)}: there are {', '.join(PRESETS)}"
+            )
+        fields = {key: value for key, value in PRESETS[settings.preset].items() if key not in _OF_THE_TOKENIZER}
+    for name in ("hidden_size", "num_hidden_layers"):
+        if getattr(settings, name) is not None:
+            fields[name] = getattr(settings, name)
+    fields.setdefault("initializer_range", round(0.6 * fields["hidden_size"] ** -0.5, 4))
+    return fields | settings.model_config
+
+
+def _rates(settings: PretrainSettings, width: int) -> dict[str, float]:
+    """Learning rates by kind of parameter; AdamW's fall with the width, Muon's do not (its steps are normalised)."""
+    scale = settings.learning_rate
+    narrow = (width / 256) ** -0.5
+    if settings.optimizer == "adamw":
+        return dict.fromkeys(("matrix", "embedding", "head", "vector"), 2e-3 * narrow * scale)
+    return {
+        "matrix": 0.02 * scale,
+        "embedding": 0.02 * narrow * scale,
+        "head": 0.008 * narrow * scale,
+        "vector": 0.01 * scale,
+    }

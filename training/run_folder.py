@@ -1,0 +1,111 @@
+"""The folder of a run: what is in it before the first step, at every save, and at the end.
+
+OUT/recipe.yaml     every setting and choice, before the first step
+OUT/log.jsonl       a row for each logging step
+OUT/work/           what a resumed run needs and nobody else: paths, tokenizer, shards; gone at the end
+OUT/checkpoints/    whole repositories with a state beside them
+OUT/                the best of them, at the end
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.common.files import atomic_folder, require_new, sha256_of, sync_folder
+from groundup.common.settings import read_yaml, write_yaml
+from groundup.evaluation.report import RECIPE_FILE, plot_curve, write_card, write_metrics
+from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
+
+LOG_FILE = "log.jsonl"
+CURVE_FILE = "curve.png"
+WEIGHTS_FILE = "model.safetensors"
+KEPT = 2  # newest states, beside the best
+
+
+class RunFolder:
+    """A run's folder and the order in which things appear in it."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.work = out / "work"
+        self.log_path = out / LOG_FILE
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has ended: the scores are the last file it writes."""
+        return (self.out / "metrics.json").is_file()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a run to go on with."""
+        return (self.out / RECIPE_FILE).is_file()
+
+    def begin(self) -> None:
+        """Make the folder. Raises `InputError` when it already holds something."""
+        require_new(self.out)
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    def write_recipe(self, recipe: dict[str, Any], private: dict[str, Any]) -> None:
+        """Keep the recipe, and beside it in work/ what must not be published (paths)."""
+        write_yaml(self.work / "private.yaml", private)
+        write_yaml(self.out / RECIPE_FILE, recipe)
+
+    def read_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What `write_recipe` kept."""
+        return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / "private.yaml")
+
+    def save_step(
+        self,
+        step: int,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        save_state: Callable[[Path], None],
+        training: dict[str, Any],
+        best_step: int,
+    ) -> None:
+        """Write `checkpoints/step-N` whole, then remove the states that are no longer kept."""
+        with atomic_folder(self.out / "checkpoints" / f"step-{step}") as folder:
+            save_model(folder, model, tokenizer)
+            self._describe(folder, [], training)
+            save_state(folder)
+            write_manifest(folder)
+        remove_old(self.out, KEPT, best_step)
+
+    def newest_state(self) -> Path | None:
+        """The newest step folder that is undamaged."""
+        return newest_whole(self.out)
+
+    def finish(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        rows: list[dict[str, Any]],
+        training: dict[str, Any],
+    ) -> None:
+        """Put the final checkpoint into the folder, the scores last, and remove what only a running run needs."""
+        with atomic_folder(self.out / "final") as folder:
+            save_model(folder, model, tokenizer)
+            self._describe(folder, rows, training)
+        self.promote()
+
+    def promote(self) -> None:
+        """Move the whole `final/` up into the folder; done again by a resumed run that was stopped in between."""
+        final = self.out / "final"
+        for path in sorted(final.iterdir(), key=lambda path: path.name == "metrics.json"):
+            os.replace(path, self.out / path.name)
+        final.rmdir()
+        shutil.rmtree(self.work, ignore_errors=True)
+        sync_folder(self.out)
+
+    def _describe(self, folder: Path, rows: list[dict[str, Any]], training: dict[str, Any]) -> None:
+        """Recipe, log, scores, curve and card of the weights in `folder`."""
+        shutil.copyfile(self.out / RECIPE_FILE, folder / RECIPE_FILE)
+        if self.log_path.is_file():
+            shutil.copyfile(self.log_path, folder / LOG_FILE)
+            plot_curve(folder / LOG_FILE, folder / CURVE_FILE)
+        write_metrics(folder, rows, training, sha256_of(folder / WEIGHTS_FILE))
+        write_card(folder)
