@@ -1,2 +1,3 @@
 from groundup.cli.main import main
+
 raise SystemExit(main())

@@ -46,7 +46,8 @@ def chat(settings: ChatSettings) -> list[dict[str, str]]:
 
 def conversation_ids(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[int]:
     """The ids of a conversation, ready for the model's answer."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return tokenizer(str(text), add_special_tokens=False)["input_ids"]
 
 
 def sampling_of(settings: GenerateSettings | ChatSettings) -> Sampling:

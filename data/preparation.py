@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import datasets
 from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import console, say
@@ -13,7 +12,7 @@ from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new
 from groundup.common.settings import verb, write_yaml
 from groundup.data.settings import PrepareSettings, TokenizerSettings
-from groundup.data.sources import Corpus, is_hub_name, load_corpus, sample_texts, short_name, text_bytes
+from groundup.data.sources import Corpus, is_hub_name, load_corpus, sample, sample_texts, short_name, text_bytes
 from groundup.data.tokens import write_shards
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
@@ -37,9 +36,8 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     require_new(out)
     corpus = _corpus(settings)
     tokenizer = _train(settings, corpus)
-    rows = tokenizer_report(
-        tokenizer, sample_texts(corpus.train, TRAINING_BYTES), sample_texts(corpus.validation, REPORT_BYTES)
-    )
+    held_back = sample(corpus.validation, REPORT_BYTES)["text"]
+    rows = tokenizer_report(tokenizer, sample_texts(corpus.train, TRAINING_BYTES), held_back)
     recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
     with atomic_folder(out) as folder:
         save_tokenizer(tokenizer, folder)
@@ -59,9 +57,9 @@ def prepare(settings: PrepareSettings) -> Path:
     console.quiet = settings.quiet
     if not settings.tokenizer:
         raise InputError("prepare needs a tokenizer: give --tokenizer a folder or a Hub name")
-    tokenizer = load_tokenizer(settings.tokenizer)
     out = output_folder(settings.out, "prepare", short_name(settings.data))
     require_new(out)
+    tokenizer = load_tokenizer(settings.tokenizer)
     corpus = _corpus(settings)
     with atomic_folder(out) as folder:
         train = write_shards(corpus.train, tokenizer, folder / "train")
@@ -75,10 +73,7 @@ def _corpus(settings: TokenizerSettings | PrepareSettings) -> Corpus:
     corpus = load_corpus(settings.data, settings.text_column)
     if not settings.smoke:
         return corpus
-    train, validation = (
-        datasets.Dataset.from_dict({"text": list(sample_texts(part, SMOKE_BYTES))})
-        for part in (corpus.train, corpus.validation)
-    )
+    train, validation = sample(corpus.train, SMOKE_BYTES), sample(corpus.validation, SMOKE_BYTES)
     return dataclasses.replace(corpus, train=train, validation=validation)
 
 

@@ -37,7 +37,7 @@ from groundup.data.readers import (
     read_texts,
     text_table,
     unpack,
-)
+)from groundup.tokenization.pieces import cut_pieces
 
 PYTHON_DOCS = "python-docs"
 
@@ -101,12 +101,23 @@ def text_bytes(documents: datasets.Dataset) -> int:
     return sum(pc.sum(pc.binary_length(table["text"])).as_py() for table in tables)
 
 
-def sample_texts(documents: datasets.Dataset, limit: int) -> Iterator[str]:
-    """The documents' texts; of more than `limit` bytes in all an even choice of documents, the long ones cut."""
+def sample(documents: datasets.Dataset, limit: int) -> datasets.Dataset:
+    """An even choice of documents, of about `limit` bytes in all; a single longer one is cut there."""
     step = max(1, -(-text_bytes(documents) // limit))
-    chosen: Any = documents.select(range(0, len(documents), step)).iter(batch_size=256)
-    for rows in chosen:
-        yield from (text[:limit] for text in rows["text"])
+    chosen = documents.select(range(0, len(documents), step))
+    if len(chosen) > 1 or text_bytes(chosen) <= limit:
+        return chosen
+    content = np.frombuffer(_content_of(chosen), np.uint8)
+    begins = np.flatnonzero(_character_begins(content[max(0, limit - 3) : limit + 1]))
+    return _cut(chosen, max(0, limit - 3) + int(begins[-1]))[0]
+
+
+def sample_texts(documents: datasets.Dataset, limit: int) -> Iterator[str]:
+    """The texts of a `sample`, long ones in pieces: what to train a tokenizer on, whatever the size of the data."""
+    tables: Any = sample(documents, limit).with_format("arrow").iter(batch_size=256)
+    for table in tables:
+        for text in table["text"]:
+            yield from cut_pieces(memoryview(text.as_buffer()))
 
 
 def find_files(item: str) -> list[Source]:
@@ -278,22 +289,28 @@ def _split_text(documents: datasets.Dataset, fraction: float) -> tuple[datasets.
 
     It works on the UTF-8 bytes, block by block: as a Python string a large text would need up to four times its size.
     """
-    table: Any = documents.with_format("arrow")[0]
-    content: pa.Buffer = table["text"][0].as_buffer()
-    bytes_of = np.frombuffer(content, np.uint8)
-    blocks = range(0, len(bytes_of), _BLOCK_BYTES)
-    before = np.cumsum([0, *(int(_character_begins(bytes_of[at : at + _BLOCK_BYTES]).sum()) for at in blocks)])
+    content = np.frombuffer(_content_of(documents), np.uint8)
+    blocks = range(0, len(content), _BLOCK_BYTES)
+    before = np.cumsum([0, *(int(_character_begins(content[at : at + _BLOCK_BYTES]).sum()) for at in blocks)])
     cut = int(before[-1] * (1 - fraction))
     block = int(np.searchsorted(before, cut, side="right")) - 1
-    begins = _character_begins(bytes_of[blocks[block] : blocks[block] + _BLOCK_BYTES])
-    border = blocks[block] + int(np.flatnonzero(begins)[cut - before[block]])
+    begins = np.flatnonzero(_character_begins(content[blocks[block] : blocks[block] + _BLOCK_BYTES]))
+    return _cut(documents, blocks[block] + int(begins[cut - before[block]]))
+
+
+def _cut(documents: datasets.Dataset, border: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The single document's bytes before and from `border`, as two datasets over the same memory."""
+    content = _content_of(documents)
     parts = content.slice(0, border), content.slice(border)
     # Named by place: without a fingerprint `datasets` would pickle the whole text to find one.
     names = (f"{documents._fingerprint}-{place}-{border}" for place in ("before", "from"))
-    train, validation = (
-        datasets.Dataset(text_table(part, [part]), fingerprint=name) for part, name in zip(parts, names)
-    )
-    return train, validation
+    return tuple(datasets.Dataset(text_table(part, [part]), fingerprint=name) for part, name in zip(parts, names))  # type: ignore
+
+
+def _content_of(documents: datasets.Dataset) -> pa.Buffer:
+    """The UTF-8 bytes of the single document, where the memory map has them."""
+    table: Any = documents.with_format("arrow")[0]
+    return table["text"][0].as_buffer()
 
 
 def _character_begins(content: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

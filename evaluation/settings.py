@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EvaluateSettings:
     """Measure how well a causal language model predicts a text, with baselines beside it."""
 

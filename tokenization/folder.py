@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, near
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to stop
@@ -38,11 +38,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a folder or a Hub name. Raises `InputError` when there is none or it is no fast one."""
+    path = Path(source).expanduser()
+    if not path.exists() and (len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())):
+        known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(
+            f"no folder {source}{near(path.name, known)}: give a tokenizer's folder or its name on the Hub"
+        )
     library = logging.getLogger("transformers")
     level = library.level
     library.setLevel(logging.ERROR)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot load a tokenizer from {source}: {reason}") from error

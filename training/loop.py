@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -131,7 +131,7 @@ class Loop:
         """
         device = self.accelerator.device
         count = torch.tensor([sum(int((b["shift_labels"] != IGNORED).sum()) for b in batches)], device=device)
-        count = int(self.accelerator.reduce(count, reduction="sum"))
+        count = int(self._sum(count))
         total = torch.zeros((), device=device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
@@ -140,7 +140,7 @@ class Loop:
                 # DDP takes the mean over processes, the sum is wanted.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
-        total = self.accelerator.reduce(total, reduction="sum")
+        total = self._sum(total)
         if torch.isfinite(total):
             self.position.bad_steps = 0
             self._update()
@@ -151,6 +151,10 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
         self.position.step += 1
         self.position.tokens += count
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum of a scalar over all processes."""
+        return cast(torch.Tensor, self.accelerator.reduce(value, reduction="sum"))
 
     def _update(self) -> None:
         if self.schedule.clip is not None:

@@ -1,5 +1,7 @@
 """A batch to a loss: what each kind of training minimises, as a module that DDP and FSDP can wrap."""
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -27,7 +29,7 @@ class NextTokenLoss(nn.Module):
             logits = self.model(input_ids=input_ids, use_cache=False).logits
             return functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)  # (B T, C)
-        head = self.model.get_output_embeddings()
+        head = cast(nn.Linear, self.model.get_output_embeddings())
         in_bf16 = torch.is_autocast_enabled(hidden.device.type)
         if in_bf16 and hidden.size(0) * head.weight.size(0) <= LARGEST_LOGITS:
             return functional.cross_entropy(head(hidden).float(), targets, reduction="sum", ignore_index=IGNORED)

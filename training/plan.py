@@ -147,7 +147,6 @@ def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "hidden_size": size.hidden_size,
         "num_hidden_layers": size.num_hidden_layers,
-        "head_dim": min(64, size.hidden_size),
     }
     if settings.preset is not None:
         if settings.preset not in PRESETS:

@@ -14,9 +14,10 @@ from accelerate.utils import set_seed
 
 from groundup.common import clock
 from groundup.common.console import ProgressBar, console, say
+from groundup.common.errors import InputError
 from groundup.common.files import output_folder
 from groundup.common.settings import verb
-from groundup.data.sources import load_documents
+from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.data.windows import IGNORED, BatchOrder, SlidingWindow
 from groundup.evaluation.language import (
@@ -58,7 +59,9 @@ def pretrain(settings: PretrainSettings) -> Path:
     began = clock.began()
     state = PartialState()
     console.quiet = settings.quiet or not state.is_main_process
-    run = RunFolder(output_folder(settings.out, "pretrain", "-".join(Path(item).stem for item in settings.data)))
+    if settings.resume and settings.out is None:
+        raise InputError("--resume needs --out: the folder of the run to go on with")
+    run = RunFolder(output_folder(settings.out, "pretrain", short_name(settings.data)))
     if settings.resume and run.is_finished:
         say(f"{run.out} is finished: nothing to do")
         return run.out

@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.files import atomic_folder, require_new, sha256_of, sync_folder
+from groundup.common.files import atomic_folder, sha256_of, sync_folder
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.report import RECIPE_FILE, plot_curve, write_card, write_metrics
 from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
@@ -43,11 +43,6 @@ class RunFolder:
     def has_begun(self) -> bool:
         """Whether there is a run to go on with."""
         return (self.out / RECIPE_FILE).is_file()
-
-    def begin(self) -> None:
-        """Make the folder. Raises `InputError` when it already holds something."""
-        require_new(self.out)
-        self.work.mkdir(parents=True, exist_ok=True)
 
     def write_recipe(self, recipe: dict[str, Any], private: dict[str, Any]) -> None:
         """Keep the recipe, and beside it in work/ what must not be published (paths)."""

@@ -3,8 +3,10 @@
 What is prepared is read back from the folder even by the run that made it, so that a resumed run starts from the same.
 """
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.data.sources import Corpus, load_corpus
+from groundup.common.files import require_new
+from groundup.data.preparation import TRAINING_BYTES
+from groundup.data.sources import Corpus, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.language import (
     LanguageScore,
@@ -57,18 +61,30 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
     """
     settings = with_budget(settings)
     if not settings.resume:
-        run.begin()
+        require_new(run.out)
     run.work.mkdir(parents=True, exist_ok=True)
+    try:
+        _prepare(settings, run, began)
+    except BaseException:
+        # What is wrong can be mended and the same command given again: the folder must be as it was.
+        shutil.rmtree(run.work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            run.out.rmdir()
+        raise
+
+
+def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     corpus = load_corpus(settings.data, settings.text_column)
-    text_bytes = sum(len(text.encode()) for text in corpus.train["text"])
+    size = text_bytes(corpus.train)
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
-        settings = dataclasses.replace(settings, minutes=suitable_minutes(text_bytes))
-        say(f"no budget given: {settings.minutes:g} minutes suit {text_bytes / 1e6:.2f} MB of text")
+        settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
+        say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
     seconds = None if settings.minutes is None else settings.minutes * 60 - (time.time() - began)
-    plan = make_plan(settings, text_bytes, seconds)
+    plan = make_plan(settings, size, seconds)
     tokenizer = _tokenizer(settings, plan, corpus)
     save_tokenizer(tokenizer, run.work / "tokenizer")
     plan.vocab_size = len(tokenizer)
+    make_config(plan, tokenizer)
     train = write_shards(corpus.train, tokenizer, run.work / "train")
     validation = write_shards(corpus.validation, tokenizer, run.work / "validation")
     _check_length(train, plan, settings)
@@ -102,12 +118,17 @@ def open_prepared(run: RunFolder) -> Prepared:
 
 def make_model(prepared: Prepared) -> PreTrainedModel:
     """The model before its first step: fresh weights of the plan's sizes, or the model to go on with."""
-    settings, plan, tokenizer = prepared.settings, prepared.plan, prepared.tokenizer
+    settings, plan = prepared.settings, prepared.plan
     if settings.init_from is not None:
         model, _ = load_model(settings.init_from)
         if context_of(model) < plan.context_length:
             raise InputError(f"--context-length {plan.context_length} is more than {settings.init_from} can look at")
         return model
+    return GroundupForCausalLM(make_config(plan, prepared.tokenizer))
+
+
+def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfig:
+    """The architecture that a plan and a tokenizer make. Raises `InputError` for sizes that do not fit together."""
     fields = {
         "max_position_embeddings": plan.context_length,
         "vocab_size": len(tokenizer),
@@ -116,10 +137,9 @@ def make_model(prepared: Prepared) -> PreTrainedModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     try:
-        config = GroundupConfig(**fields | plan.model)
+        return GroundupConfig(**fields | plan.model)
     except Exception as error:
         raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
-    return GroundupForCausalLM(config)
 
 
 def with_budget(settings: PretrainSettings) -> PretrainSettings:
@@ -140,8 +160,7 @@ def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus) -> PreTra
     """The tokenizer of the model to go on with, the one that was named, or one trained on the training text."""
     if settings.init_from is not None or settings.tokenizer is not None:
         return load_tokenizer(settings.tokenizer or settings.init_from or "")
-    texts = (text for batch in corpus.train.iter(batch_size=64) for text in batch["text"])
-    tokenizer = train_bpe(texts, plan.vocab_size)
+    tokenizer = train_bpe(sample_texts(corpus.train, TRAINING_BYTES), plan.vocab_size)
     if settings.vocab_size is not None and len(tokenizer) < settings.vocab_size:
         raise InputError(
             f"--vocab-size {settings.vocab_size}: the text fills only {len(tokenizer)} tokens; "

@@ -65,11 +65,11 @@ def test_a_word_level_model_gets_a_perplexity_and_no_bits_per_byte(checkpoint, w
 
 
 def test_the_recipe_repeats_the_settings_without_a_path_of_this_machine(checkpoint, text_file, tmp_path):
-    settings = EvaluateSettings(str(checkpoint()), [str(text_file)], str(tmp_path / "out"), batch_rows=2, quiet=True)
-    recipe = (evaluate(settings) / "recipe.yaml").read_text()
-    assert yaml.safe_load(recipe) | {"model": "model", "data": ["held-back.txt"], "batch_rows": 2} == yaml.safe_load(
-        recipe
+    settings = EvaluateSettings(
+        model=str(checkpoint()), data=[str(text_file)], out=str(tmp_path / "out"), batch_rows=2, quiet=True
     )
+    recipe = (evaluate(settings) / "recipe.yaml").read_text()
+    assert {"model": "model", "data": ["held-back.txt"], "batch_rows": 2}.items() <= yaml.safe_load(recipe).items()
     assert str(tmp_path) not in recipe
 
 

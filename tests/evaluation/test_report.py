@@ -1,6 +1,9 @@
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from groundup.common.settings import write_yaml
 from groundup.evaluation import report
 from groundup.evaluation.language import LanguageScore, language_rows
 from groundup.evaluation.report import plot_curve, read_log, read_metrics, summary_table, write_card, write_metrics
+from groundup.tokenization.folder import save_tokenizer
 
 TRAINING = {"seconds": 61.5, "tokens": 1_234_567, "parameters": 2_560_000, "device": "cpu"}
 RECIPE = {
@@ -176,3 +180,17 @@ def test_a_setting_cannot_break_the_cards_tables(tmp_path):
     write_yaml(tmp_path / "recipe.yaml", {"prompt": "a | b\nc", "data": ["x.txt", "y.txt"], "smoke": False})
     text = write_card(tmp_path).read_text()
     assert "| `prompt` | a \\| b c |" in text and "| `data` | x.txt, y.txt |" in text and "| `smoke` | no |" in text
+
+
+@pytest.mark.slow
+def test_the_code_on_the_card_runs_in_a_fresh_process(tmp_path, tiny, bpe):
+    tiny("groundup").save_pretrained(tmp_path)
+    save_tokenizer(bpe, tmp_path)
+    write_yaml(tmp_path / "recipe.yaml", RECIPE)
+    code = write_card(tmp_path).read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace("max_new_tokens=50", "max_new_tokens=5").replace("Once upon a time", "The")  # its context is 32
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.startswith("The")

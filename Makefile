@@ -1,0 +1,38 @@
+# make setup | demo | test | test-slow | lint | bench
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.13.0
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(VENV)/.ready
+
+# torch first and by its exact version: a range, or another package's wish for it, may bring another build.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/groundup run recipes/python_docs.yaml $(if $(SMOKE),--smoke)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,benchmarks]"
+	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(ALL),--all)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

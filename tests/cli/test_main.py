@@ -1,0 +1,109 @@
+"""The command line from outside and from inside."""
+
+import json
+
+import pytest
+
+from groundup.cli.main import main, parse
+from groundup.common.errors import InputError
+
+
+def test_options_take_dashes_repeat_and_stand_alone():
+    settings = parse("pretrain", ["--data", "a", "--data", "b", "--max-steps", "3", "--resume", "--minutes=0.5"])
+    assert (settings.data, settings.max_steps, settings.resume, settings.minutes) == (["a", "b"], 3, True, 0.5)
+
+
+def test_a_flag_can_be_switched_off_again(tmp_path):
+    (tmp_path / "settings.yaml").write_text("smoke: true\n")
+    config = str(tmp_path / "settings.yaml")
+    assert parse("pretrain", ["--config", config]).smoke is True
+    assert parse("pretrain", ["--config", config, "--smoke", "false"]).smoke is False
+
+
+def test_the_command_line_wins_over_the_file_whatever_their_order(tmp_path):
+    (tmp_path / "settings.yaml").write_text("max_steps: 7\nseed: 5\ndata: [x]\n")
+    config = str(tmp_path / "settings.yaml")
+    for arguments in (["--config", config, "--seed", "1"], ["--seed", "1", "--config", config]):
+        settings = parse("pretrain", arguments)
+        assert (settings.max_steps, settings.seed, settings.data) == (7, 1, ["x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretran"], "'pretrain'"),
+        (["pretrain", "--minuts", "3"], "'--minutes'"),
+        (["pretrain", "--minutes", "soon"], "--minutes: a number is wanted, not 'soon'"),
+        (["pretrain", "--max-steps", "1.5"], "--max-steps: a whole number is wanted, not '1.5'"),
+        (["pretrain", "--optimizer", "sgd"], "--optimizer"),
+        (["pretrain", "--minutes"], "--minutes needs a value"),
+        (["pretrain", "stray"], "stray"),
+        (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["generate"], "--model"),
+        (["generate", "--model", "./nowhere"], "nowhere"),
+        (["chat"], "--model"),
+        (["run"], "recipe"),
+        (["run", "nothing"], "python_docs"),
+    ],
+)
+def test_mistakes_end_with_status_2_and_one_line(arguments, words, capsys):
+    assert main(arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message
+    assert "\n" not in message
+
+
+def test_unknown_keys_in_a_file_name_the_nearest(tmp_path):
+    (tmp_path / "settings.yaml").write_text("max_step: 7\n")
+    with pytest.raises(InputError, match="max_steps"):
+        parse("pretrain", ["--config", str(tmp_path / "settings.yaml")])
+
+
+@pytest.mark.parametrize("verb", ["run", "tokenizer", "prepare", "pretrain", "evaluate", "generate", "chat"])
+def test_every_verb_explains_itself_with_an_example(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"groundup {verb}" in text
+    assert "Example:" in text
+
+
+def test_generate_writes_the_prompt_and_goes_on_and_the_same_seed_writes_the_same(groundup, story, tmp_path):
+    sizes = ["--vocab-size", 300, "--hidden-size", 32, "--num-hidden-layers", 1, "--context-length", 32]
+    groundup("pretrain", "--data", story, "--max-steps", 20, "--out", tmp_path / "model", *sizes)
+    command = ["generate", "--model", tmp_path / "model", "--prompt", "the cat", "--max-new-tokens", 12]
+    first, again, other = groundup(*command), groundup(*command), groundup(*command, "--seed", 1)
+    assert first.stdout.startswith("the cat")
+    assert first.stdout == again.stdout != other.stdout
+    likeliest = [groundup(*command, "--temperature", 0, "--seed", seed).stdout for seed in (0, 1)]
+    assert likeliest[0] == likeliest[1]
+    talk = groundup("chat", "--model", tmp_path / "model", "--max-new-tokens", 5, stdin=None, input="the king\n\n")
+    assert "not taught to converse" in talk.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_walks_its_path_proves_the_model_elsewhere_and_keeps_what_is_done(groundup, tmp_path):
+    first = groundup("run", "python_docs", "--smoke")
+    assert "logits equal" in first.stderr
+    assert "xz -9e" in first.stderr
+    assert first.stderr.count("seed ") == 3
+    out = tmp_path / "runs" / "python-docs-smoke"
+    before = (out / "pretrain" / "model.safetensors").stat().st_mtime_ns
+    again = groundup("run", "python_docs", "--smoke")
+    assert again.stderr.count("kept") == 2
+    assert (out / "pretrain" / "model.safetensors").stat().st_mtime_ns == before
+    assert set(json.loads((out / "stages.json").read_text())) == {"tokenizer", "pretrain"}
+
+
+def test_a_recipe_is_checked_before_anything_is_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for text, words in (
+        ("stages: {pretrain: {minuts: 3}}", "minutes"),
+        ("stages: {pretrian: {}}", "pretrain"),
+        ("stage: {}", "stages"),
+        ("name: x", "names no stages"),
+        ("stages: {pretrain: {data: [x.txt], tokenizer: '{tokenizer}'}}", "no earlier stage"),
+        ("stages: [", "YAML"),
+    ):
+        (tmp_path / "recipe.yaml").write_text(text)
+        assert main(["run", "recipe.yaml"]) == 2
+        assert words in capsys.readouterr().err

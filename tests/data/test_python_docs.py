@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from groundup.data import python_docs
+from groundup.data.sources import load_corpus, load_documents
+
+
+@pytest.fixture(scope="module")
+def docs():
+    return python_docs.load()
+
+
+def test_about_two_megabytes_are_split_nine_to_one(docs):
+    sizes = {split: sum(len(text.encode()) for text in docs[split]["text"]) for split in docs}
+    assert 1_000_000 < sum(sizes.values()) < 5_000_000
+    assert 0.85 < sizes["train"] / sum(sizes.values()) < 0.95
+
+
+def test_a_document_says_what_it_documents(docs):
+    rows = {row["name"]: row for split in docs.values() for row in split}
+    row = rows["json.dumps"]
+    assert row["text"].startswith("json.dumps(obj, *, skipkeys=False")
+    assert "\n\nSerialize ``obj`` to a JSON formatted ``str``." in row["text"]
+    assert row["area"] == "json"
+    assert rows["json"]["text"].startswith("module json\n\n")
+
+
+def test_no_text_is_there_twice_nor_on_both_sides(docs):
+    bodies = [text.split("\n\n", 1)[1] for split in docs.values() for text in split["text"]]
+    assert len(bodies) == len(set(bodies))
+
+
+def test_tests_and_other_packages_are_left_out(docs):
+    areas = {area for split in docs.values() for area in split["area"]}
+    assert not areas & {"test", "idlelib", "lib2to3", "turtledemo", "site-packages", "torch"}
+
+
+def test_the_side_of_a_document_follows_from_its_name_alone(docs):
+    for split, rows in docs.items():
+        assert {python_docs.split_of(name) for name in rows["name"]} == {split}
+    assert python_docs.split_of("json.dumps") == "train"  # by the sha256 of the name, on every machine
+    assert python_docs.split_of("json.loads") == "validation"
+
+
+def test_a_second_reading_gives_the_same(docs):
+    python_docs.load.cache_clear()
+    again = python_docs.load()
+    assert all(docs[split]["text"][:] == again[split]["text"][:] for split in docs)
+
+
+def test_the_corpus_keeps_its_own_split_and_has_a_source(docs):
+    corpus = load_corpus(["python-docs"])
+    assert corpus.validation["text"][:] == docs["validation"]["text"][:]
+    assert corpus.train.column_names == ["text"]
+    assert corpus.sources[0]["name"].startswith("python-docs (3.")
+    assert len(corpus.sources[0]["sha256"]) == 64
+    json.dumps(corpus.sources)
+
+
+def test_it_can_be_read_beside_a_file(docs, tmp_path):
+    (tmp_path / "a.txt").write_text("0123456789")
+    corpus = load_corpus([str(tmp_path / "a.txt"), "python-docs"])
+    assert corpus.train["text"][-1] == "012345678"
+    assert corpus.validation["text"][-1] == "9"
+    assert (
+        len(load_documents(["python-docs", str(tmp_path / "a.txt")]))
+        == len(docs["train"]) + len(docs["validation"]) + 1
+    )

@@ -1,0 +1,43 @@
+import pytest
+
+from groundup.common.console import console
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.report import report_table, tokenizer_report
+from groundup.tokenization.word_level import train_word_level
+
+TRAIN = ["one two three four five six seven, and eight nine ten. " * 30]
+HELD_BACK = ["one two three", "eleven twelve."]
+
+
+def test_a_bpe_stands_beside_words_and_bytes():
+    rows = tokenizer_report(train_bpe(TRAIN, 290), iter(TRAIN), iter(HELD_BACK))
+    bpe, words, plain = rows
+    assert [row["tokenizer"] for row in rows] == ["byte-level BPE", "word-level", "bytes"]
+    assert words["unknown_rate"] == pytest.approx(2 / 6)  # "eleven" and "twelve" of one two three eleven twelve .
+    assert words["tokens_per_document"] == 3
+    assert words["bytes_per_token"] == pytest.approx(27 / 6)
+    assert bpe["unknown_rate"] == plain["unknown_rate"] == 0
+    assert plain["bytes_per_token"] == 1
+    assert plain["tokens_per_document"] == 27 / 2
+    assert plain["vocabulary_used"] == len(set("".join(HELD_BACK))) / 256
+    assert bpe["bytes_per_token"] > 1
+
+
+def test_the_numbers_are_those_of_the_tokenizer_itself():
+    tokenizer = train_bpe(TRAIN, 290)
+    ids = [tokenizer(text).input_ids for text in HELD_BACK]
+    row = tokenizer_report(tokenizer, TRAIN, HELD_BACK)[0]
+    assert row["tokens_per_document"] == sum(map(len, ids)) / 2
+    assert row["vocabulary_used"] == len(set(ids[0] + ids[1])) / 290
+
+
+def test_a_word_tokenizer_is_not_compared_with_itself():
+    rows = tokenizer_report(train_word_level(TRAIN, 20), TRAIN, HELD_BACK)
+    assert [row["tokenizer"] for row in rows] == ["word-level", "bytes"]
+
+
+def test_the_table_shows_every_row():
+    rows = tokenizer_report(train_bpe(TRAIN, 290), TRAIN, HELD_BACK)
+    with console.capture() as captured:
+        console.print(report_table(rows))
+    assert all(row["tokenizer"] in captured.get() for row in rows)

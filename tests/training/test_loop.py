@@ -1,0 +1,140 @@
+"""The loop on a model so small that its gradients can be checked against one large batch."""
+
+import itertools
+import json
+import signal
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from groundup.common.errors import Diverged, Interrupted
+from groundup.training.checkpoint import Position
+from groundup.training.loop import Loop, Schedule, crossed
+from groundup.training.schedule import Budget
+
+
+class SquareLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+
+    def forward(self, x, shift_labels):
+        counted = shift_labels != -100
+        return (((x @ self.weight) - shift_labels) ** 2)[counted].sum()
+
+
+class Rows:
+    """Twelve rows cut in micro-batches of given sizes, the same each step."""
+
+    def __init__(self, sizes, bad_steps=()):
+        torch.manual_seed(0)
+        self.x, self.y = torch.randn(12, 2), torch.randint(0, 5, (12,))
+        self.y[3] = -100
+        self.sizes, self.bad_steps = sizes, bad_steps
+
+    def micro_batches(self, step):
+        scale = float("nan") if step in self.bad_steps else 1.0
+        return [{"x": x * scale, "shift_labels": y} for x, y in zip(self.x.split(self.sizes), self.y.split(self.sizes))]
+
+
+def make_loop(batches, steps=4, **options):
+    objective = SquareLoss()
+    optimizer = torch.optim.SGD([{"params": objective.parameters(), "lr": 0.05, "initial_lr": 0.05}])
+    options = {"validate": lambda: {}, "save": lambda position: None, "schedule": Schedule()} | options
+    return Loop(
+        accelerator=Accelerator(),
+        objective=objective,
+        optimizers=[optimizer],
+        batches=batches,
+        budget=Budget(steps=steps),
+        **options,
+    )
+
+
+def test_accumulated_micro_batches_of_unlike_sizes_give_the_step_of_one_large_batch():
+    results = []
+    for sizes in ([12], [3, 3, 3, 3], [1, 5, 6]):
+        loop = make_loop(Rows(sizes))
+        loop.run()
+        results.append(loop.objective.weight.detach().clone())
+    torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(results[2], results[0], rtol=1e-6, atol=1e-7)
+
+
+def test_the_log_has_a_row_a_step_with_the_mean_loss_per_counted_label(tmp_path):
+    loop = make_loop(Rows([12]), log_path=tmp_path / "log.jsonl", steps=3)
+    weight = loop.objective.weight.detach().clone()
+    counted = loop.batches.y != -100
+    first = (((loop.batches.x @ weight) - loop.batches.y) ** 2)[counted].mean().item()
+    loop.run()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+    assert rows[0]["loss"] == pytest.approx(first, rel=1e-4)
+    assert rows[0]["tokens"] == 11
+
+
+def test_a_run_ends_with_the_learning_rate_near_zero_and_saves_at_the_end():
+    saved, rates = [], []
+    loop = make_loop(Rows([12]), steps=20, save=lambda position: saved.append(position.step))
+    original = loop._update
+
+    def update():
+        rates.append(loop.optimizers[0].param_groups[0]["lr"])
+        original()
+
+    loop._update = update
+    position = loop.run()
+    assert position.step == 20
+    assert saved[-1] == 20
+    assert rates[0] == 0.05
+    assert rates[-1] == pytest.approx(0.05 * 0.05 / 0.5)
+
+
+def test_save_every_decides_when_states_are_written():
+    saved = []
+    make_loop(Rows([12]), steps=7, save_every=3, save=lambda position: saved.append(position.step)).run()
+    assert {3, 6, 7} <= set(saved)
+
+
+def test_a_step_whose_loss_is_no_number_is_left_out():
+    loop = make_loop(Rows([12], bad_steps=(1,)), steps=3)
+    loop.run()
+    assert torch.isfinite(loop.objective.weight).all()
+    assert loop.position.step == 3
+
+
+def test_several_such_steps_in_a_row_end_the_run():
+    with pytest.raises(Diverged):
+        make_loop(Rows([12], bad_steps=range(1, 9)), steps=9).run()
+
+
+def test_a_stop_signal_saves_after_the_step_and_ends_the_run():
+    saved = []
+    rows = Rows([12])
+    original = rows.micro_batches
+
+    def micro_batches(step):
+        if step == 2:
+            signal.raise_signal(signal.SIGINT)
+        return original(step)
+
+    rows.micro_batches = micro_batches
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        make_loop(rows, steps=50, save=lambda position: saved.append(position.step)).run()
+    assert saved[-1] == 3
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_best_step_is_the_one_with_the_lowest_validation_loss():
+    losses = iter([3.0, 1.0, 2.0, 2.5, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
+    loop = make_loop(Rows([12]), steps=10, validate=lambda: {"validation_loss": next(losses)}, position=Position())
+    position = loop.run()
+    assert (position.best_loss, position.best_step) == (1.0, 2)
+
+
+def test_crossing_is_seen_once_for_each_border():
+    shares = [step / 37 for step in range(38)]
+    assert sum(crossed(a, b, 10) for a, b in itertools.pairwise(shares)) == 10

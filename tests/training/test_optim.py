@@ -1,0 +1,97 @@
+import torch
+from torch import nn
+
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training.optim import Muon, build_optimizers, orthogonalise, split_parameters
+
+
+def tiny(**knobs):
+    config = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 16,
+    }
+    return GroundupForCausalLM(GroundupConfig(**config | knobs))
+
+
+def test_orthogonalising_brings_every_singular_value_near_one_whatever_the_shape():
+    torch.manual_seed(0)
+    for shape in ((3, 64, 64), (2, 64, 256), (2, 256, 64)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        # With Polar Express's five steps the smallest of a Gaussian matrix's values may stay lower (arXiv:2505.16932).
+        assert values.max() < 1.25
+        assert values.median() > 0.85
+    rectangular = torch.linalg.svdvals(orthogonalise(torch.randn(2, 64, 256)))
+    assert rectangular.min() > 0.7
+
+
+def test_orthogonalising_keeps_the_singular_vectors():
+    torch.manual_seed(0)
+    matrix = torch.randn(1, 48, 200)
+    u, _, v = torch.linalg.svd(matrix[0], full_matrices=False)
+    assert (orthogonalise(matrix)[0] - u @ v).norm() / (u @ v).norm() < 0.2
+
+
+def test_a_zero_gradient_moves_nothing():
+    weight = nn.Parameter(torch.ones(4, 8))
+    weight.grad = torch.zeros(4, 8)
+    Muon([weight], lr=0.1).step()
+    assert torch.equal(weight, torch.ones(4, 8))
+
+
+def test_the_step_of_a_matrix_does_not_depend_on_the_size_of_its_gradient():
+    torch.manual_seed(0)
+    gradient, steps = torch.randn(16, 16), []
+    for scale in (1.0, 1000.0):
+        weight = nn.Parameter(torch.zeros(16, 16))
+        weight.grad = gradient * scale
+        Muon([weight], lr=0.1).step()
+        steps.append(weight.detach().clone())
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-3, atol=1e-5)
+
+
+def test_matrices_updated_together_get_what_each_gets_alone():
+    torch.manual_seed(0)
+    gradients = [torch.randn(8, 24) for _ in range(3)]
+    together = [nn.Parameter(torch.zeros(8, 24)) for _ in gradients]
+    for weight, gradient in zip(together, gradients):
+        weight.grad = gradient.clone()
+    Muon(together, lr=0.1).step()
+    for weight, gradient in zip(together, gradients):
+        alone = nn.Parameter(torch.zeros(8, 24))
+        alone.grad = gradient.clone()
+        Muon([alone], lr=0.1).step()
+        torch.testing.assert_close(weight, alone)
+
+
+def test_decay_spares_weights_that_the_step_moves_towards_zero():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.ones(8, 8))
+    weight.grad = torch.randn(8, 8)
+    plain = nn.Parameter(torch.ones(8, 8))
+    plain.grad = weight.grad.clone()
+    Muon([weight], lr=0.1, weight_decay=0.5).step()
+    Muon([plain], lr=0.1).step()
+    shrinks = plain < 1  # the step itself lowers these weights
+    torch.testing.assert_close(weight[~shrinks], plain[~shrinks])
+    torch.testing.assert_close(weight[shrinks], plain[shrinks] - 0.1 * 0.5)
+
+
+def test_every_trainable_parameter_has_one_optimizer_and_matrices_in_blocks_have_muon():
+    for knobs in ({}, {"tie_word_embeddings": True}, {"position_embedding": "learned", "norm": "layer_norm"}):
+        model = tiny(**knobs)
+        rates = dict.fromkeys(("matrix", "embedding", "head", "vector"), 0.01)
+        muon, adamw = build_optimizers(model, "muon", rates, 0.1)
+        in_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+        in_adamw = {id(p) for group in adamw.param_groups for p in group["params"]}
+        assert not in_muon & in_adamw
+        assert in_muon | in_adamw == {id(p) for p in model.parameters()}
+        assert in_muon == {id(p) for p in model.model.layers.parameters() if p.ndim == 2}
+
+
+def test_frozen_parameters_have_no_optimizer():
+    model = tiny()
+    model.model.embed_tokens.weight.requires_grad = False
+    assert not split_parameters(model)["embedding"]

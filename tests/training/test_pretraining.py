@@ -1,0 +1,230 @@
+"""The verb from outside: the same seed, a killed run, and what it says of data that will not do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+import groundup as package
+from groundup.common.errors import InputError, Interrupted
+from groundup.common.files import sha256_of
+
+TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
+
+
+def options(settings):
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def weights(folder):
+    return sha256_of(folder / "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def finished(story, tmp_path):
+    package.pretrain(data=[str(story)], out=str(tmp_path / "first"), max_steps=30, quiet=True, **TINY)
+    return tmp_path / "first"
+
+
+def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(finished, story, tmp_path):
+    for name, seed in (("again", 0), ("other", 1)):
+        package.pretrain(data=[str(story)], out=str(tmp_path / name), max_steps=30, seed=seed, quiet=True, **TINY)
+    assert weights(tmp_path / "again") == weights(finished)
+    assert weights(tmp_path / "other") != weights(finished)
+
+
+def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_machine(finished, story, tmp_path):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
+        "generation_config.json", "log.jsonl", "metrics.json", "model.safetensors", "modeling_groundup.py",
+        "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    steps = sorted((finished / "checkpoints").iterdir())
+    assert all(names - {"checkpoints"} | {"state"} == {path.name for path in step.iterdir()} for step in steps)
+    for path in finished.rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+def test_it_learns_and_metrics_stand_beside_baselines_and_are_of_these_weights(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    bits = {row["baseline"]: row["value"] for row in metrics["metrics"] if row["name"] == "bits_per_byte"}
+    assert bits[None] < bits["unigram"]
+    assert set(bits) == {None, "unigram", "xz -9e"}
+    assert metrics["weights_sha256"] == weights(finished)
+    rows = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_the_saved_model_is_the_one_that_was_scored(finished):
+    """Scored again by the verb `evaluate` on the text kept back, it gets what metrics.json says."""
+    text = (finished.parent / "story.txt").read_text()
+    (finished.parent / "kept_back.txt").write_text(text[int(len(text) * 0.9) :])
+    out = finished.parent / "scores"
+    package.evaluate(model=str(finished), data=[str(finished.parent / "kept_back.txt")], out=str(out), quiet=True)
+
+    def bits(folder):
+        rows = json.loads((folder / "metrics.json").read_text())["metrics"]
+        return next(row["value"] for row in rows if row["name"] == "bits_per_byte" and row["baseline"] is None)
+
+    assert bits(out) == pytest.approx(bits(finished), rel=1e-6)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, story):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    package.pretrain(out=str(finished), resume=True, quiet=True)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(finished, story, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "groundup", "pretrain", "--out", str(out)]
+    begin = [*command, "--data", str(story), "--max-steps", "30", "--save-every", "4", *options(TINY)]
+    for step in (4, 16):
+        process = subprocess.Popen([*begin, "--resume"], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not any(
+            int(path.name[5:]) >= step for path in (out / "checkpoints").glob("step-*")
+        ):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+    assert weights(out) == weights(finished)
+    assert any(json.loads(line).get("event") == "resume" for line in (out / "log.jsonl").read_text().splitlines())
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_used(finished, story, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "damaged"
+    monkeypatch.setattr("groundup.training.pretraining.Pretraining._finish", lambda *_: None)
+    package.pretrain(data=[str(story)], out=str(out), max_steps=30, **TINY)
+    monkeypatch.undo()
+    newest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+    package.pretrain(out=str(out), resume=True)
+    assert f"{newest.name}: model.safetensors is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert weights(out) == weights(finished)
+
+
+def test_ctrl_c_saves_the_state_and_says_how_to_go_on(story, tmp_path):
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [
+            *[sys.executable, "-m", "groundup", "pretrain", "--data", str(story), "--out", str(out)],
+            *["--max-steps", "100000", *options(TINY)],
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not (out / "log.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in message
+    assert list((out / "checkpoints").glob("step-*"))
+
+
+def test_a_run_in_minutes_ends_in_time_and_annealed(story, tmp_path):
+    started = time.time()
+    package.pretrain(data=[str(story)], out=str(tmp_path / "timed"), minutes=0.2, quiet=True, **TINY)
+    assert time.time() - started < 0.2 * 60 + 5
+    rows = [json.loads(line) for line in (tmp_path / "timed" / "log.jsonl").read_text().splitlines()]
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates[-1] < 0.05 * max(rates)
+
+
+def test_epochs_count_every_token_once_each(story, tmp_path):
+    package.pretrain(data=[str(story)], out=str(tmp_path / "two"), epochs=2, quiet=True, **TINY)
+    training = json.loads((tmp_path / "two" / "metrics.json").read_text())["training"]
+    assert training["epochs"] == 2
+
+
+def test_going_on_from_a_model_starts_at_its_loss(finished, story, tmp_path):
+    package.pretrain(data=[str(story)], init_from=str(finished), out=str(tmp_path / "more"), max_steps=5, quiet=True,
+                     context_length=32, batch_tokens=256)  # fmt: skip
+    rows = [json.loads(line) for line in (tmp_path / "more" / "log.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] < before[0]["loss"] - 1
+
+
+def test_word_level_tokenizers_can_be_pretrained_on(story, tmp_path):
+    package.train_tokenizer(data=[str(story)], kind="word", vocab_size=15, out=str(tmp_path / "words"), quiet=True)
+    sizes = {name: value for name, value in TINY.items() if name != "vocab_size"}
+    package.pretrain(data=[str(story)], tokenizer=str(tmp_path / "words"), out=str(tmp_path / "word_model"),
+                     max_steps=20, quiet=True, **sizes)  # fmt: skip
+    rows = json.loads((tmp_path / "word_model" / "metrics.json").read_text())["metrics"]
+    bits = [row for row in rows if row["name"] == "bits_per_byte" and row["baseline"] is None]
+    assert bits[0]["value"] is None
+    assert "byte" in bits[0]["note"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"data": ["missing.txt"]}, "missing.txt"),
+        ({"data": ["empty.txt"]}, "empty"),
+        ({"data": ["binary.txt"]}, "binary.txt"),
+        ({"data": ["rows.csv"], "text_column": "body"}, "body"),
+        ({"data": ["short.txt"]}, "window"),
+        ({"data": ["story.txt"], "vocab_size": 20000}, "20000"),
+        ({"data": ["story.txt"], "out": "full"}, "full"),
+        ({"data": ["story.txt"], "max_steps": 5, "minutes": 1}, "one budget"),
+        ({"data": ["story.txt"], "max_steps": 0}, "above 0"),
+        ({"data": ["story.txt"], "preset": "gtp2"}, "gpt2"),
+        ({"data": ["story.txt"], "max_steps": 1, "hidden_size": 30, "model_config": {"num_attention_heads": 4}}, "num"),
+        ({"data": ["story.txt"], "tokenizer": "nowhere"}, "nowhere"),
+        ({"data": []}, "--data"),
+        ({"datta": ["story.txt"]}, "data"),
+    ],
+)
+def test_what_the_user_gets_wrong_is_said_in_one_line(settings, words, story, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "rows.csv").write_text("text,label\nsome words,1\nmore words,0\n")
+    (tmp_path / "short.txt").write_text("Too short for one window of text.")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").write_text("kept")
+    with pytest.raises(InputError) as error:
+        package.pretrain(**{"max_steps": None, "quiet": True} | settings)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "full" / "something").read_text() == "kept"
+    assert not list((tmp_path / "runs").glob("*")), "the same command, mended, must find its folder free"
+
+
+def test_a_full_disk_is_said_and_the_state_before_it_is_whole(story, tmp_path, monkeypatch):
+    import groundup.training.run_folder as run_folder
+
+    out, original, calls = tmp_path / "full", run_folder.save_model, []
+
+    def save_model(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        original(*arguments)
+
+    monkeypatch.setattr(run_folder, "save_model", save_model)
+    with pytest.raises(InputError, match="no space left"):
+        package.pretrain(data=[str(story)], out=str(out), max_steps=30, quiet=True, **TINY)
+    monkeypatch.undo()
+    assert not [path for path in (out / "checkpoints").iterdir() if not path.name.startswith("step-")]
+    package.pretrain(out=str(out), resume=True, quiet=True)
+    assert load_file(out / "model.safetensors")
+
+
+def test_being_interrupted_is_told_apart_from_an_error():
+    assert not issubclass(Interrupted, InputError)
