@@ -31,8 +31,7 @@ lint: setup
 	$(BIN)/pyright
 
 bench: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,benchmarks]"
-	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(ALL),--all)
+	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -7,10 +7,12 @@ self and nothing is written into the user's folder.
 import bz2
 import codecs
 import contextlib
+import errno
 import gzip
 import lzma
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -62,7 +64,7 @@ def unpack(path: Path, sha256: str) -> Path:
                 else:
                     with _opener(packing)(path) as packed, (temporary / "content").open("wb") as plain:
                         shutil.copyfileobj(packed, plain, _BLOCK_BYTES)
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zipfile.BadZipFile, ValueError) as error:
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, ValueError) as error:
             raise InputError(f"{path} is damaged or no {packing} file: {error}") from error
         except RuntimeError as error:  # zipfile's way to say that a password is needed
             raise InputError(f"{path} cannot be unpacked: {error}") from error
@@ -106,8 +108,8 @@ def read_texts(paths: Sequence[Path], fingerprint: str) -> datasets.Dataset:
 
     `fingerprint` names the content in the cache. The text loader of `datasets` would turn every line end into \\n.
     """
-    builder = _TextFiles([str(path) for path in paths], dataset_name="groundup-text", hash=fingerprint)
     with quiet_datasets():
+        builder = _TextFiles([str(path) for path in paths], dataset_name="groundup-text", hash=fingerprint)
         builder.download_and_prepare()
         return builder.as_dataset(split="train")  # type: ignore[return-value]
 
@@ -182,7 +184,10 @@ def _csv_options(path: Path, separator: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Keep `datasets` and the Hub client from drawing bars and printing warnings of their own."""
+    """Keep `datasets` and the Hub client from drawing bars and printing warnings of their own.
+
+    Raises `InputError` where their cache cannot be written.
+    """
     library = datasets.utils.logging
     bars = not datasets.are_progress_bars_disabled()
     levels = library.get_verbosity(), hub_logging.get_verbosity()
@@ -191,6 +196,13 @@ def quiet_datasets() -> Iterator[None]:
     hub_logging.set_verbosity(hub_logging.CRITICAL)
     try:
         yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            cache = datasets.config.HF_DATASETS_CACHE
+            raise InputError(
+                f"cannot write to the cache {cache}: set HF_HOME to a folder that can be written"
+            ) from error
+        raise
     finally:
         library.set_verbosity(levels[0])
         hub_logging.set_verbosity(levels[1])

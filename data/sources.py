@@ -37,7 +37,8 @@ from groundup.data.readers import (
     read_texts,
     text_table,
     unpack,
-)from groundup.tokenization.pieces import cut_pieces
+)
+from groundup.tokenization.pieces import cut_pieces
 
 PYTHON_DOCS = "python-docs"
 
@@ -132,7 +133,8 @@ def find_files(item: str) -> list[Source]:
     if path.is_file():
         return _named(path, path.name)
     if glob.has_magic(item):
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        # pathlib's own takes no absolute pattern.
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
         found = [match for match in matches if match.is_file()]
         if found and path.suffix and not glob.has_magic(path.suffix):
             return [source for file in found for source in _named(file, file.name)]
@@ -166,7 +168,7 @@ def _named(path: Path, name: str) -> list[Source]:
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise InputError(f"cannot read {name}: {error.strerror}") from error
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
     if plain.is_dir():
         members = [member for member in sorted(plain.rglob("*")) if member.is_file() and not _is_hidden(member, plain)]
         inner = _readable(name, members, plain)

@@ -11,15 +11,16 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar
@@ -29,10 +30,10 @@ from groundup.tokenization.folder import fingerprint, plain_backend
 from groundup.tokenization.pieces import PIECE_BYTES, cut_pieces
 
 SHARD_TOKENS = 2**25  # 64 MiB of 16-bit ids: the writer holds one shard in memory
-BATCH_BYTES = (
-    2**19
-)  # text given to the tokenizer's threads at a time: more is slower, as memory is claimed and given back
+BATCH_BYTES = 2**19  # text given to the tokenizer's threads at a time; more is slower (memory is claimed and returned)
 
+X = TypeVar("X")
+Y = TypeVar("Y")
 _Piece = tuple[str, int, bool]  # a text, its bytes, whether its document ends with it
 
 
@@ -131,15 +132,31 @@ def _unchanged(folder: Path, meta: dict[str, Any]) -> TokenStream | None:
 
 def _encode(documents: datasets.Dataset, backend: Tokenizer, end_of_text: int) -> Iterator[tuple[list[int], int]]:
     """The ids of one batch of pieces after another with `end_of_text` around documents, and the bytes of text."""
+
+    def encode(batch: list[_Piece]) -> tuple[list[_Piece], list[Encoding]]:
+        return batch, backend.encode_batch_fast([text for text, _, _ in batch], add_special_tokens=False)
+
     yield [end_of_text], 0
-    for batch in _batches(documents):
-        encodings = backend.encode_batch_fast([text for text, _, _ in batch], add_special_tokens=False)
+    for batch, encodings in _one_ahead(encode, _batches(documents)):
         ids: list[int] = []
         for encoding, (_, _, ends) in zip(encodings, batch):
             ids.extend(encoding.ids)
             if ends:
                 ids.append(end_of_text)
         yield ids, sum(size for _, size, _ in batch)
+
+
+def _one_ahead(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
+    """`map` that makes the next result in a thread while this one is used: the tokenizer lets go of Python's lock."""
+    with ThreadPoolExecutor(1) as worker:
+        pending = None
+        for item in items:
+            following = worker.submit(function, item)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 def _batches(documents: datasets.Dataset) -> Iterator[list[_Piece]]:

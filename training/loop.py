@@ -87,13 +87,15 @@ class Loop:
         self._last_save = time.monotonic()
         self._losses: list[torch.Tensor] = []
         self._since_log = (self.position.tokens, self.position.seconds)
-        share = self._share()
+        share, of_a_step = self._share(), 0.0
         with stop_signals() as stopped, ProgressBar("training", total=1.0) as bar:
-            while share < 1.0 and (batches := self.batches.micro_batches(self.position.step)):
+            # Under a clock the last step is the one that ends nearest to the budget.
+            while share + of_a_step / 2 < 1.0 and (batches := self.batches.micro_batches(self.position.step)):
                 self.objective.train()
                 self._set_rates(share)
                 self._step(batches)
                 before, share = share, self._share()
+                of_a_step = share - before
                 if crossed(before, share, LOG_ROWS):
                     bar.update(share, self._log())
                 if stopped:

@@ -19,6 +19,8 @@ from groundup.training.settings import PretrainSettings
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
 USED_SHARE = 0.55  # of the measured matrix-multiply speed that a training step of a small model reaches
 DEFAULT_MINUTES = 10.0
+CPU_MICRO_BATCH = 2048  # tokens: the activations of so many still lie in a processor's cache
+ACCELERATOR_MICRO_BATCH = 2**16  # tokens
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,13 @@ def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None
     width = model["hidden_size"]
     batch_tokens = settings.batch_tokens or (1024 if settings.smoke else max(2048, 2 ** round(math.log2(32 * width))))
     rows = max(1, batch_tokens // context_length)
+    micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
     return Plan(
         vocab_size=vocab_size,
         model=model,
         context_length=context_length,
         batch_tokens=rows * context_length,
-        micro_batch_rows=min(rows, settings.micro_batch_rows or max(1, 8192 // context_length)),
+        micro_batch_rows=min(rows, settings.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
         precision=precision,
         optimizer=settings.optimizer,
         rates=_rates(settings, width),

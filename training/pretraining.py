@@ -42,7 +42,7 @@ VALIDATION_TOKENS = 2**16  # scored at each validation of a run whose budget is 
 TIMED_TOKENS = 2**12  # scored to learn how fast that is
 VALIDATION_SHARE = 0.02  # of the time, what all validations of a run under a clock may take together
 FINISH_SHARE = 0.2  # of the time, the most that the last scores may take; beyond it they are taken on a part
-FINISH_SECONDS = 3.0  # to write the last files
+FINISH_SECONDS = 5.0  # to write the last files
 
 
 @verb(PretrainSettings)
@@ -57,7 +57,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         Diverged: when the loss stops being a number.
     """
     began = clock.began()
-    state = PartialState()
+    # Said outright: under torchrun without an accelerator Accelerate would start as many lone processes.
+    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
     console.quiet = settings.quiet or not state.is_main_process
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
@@ -103,7 +104,7 @@ class Pretraining:
         self.prepared, self.folder, self.began = prepared, run, began
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         precision = {"fp32": "no"}.get(prepared.plan.precision, prepared.plan.precision)
-        self.accelerator = Accelerator(mixed_precision=precision)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=torch.accelerator.current_accelerator() is None)
         set_seed(prepared.settings.seed)
         self.model = make_model(prepared).to(self.accelerator.device)
         if prepared.settings.gradient_checkpointing:

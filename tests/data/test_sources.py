@@ -206,6 +206,9 @@ def test_csv_values_stay_as_written(tmp_path):
         ("a.csv", b"a,text\n1,\xe9\n", "cannot read a.csv as .csv"),
         ("a.parquet", b"no parquet", "cannot read a.parquet as .parquet"),
         ("a.txt.gz", b"no gzip", "damaged"),
+        ("a.txt.gz", gzip.compress(b"some text" * 99)[:20] + b"damaged" * 9, "damaged"),
+        ("a.txt.bz2", b"no bzip2", "cannot read a.txt.bz2: Invalid data stream"),
+        ("a.txt.xz", b"no xz", "damaged"),
         ("a.zip", b"no zip", "damaged"),
         ("a.txt.gz", gzip.compress(b"x" * 9999)[:30], "damaged"),
     ],
@@ -229,6 +232,13 @@ def test_invalid_utf8_is_found_where_python_finds_it(tmp_path_factory, content):
         except UnicodeDecodeError as error:
             with pytest.raises(InputError, match=f"byte {error.start}|ends within"):
                 readers.check_text(path, "a.txt")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "text"), ("a.jsonl", jsonl(ROWS))])
+def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch, name, content):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", write(tmp_path / "a-file-not-a-folder", "x") + "/cache")
+    with pytest.raises(InputError, match="set HF_HOME"):
+        load_documents([write(tmp_path / name, content)])
 
 
 def test_a_missing_file_is_answered_with_a_near_name(tmp_path):

@@ -1,0 +1,164 @@
+"""`make bench`: ours beside a peer, in turn in one process, as ratios; medians of several runs, with their range.
+
+    make bench              every row that takes minutes
+    make bench ROW=name     one row
+
+Prints a table and writes benchmarks/results.json. Absolute figures depend on the machine, ratios less so.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from groundup.data import python_docs
+from groundup.data.tokens import write_shards
+from groundup.evaluation.generation import Sampling, lay_out_for_decoding, stream_tokens
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import plain_backend
+from groundup.training.objectives import NextTokenLoss
+from groundup.training.optim import build_optimizers
+from groundup.training.plan import bf16_is_native
+
+RUNS = 5
+
+
+@dataclass
+class Row:
+    """A ratio of ours to the peer's, above 1 where ours is better, over paired runs."""
+
+    name: str
+    what: str
+    median: float
+    lowest: float
+    highest: float
+    ours: str
+    peer: str
+
+
+def compare(
+    name: str, what: str, unit: str, work: float, ours: Callable[[], object], peer: Callable[[], object]
+) -> Row:
+    """Run ours and the peer in turn, once unmeasured and `RUNS` times measured; rates are `work` per second."""
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(RUNS + 1):
+        for side, run in (("ours", ours), ("peer", peer)):
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[side].append(time.perf_counter() - started)
+    ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["peer"])]
+    rates = {side: f"{work / statistics.median(times):,.0f} {unit}" for side, times in seconds.items()}
+    return Row(name, what, statistics.median(ratios), min(ratios), max(ratios), rates["ours"], rates["peer"])
+
+
+def tokenise() -> Row:
+    """Our shards against the tokenizer's own threads alone, on the built-in corpus."""
+    documents = python_docs.load()["train"]
+    tokenizer = train_bpe(documents["text"], 4096)
+    backend, texts = plain_backend(tokenizer), list(documents["text"])
+    tokens = sum(len(encoding.ids) for encoding in backend.encode_batch_fast(texts))
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            write_shards(documents, tokenizer, Path(folder) / "shards")
+
+    what = "tokenise and write shards ÷ encode_batch_fast alone"
+    return compare("tokenise", what, "tokens/s", tokens, ours, lambda: backend.encode_batch_fast(texts))
+
+
+def generate() -> Row:
+    """Our decode loop against `generate` of stock GPT-2, the same sizes and about 6 million parameters."""
+    sizes = {"vocab_size": 4096, "n_positions": 256, "n_embd": 256, "n_layer": 6, "n_head": 4}
+    ours = lay_out_for_decoding(
+        GroundupForCausalLM(GroundupConfig.preset("gpt2", bos_token_id=0, eos_token_id=0, **sizes))
+    )
+    peer = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)).eval()
+    prompt, new = list(range(1, 17)), 100
+    sampling = Sampling(max_new_tokens=new, temperature=0, stop_ids=(-1,))
+    ids = torch.tensor([prompt])
+
+    def stock() -> None:
+        peer.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new, max_new_tokens=new,
+            pad_token_id=0,
+        )  # fmt: skip
+
+    what = "groundup generate ÷ GPT2LMHeadModel.generate, batch 1, greedy, fp32"
+    return compare("generate", what, "tokens/s", new, lambda: list(stream_tokens(ours, prompt, sampling)), stock)
+
+
+def train() -> Row:
+    """A whole step of ours (network, loss, AdamW) against stock GPT-2 with AdamW, each in its best precision."""
+    vocabulary, width, layers, context, rows = 8192, 384, 6, 256, 8
+    torch.manual_seed(0)
+    ids = torch.randint(0, vocabulary, (rows, context))
+    precision = torch.bfloat16 if bf16_is_native() else torch.float32
+    sizes = {"vocab_size": vocabulary, "n_positions": context, "n_embd": width, "n_layer": layers, "n_head": 6}
+    dropout = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+    own = GroundupForCausalLM(GroundupConfig.preset("gpt2", bos_token_id=0, eos_token_id=0, **sizes, **dropout)).train()
+    stock = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes, **dropout)).train()
+    rates = dict.fromkeys(("matrix", "embedding", "head", "vector"), 1e-3)
+    objective, optimizers = NextTokenLoss(own), build_optimizers(own, "adamw", rates, 0.1)
+    optimizer = torch.optim.AdamW(stock.parameters(), lr=1e-3)
+    labels = functional.pad(ids, (0, 1), value=-100)[:, 1:]
+
+    def ours() -> None:
+        with torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
+            loss = objective(input_ids=ids, shift_labels=labels) / labels.numel()
+        loss.backward()
+        for each in optimizers:
+            each.step()
+            each.zero_grad()
+
+    def peer() -> None:
+        with torch.autocast("cpu", precision, enabled=precision is torch.bfloat16):
+            loss = stock(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    what = f"training step ÷ GPT2LMHeadModel + AdamW, 6 layers, 384 wide, {str(precision)[6:]}"
+    return compare("train", what, "tokens/s", rows * context, ours, peer)
+
+
+ROWS = {"tokenise": tokenise, "generate": generate, "train": train}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--row", choices=ROWS, help="one row alone")
+    chosen = parser.parse_args().row
+    rows = [ROWS[name]() for name in ([chosen] if chosen else ROWS)]
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    table = Table(title=f"ours ÷ peer, median of {RUNS} ({machine})", box=None, header_style="bold")
+    for column in ("row", "ratio", "range", "ours", "peer", "what"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            row.name, f"{row.median:.2f}", f"{row.lowest:.2f} to {row.highest:.2f}", row.ours, row.peer, row.what
+        )
+    Console().print(table)
+    results = {"machine": machine, "runs": RUNS, "rows": [asdict(row) for row in rows]}
+    Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
