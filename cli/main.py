@@ -103,7 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complain(name: str, error: Any) -> None:
-    """One line on standard error, even where `--quiet` silences the rest."""
+    """One line on standard error, even where `--quiet` silences the rest; of several processes the first one's."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     print(f"groundup {name}: {' '.join(str(error).split())}".replace("groundup : ", "groundup: "), file=sys.stderr)
 
 

@@ -72,12 +72,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def require_new(folder: Path) -> None:
-    """Raise `InputError` unless `folder` is absent or an empty folder."""
+def require_new(folder: Path, or_else: str = "") -> None:
+    """Raise `InputError` unless `folder` is absent or an empty folder; `or_else` says what else would do."""
     if folder.is_dir() and not any(folder.iterdir()):
         return
     if folder.exists():
-        raise InputError(f"{folder} already holds something: choose a new --out, or add --resume to go on with it")
+        raise InputError(f"{folder} already holds something: choose a new --out{or_else}")
 
 
 def sha256_of(path: Path) -> str:

@@ -92,7 +92,10 @@ def load_corpus(data: Sequence[str], text_column: str | None = None, validation_
 
 
 def load_documents(data: Sequence[str], text_column: str | None = None) -> datasets.Dataset:
-    """Read all documents of `data`, unsplit, as a dataset with one column `text`. Raises `InputError`."""
+    """Read documents to measure on, unsplit, as a dataset with one column `text`. Raises `InputError`.
+
+    Of `python-docs` these are the ones kept back: the others are what a model was trained on.
+    """
     return _read(data, text_column)[0]
 
 
@@ -183,8 +186,7 @@ def _read(data: Sequence[str], text_column: str | None) -> tuple[datasets.Datase
     parts, rows = [], []
     for item in data:
         if item == PYTHON_DOCS:
-            docs = python_docs.load()
-            parts.append(datasets.concatenate_datasets([docs["train"], docs["validation"]]).select_columns("text"))
+            parts.append(python_docs.load()["validation"].select_columns("text"))
             rows.append(python_docs.source())
         elif is_hub_name(item):
             dataset, row = _load_hub(item)

@@ -35,12 +35,12 @@ class Size:
 
 SIZES = (
     Size(64, 2, 64, 0),
-    Size(128, 3, 128, 5e11),
-    Size(192, 4, 128, 4e12),
-    Size(256, 5, 256, 3e13),
-    Size(384, 6, 256, 2e14),
-    Size(512, 8, 512, 1.5e15),
-    Size(768, 12, 1024, 1.5e16),
+    Size(128, 3, 128, 2e12),
+    Size(192, 4, 128, 8e13),
+    Size(256, 5, 256, 2.5e14),
+    Size(384, 6, 256, 1.2e15),
+    Size(512, 8, 512, 8e15),
+    Size(768, 12, 1024, 8e16),
 )
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 SMOKE_SIZE = Size(64, 2, 64, 0)
@@ -114,7 +114,7 @@ def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None
     model = _model_fields(settings, size)
     context_length = settings.context_length or model.pop("max_position_embeddings", size.context_length)
     width = model["hidden_size"]
-    batch_tokens = settings.batch_tokens or (1024 if settings.smoke else max(2048, 2 ** round(math.log2(32 * width))))
+    batch_tokens = settings.batch_tokens or (1024 if settings.smoke else max(2048, 2 ** round(math.log2(16 * width))))
     rows = max(1, batch_tokens // context_length)
     micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
     return Plan(
@@ -131,9 +131,9 @@ def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None
         decay=0.6,
         reasons={
             "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
-            "size": f"the best width for that compute is {size.hidden_size}",
+            "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
             "vocabulary": f"about the square root of {text_bytes:,} bytes of text",
-            "batch": "Muon pays from 32 tokens per unit of width on",
+            "batch": "16 tokens per unit of width: more steps are worth Muon's share of each",
             "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
         },
     )

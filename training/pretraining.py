@@ -4,13 +4,14 @@ documents -> tokenizer -> shards -> plan -> loop -> checkpoint -> scores
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 
 from groundup.common import clock
 from groundup.common.console import ProgressBar, console, say
@@ -67,9 +68,8 @@ def pretrain(settings: PretrainSettings) -> Path:
         say(f"{run.out} is finished: nothing to do")
         return run.out
     try:
-        with state.main_process_first():
-            if not run.has_begun or (state.is_main_process and not settings.resume):
-                prepare_run(settings, run, began)
+        if not (settings.resume and run.has_begun):
+            _once(state, lambda: prepare_run(settings, run, began))
         Pretraining(open_prepared(run), run, began).run(resume=settings.resume)
     except Exception as error:
         raise disk_error(error, run.out) or error from error
@@ -77,6 +77,19 @@ def pretrain(settings: PretrainSettings) -> Path:
         console.print(summary_table(read_metrics(run.out)))
         say(f"written to {run.out}; try: groundup generate --model {run.out}")
     return run.out
+
+
+def _once(state: PartialState, action: Callable[[], None]) -> None:
+    """Do something on the first process while the others wait; what the user got wrong is an error on all of them."""
+    wrong: list[str | None] = [None]
+    if state.is_main_process:
+        try:
+            action()
+        except InputError as error:
+            wrong = [str(error)]
+    broadcast_object_list(wrong)
+    if wrong[0] is not None:
+        raise InputError(wrong[0])
 
 
 class WindowBatches:

@@ -61,7 +61,7 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
     """
     settings = with_budget(settings)
     if not settings.resume:
-        require_new(run.out)
+        require_new(run.out, ", or add --resume to go on with it")
     run.work.mkdir(parents=True, exist_ok=True)
     try:
         _prepare(settings, run, began)

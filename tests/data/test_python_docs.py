@@ -63,7 +63,9 @@ def test_it_can_be_read_beside_a_file(docs, tmp_path):
     corpus = load_corpus([str(tmp_path / "a.txt"), "python-docs"])
     assert corpus.train["text"][-1] == "012345678"
     assert corpus.validation["text"][-1] == "9"
-    assert (
-        len(load_documents(["python-docs", str(tmp_path / "a.txt")]))
-        == len(docs["train"]) + len(docs["validation"]) + 1
-    )
+
+
+def test_what_is_measured_on_is_the_part_kept_back_alone(docs, tmp_path):
+    (tmp_path / "a.txt").write_text("0123456789")
+    documents = load_documents(["python-docs", str(tmp_path / "a.txt")])
+    assert documents["text"][:] == [*docs["validation"]["text"], "0123456789"]

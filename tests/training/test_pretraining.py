@@ -228,3 +228,36 @@ def test_a_full_disk_is_said_and_the_state_before_it_is_whole(story, tmp_path, m
 
 def test_being_interrupted_is_told_apart_from_an_error():
     assert not issubclass(Interrupted, InputError)
+
+
+def with_two_processes(*arguments):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup", "pretrain"]
+    return subprocess.run(
+        [*launch, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_of_one(story, tmp_path):
+    fixed = {"max_steps": 20, "precision": "fp32"} | TINY
+    package.pretrain(data=[str(story)], out=str(tmp_path / "one"), quiet=True, **fixed)
+    done = with_two_processes("--data", story, "--out", tmp_path / "two", *options(fixed))
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [
+            json.loads(line)["loss"]
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+            if "learn" in line
+        ]
+        for name in ("one", "two")
+    )
+    assert two == pytest.approx(one, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_say_what_is_wrong_once(tmp_path):
+    done = with_two_processes("--data", "nowhere.txt", "--out", tmp_path / "two")
+    assert done.returncode != 0
+    assert done.stderr.count("nowhere.txt") == 1
+    assert "groundup pretrain: no file or folder nowhere.txt" in done.stderr
