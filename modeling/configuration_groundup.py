@@ -215,7 +215,13 @@ class GroundupConfig(PreTrainedConfig):
             plan["layers.*.self_attn.k_norm"] = "replicated_with_grad_allreduce"
         return plan
 
-    def validate_sizes(self) -> None:
+    def validate_architecture(self) -> None:
+        """Refuse what cannot work, the simplest reason first; run by the base class when a config is made."""
+        self._check_sizes()
+        self._check_attention()
+        self._check_choices()
+
+    def _check_sizes(self) -> None:
         """Refuse sizes that are not positive and probabilities outside [0, 1)."""
         for name in (
             "vocab_size",
@@ -240,7 +246,7 @@ class GroundupConfig(PreTrainedConfig):
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name}={value} must lie in the vocabulary, 0 to {self.vocab_size - 1}")
 
-    def validate_attention(self) -> None:
+    def _check_attention(self) -> None:
         """Refuse heads, windows and layer types that cannot work together."""
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if self.head_dim == self.hidden_size // heads and self.hidden_size % heads:
@@ -267,7 +273,7 @@ class GroundupConfig(PreTrainedConfig):
                 f"layer_types names {len(self.layer_types or [])} layers but num_hidden_layers={self.num_hidden_layers}"
             )
 
-    def validate_choices(self) -> None:
+    def _check_choices(self) -> None:
         """Refuse an unknown activation or rotary type, and odd rotary heads."""
         if self.hidden_act not in ACT2FN:
             known = ", ".join(sorted(name for name in ACT2FN if name in ("silu", "gelu", "gelu_new", "relu", "relu2")))

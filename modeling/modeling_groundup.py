@@ -100,9 +100,7 @@ class GroundupRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) -> (..., C). Computed in fp32 and cast before the gain, as Llama does, so that bf16 agrees too."""
-        normed = x.float()
-        normed = normed * torch.rsqrt(normed.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return self.weight * nn.functional.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 def make_norm(config: GroundupConfig) -> nn.Module:
@@ -196,6 +194,8 @@ class GroundupAttention(nn.Module):
             key, value = self._keys_and_values(hidden_states)  # (B, G, T, D) each
             if position_embeddings is not None:
                 query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
+            if isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values = past_key_values.self_attention_cache
             if past_key_values is not None:
                 key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
 
