@@ -171,8 +171,8 @@ def _rates(settings: PretrainSettings, width: int) -> dict[str, float]:
     if settings.optimizer == "adamw":
         return dict.fromkeys(("matrix", "embedding", "head", "vector"), 2e-3 * narrow * scale)
     return {
-        "matrix": 0.02 * scale,
-        "embedding": 0.02 * narrow * scale,
-        "head": 0.008 * narrow * scale,
+        "matrix": 0.015 * scale,
+        "embedding": 0.04 * narrow * scale,
+        "head": 0.005 * narrow * scale,
         "vector": 0.01 * scale,
     }
