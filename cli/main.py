@@ -57,6 +57,18 @@ VERBS = {
         "groundup.evaluation.measuring:evaluate",
         example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
     ),
+    "import-gpt2": Verb(
+        "groundup.training.conversion_settings:ImportGpt2Settings",
+        "groundup.training.conversion:import_gpt2",
+        ("source",),
+        "groundup import-gpt2 openai-community/gpt2 --out gpt2",
+    ),
+    "export": Verb(
+        "groundup.training.conversion_settings:ExportSettings",
+        "groundup.training.conversion:export",
+        ("checkpoint",),
+        "groundup export runs/pretrain-my_texts --to qwen3",
+    ),
     "generate": Verb(
         "groundup.cli.settings:GenerateSettings",
         "groundup.cli.chat:generate",
@@ -76,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP's threads wait for each other by spinning; with any other program on the cores each wait lasts until the
     # scheduler's next turn, and training a small model is 10 to 100 times slower. Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    clock.count_from_process_start()
     name = arguments[0] if arguments else ""
     try:
         if name in ("", "-h", "--help"):
@@ -89,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"unknown verb {name!r}{near(name, VERBS)}: there are {', '.join(VERBS)}")
         settings = parse(name, arguments[1:])
         if settings is not None:
-            find(VERBS[name].function)(settings)
+            with clock.counting_from_process_start():
+                find(VERBS[name].function)(settings)
         return 0
     except InputError as error:
         complain(name, error)

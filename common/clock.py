@@ -1,16 +1,23 @@
 """When the running verb began: the process's start for a command, the call for a function used from Python."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import psutil
 
 _of_the_command: float | None = None
 
 
-def count_from_process_start() -> None:
-    """Let budgets in minutes count from the start of this process, imports included; for the command line alone."""
+@contextlib.contextmanager
+def counting_from_process_start() -> Iterator[None]:
+    """Inside, budgets in minutes count from the start of this process, imports included: for the command line."""
     global _of_the_command
     _of_the_command = psutil.Process().create_time()
+    try:
+        yield
+    finally:
+        _of_the_command = None
 
 
 def began() -> float:

@@ -79,7 +79,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
         settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
-    seconds = None if settings.minutes is None else settings.minutes * 60 - (time.time() - began)
+    seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
     plan = make_plan(settings, size, seconds)
     tokenizer = _tokenizer(settings, plan, corpus)
     save_tokenizer(tokenizer, run.work / "tokenizer")
