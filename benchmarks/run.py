@@ -154,7 +154,7 @@ def main() -> int:
         table.add_row(
             row.name, f"{row.median:.2f}", f"{row.lowest:.2f} to {row.highest:.2f}", row.ours, row.peer, row.what
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
     results = {"machine": machine, "runs": RUNS, "rows": [asdict(row) for row in rows]}
     Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
