@@ -19,6 +19,8 @@ _PUBLIC = {
     "prepare": "groundup.data.preparation",
     "pretrain": "groundup.training.pretraining",
     "evaluate": "groundup.evaluation.measuring",
+    "import_gpt2": "groundup.training.conversion",
+    "export": "groundup.training.conversion",
 }
 
 __all__ = list(_PUBLIC)

@@ -231,8 +231,8 @@ def plain_message(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r'Parser key "(\w+)":', lambda match: f"--{match[1].replace('_', '-')}:", text)
     given = re.search(r"(?:Got|Given) value: (.*)$", text)
-    expected = re.search(r"(--[\w-]+:).*?Expected (?:an?|one of) (.*?)(?: -|\.| Given| Got|$)", text)
+    expected = re.search(r"(--[\w-]+:).*?Expected (?:an?|one of) (.*?)(?: -|\.(?= |$)| Given| Got|$)", text)
     if not given or not expected:
         return text
-    wanted = _KINDS.get(expected[2], expected[2].removeprefix("typing.Literal"))
+    wanted = _KINDS.get(expected[2], re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected[2]))
     return f"{expected[1]} {wanted} is wanted, not {given[1]!r}"
