@@ -178,14 +178,13 @@ def _show(out: Path, stages: list[Stage], prompts: list[str], seconds: float) ->
     folder = models[-1]
     proof = prove(folder, prompts[0])
     metrics = read_metrics(folder)
-    training = metrics["training"]
+    model, tokenizer = load_model(folder)
     say()
-    say(f"{folder}: a GPT of {training['parameters']:,} parameters, {training['tokens']:,} tokens in")
-    say(f"{training['seconds']:.0f} s, {seconds:.0f} s for all. A process without this package loaded it by")
-    say(f"AutoModelForCausalLM: logits equal (largest difference {proof.largest_difference:.0e}), same greedy text.")
+    say(f"{folder}: a GPT of {model.num_parameters():,} parameters; {seconds:.0f} s for the whole recipe.")
+    say("A process without this package loaded it by AutoModelForCausalLM: logits equal (largest difference")
+    say(f"{proof.largest_difference:.0e}), the same greedy text.")
     say()
     console.print(summary_table(metrics))
-    model, tokenizer = load_model(folder)
     for seed, prompt in enumerate(prompts):
         text = complete(model, tokenizer, prompt, Sampling(max_new_tokens=80, seed=seed))
         say(f"\n--- {prompt!r}, seed {seed}")

@@ -282,7 +282,12 @@ class GroundupConfig(PreTrainedConfig):
             return
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for position_embedding='rotary'")
-        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
+        rope = self.rope_parameters or {}
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError(
+                f"rope_parameters has partial_rotary_factor={rope['partial_rotary_factor']}: only whole heads turn, 1.0"
+            )
+        rope_type = rope.get("rope_type", "default")
         if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
             raise ValueError(
                 f"rope_parameters has rope_type={rope_type!r}: choose one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"

@@ -1,6 +1,5 @@
 import itertools
 import json
-import time
 
 import datasets
 import numpy as np
@@ -190,24 +189,3 @@ def test_a_tokenizer_without_an_end_is_refused(tokenizer, tmp_path):
     endless.eos_token = endless.bos_token = None
     with pytest.raises(InputError, match="end-of-text"):
         write_shards(documents(TEXTS), endless, tmp_path / "shards")
-
-
-@pytest.mark.slow
-def test_writing_shards_takes_little_longer_than_encoding_alone(tmp_path):
-    text = "".join(f"def function_{n}(argument):\n    return argument + {n}  # one of many\n\n" for n in range(3000))
-    tokenizer = train_bpe([text], 600)
-    many = documents([text] * 10)
-
-    def alone() -> float:
-        backend, start = tokens.plain_backend(tokenizer), time.perf_counter()
-        for batch in tokens._batches(many):
-            backend.encode_batch_fast([piece for piece, _, _ in batch], add_special_tokens=False)
-        return time.perf_counter() - start
-
-    def ours(number: int) -> float:
-        start = time.perf_counter()
-        write_shards(many, tokenizer, tmp_path / str(number))
-        return time.perf_counter() - start
-
-    # The best of five each: others use this machine too.
-    assert min(alone() for _ in range(5)) / min(ours(number) for number in range(5)) > 0.75

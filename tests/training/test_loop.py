@@ -138,3 +138,31 @@ def test_the_best_step_is_the_one_with_the_lowest_validation_loss():
 def test_crossing_is_seen_once_for_each_border():
     shares = [step / 37 for step in range(38)]
     assert sum(crossed(a, b, 10) for a, b in itertools.pairwise(shares)) == 10
+
+
+@pytest.mark.parametrize("seconds_a_step", [0.01, 0.13, 0.7])
+def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a_step, monkeypatch, tmp_path):
+    class Clock:
+        """A stopwatch that goes on by one step's time whenever it is read, which the loop does once a step."""
+
+        def __init__(self, seconds_before):
+            self._seconds = seconds_before - seconds_a_step
+
+        @property
+        def seconds(self):
+            self._seconds += seconds_a_step
+            return self._seconds
+
+    monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+    loop = make_loop(Rows([12]), log_path=tmp_path / "log.jsonl")
+    loop.budget, rates = Budget(seconds=10.0), []
+    original = loop._update
+
+    def update():
+        rates.append(loop.optimizers[0].param_groups[0]["lr"])
+        original()
+
+    loop._update = update
+    position = loop.run()
+    assert position.step == round(10 / seconds_a_step)
+    assert rates[-1] <= 0.05 * 1.5 * seconds_a_step / 5 + 1e-9  # within a step and a half of the end of the decay
