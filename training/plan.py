@@ -133,7 +133,7 @@ def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None
             "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
             "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
             "vocabulary": f"about the square root of {text_bytes:,} bytes of text",
-            "batch": "16 tokens per unit of width: more steps are worth Muon's share of each",
+            "batch": "about 16 tokens per unit of width",
             "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
         },
     )
