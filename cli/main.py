@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # OpenMP's threads wait for each other by spinning; with any other program on the cores each wait lasts until the
-    # scheduler's next turn, and training a small model is many times slower (docs/performance.md). Read when torch is imported.
+    # scheduler's next turn: a small model trains many times slower (docs/performance.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     name = arguments[0] if arguments else ""
     try:
