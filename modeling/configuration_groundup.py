@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.modeling_rope_utils import RopeParameters
 
 GPT2_KNOBS: dict[str, Any] = {
     "vocab_size": 50257,
@@ -45,6 +45,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "small": {"vocab_size": 16384, "hidden_size": 768, "num_hidden_layers": 12, "max_position_embeddings": 1024},
 }
 
+# Ways to scale the rotary angles to longer sequences, and what each needs to know. "dynamic" is not among them: it
+# scales beyond max_position_embeddings, which is the longest sequence here.
+ROPE_TYPES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("short_factor", "long_factor"),
+}
+
 
 @strict
 class GroundupConfig(PreTrainedConfig):
@@ -63,7 +73,7 @@ class GroundupConfig(PreTrainedConfig):
         max_position_embeddings: the longest sequence, in tokens.
         position_embedding: "rotary" (Su et al. 2021) or "learned" (a table added to the token embedding).
         rope_parameters: base and scaling of the rotary angles, as transformers writes them.
-        sliding_window: how many of the latest tokens a "sliding_attention" layer sees, itself included.
+        sliding_window: how many of the latest tokens a "sliding_attention" layer sees, itself included; at least 2.
         layer_types: "full_attention" or "sliding_attention" for each block. Default: all sliding where
             `sliding_window` is set, else all full.
         norm: "rms_norm" (Zhang and Sennrich 2019) or "layer_norm" (Ba et al. 2016).
@@ -78,6 +88,9 @@ class GroundupConfig(PreTrainedConfig):
         is_causal: False makes an encoder, in which every token sees every other.
         add_cross_attention: whether each block also attends to an encoder's output.
         is_decoder: set by `EncoderDecoderModel`; changes nothing by itself.
+        is_encoder_decoder: whether this describes an encoder and a decoder of `num_hidden_layers` blocks each, which
+            share the token embedding (`GroundupForConditionalGeneration`).
+        decoder_start_token_id: the token that every text of the decoder begins with; never generated.
         embedding_dropout: probability of dropping a feature after the embedding.
         attention_dropout: probability of dropping an attention weight.
         residual_dropout: probability of dropping a feature of a branch before it joins the residual stream.
@@ -117,7 +130,10 @@ class GroundupConfig(PreTrainedConfig):
         "AutoModel": "modeling_groundup.GroundupModel",
         "AutoModelForCausalLM": "modeling_groundup.GroundupForCausalLM",
         "AutoModelForMaskedLM": "modeling_groundup.GroundupForMaskedLM",
+        "AutoModelForQuestionAnswering": "modeling_groundup.GroundupForQuestionAnswering",
+        "AutoModelForSeq2SeqLM": "modeling_groundup_seq2seq.GroundupForConditionalGeneration",
         "AutoModelForSequenceClassification": "modeling_groundup.GroundupForSequenceClassification",
+        "AutoModelForTokenClassification": "modeling_groundup.GroundupForTokenClassification",
     }
     base_model_pp_plan: ClassVar[dict[str, Any]] = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
@@ -149,6 +165,8 @@ class GroundupConfig(PreTrainedConfig):
     is_causal: bool = True
     add_cross_attention: bool = False
     is_decoder: bool = False
+    is_encoder_decoder: bool = False
+    decoder_start_token_id: int | None = None
     embedding_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
@@ -181,7 +199,7 @@ class GroundupConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
+            self.head_dim = self._shared_width()
         if self.intermediate_size is None:
             self.intermediate_size = (
                 -(-8 * self.hidden_size // (3 * 64)) * 64 if self.gated_mlp else 4 * self.hidden_size
@@ -189,14 +207,32 @@ class GroundupConfig(PreTrainedConfig):
         if self.layer_types is None:
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * max(0, self.num_hidden_layers)
-        if self.position_embedding == "learned" and self.rope_parameters:
+        rotary_settings = self.rope_parameters or kwargs.get("rope_theta") or kwargs.get("rope_scaling")
+        if self.position_embedding == "learned" and rotary_settings:
             raise ValueError("rope_parameters with position_embedding='learned': leave one of them out")
-        self.base_model_tp_plan = self._tensor_parallel_plan()
-        kwargs.setdefault("auto_map", dict(self.code_map))
+        if not self.is_encoder_decoder:
+            self.base_model_tp_plan = self._tensor_parallel_plan()
+        kwargs.setdefault("auto_map", self._travelling_classes())
         super().__post_init__(**kwargs)
         if self.position_embedding == "learned":
             # The base class fills this in for every config that has the field; learned positions rotate nothing.
             self.rope_parameters = None
+
+    def _shared_width(self) -> int:
+        """The width of one head where the heads share that of the residual stream between them."""
+        heads = self.num_attention_heads
+        if heads > 0 and self.hidden_size % heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} does not divide by num_attention_heads={heads}: "
+                "choose a divisor, or set head_dim"
+            )
+        return self.hidden_size // max(1, heads)
+
+    def _travelling_classes(self) -> dict[str, str]:
+        """The part of `code_map` that a checkpoint of this architecture can be read as."""
+        one_model = {name: place for name, place in self.code_map.items() if name != "AutoModelForSeq2SeqLM"}
+        two_models = {name: self.code_map[name] for name in ("AutoConfig", "AutoModelForSeq2SeqLM")}
+        return two_models if self.is_encoder_decoder else one_model
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """How each matrix is cut between devices; only modules that these knobs create are named."""
@@ -239,27 +275,23 @@ class GroundupConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")
         for name in ("norm_eps", "initializer_range"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("bos_token_id", "pad_token_id"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0 and finite")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
-                raise ValueError(f"{name}={value} must lie in the vocabulary, 0 to {self.vocab_size - 1}")
+            for token in value if isinstance(value, list) else [value]:
+                if token is not None and not 0 <= token < self.vocab_size:
+                    raise ValueError(f"{name}={value} must lie in the vocabulary, 0 to {self.vocab_size - 1}")
 
     def _check_attention(self) -> None:
         """Refuse heads, windows and layer types that cannot work together."""
         heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if self.head_dim == self.hidden_size // heads and self.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} does not divide by num_attention_heads={heads}: "
-                "choose a divisor, or set head_dim"
-            )
         if heads % groups:
             raise ValueError(
                 f"num_attention_heads={heads} does not divide by num_key_value_heads={groups}: choose a divisor"
             )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"sliding_window={self.sliding_window} must be at least 1 token, or None")
+        if self.sliding_window is not None and self.sliding_window < 2:
+            raise ValueError(f"sliding_window={self.sliding_window} must be at least 2 tokens, or None")
         for kind in self.layer_types or []:
             if kind not in ("full_attention", "sliding_attention"):
                 raise ValueError(f"layer_types holds {kind!r}: choose 'full_attention' or 'sliding_attention'")
@@ -268,30 +300,43 @@ class GroundupConfig(PreTrainedConfig):
                 raise ValueError("layer_types holds 'sliding_attention' but sliding_window is None: set it, in tokens")
             if not self.is_causal:
                 raise ValueError("sliding_window needs is_causal=True: an encoder's attention is full")
+            if self.add_cross_attention or self.is_encoder_decoder:
+                # transformers' cache would cut the encoder's keys and values to the window as well.
+                raise ValueError("sliding_window does not go with cross-attention: leave it None")
         if len(self.layer_types or []) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types names {len(self.layer_types or [])} layers but num_hidden_layers={self.num_hidden_layers}"
             )
 
     def _check_choices(self) -> None:
-        """Refuse an unknown activation or rotary type, and odd rotary heads."""
+        """Refuse an unknown activation, odd rotary heads, and half an encoder-decoder."""
         if self.hidden_act not in ACT2FN:
-            known = ", ".join(sorted(name for name in ACT2FN if name in ("silu", "gelu", "gelu_new", "relu", "relu2")))
-            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown: choose for example {known}")
-        if self.position_embedding == "learned":
-            return
-        if self.head_dim % 2:
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown: try silu, gelu, gelu_new, relu2")
+        if self.position_embedding == "rotary" and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for position_embedding='rotary'")
-        rope = self.rope_parameters or {}
+        if self.is_encoder_decoder and not self.is_causal:
+            raise ValueError("is_causal=False with is_encoder_decoder=True: its encoder looks both ways without it")
+        if self.is_encoder_decoder and self.decoder_start_token_id is None:
+            raise ValueError("is_encoder_decoder=True needs decoder_start_token_id: the token a text begins with")
+
+    def validate_rope(self) -> None:
+        """Refuse rotary settings that are unknown, incomplete or not positive; run by the base class, as above."""
+        rope, known = self.rope_parameters or {"rope_type": "default"}, {*RopeParameters.__annotations__, "type"}
+        if unknown := set(rope) - known:
+            raise ValueError(f"rope_parameters has {sorted(unknown)}: choose from {', '.join(sorted(known))}")
+        kind = rope["rope_type"]
+        if kind not in ROPE_TYPES:
+            raise ValueError(f"rope_parameters has rope_type={kind!r}: choose one of {', '.join(ROPE_TYPES)}")
+        if missing := set(ROPE_TYPES[kind]) - set(rope):
+            raise ValueError(f"rope_parameters with rope_type={kind!r} needs {' and '.join(sorted(missing))}")
         if rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError(
                 f"rope_parameters has partial_rotary_factor={rope['partial_rotary_factor']}: only whole heads turn, 1.0"
             )
-        rope_type = rope.get("rope_type", "default")
-        if rope_type not in ("default", *ROPE_INIT_FUNCTIONS):
-            raise ValueError(
-                f"rope_parameters has rope_type={rope_type!r}: choose one of default, {', '.join(ROPE_INIT_FUNCTIONS)}"
-            )
+        for name, least in {"rope_theta": 1, "factor": 1, "original_max_position_embeddings": 1}.items():
+            value = rope.get(name, least)
+            if not isinstance(value, int | float) or not least <= value < float("inf"):
+                raise ValueError(f"rope_parameters has {name}={value!r}: it must be a number, at least {least}")
 
 
 __all__ = ["PRESETS", "GroundupConfig"]

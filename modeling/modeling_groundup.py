@@ -21,7 +21,11 @@ from transformers.masking_utils import (
     find_packed_sequence_indices,
     packed_sequence_mask_function,
 )
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -66,24 +70,18 @@ class GroundupRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T) position ids -> cosine and sine, each (B, T, D), in the dtype of `x`."""
+        """(B, T) position ids -> what `apply_rotary` multiplies by, twice (B, T, D), in the dtype of `x`."""
         angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        angles = torch.cat((angles, angles), dim=-1)  # (B, T, D)
-        return (
-            (angles.cos() * self.attention_scaling).to(x.dtype),
-            (angles.sin() * self.attention_scaling).to(x.dtype),
-        )
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """(x1, x2) -> (-x2, x1): a quarter turn of every pair, whose features lie D / 2 apart."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((-x2, x1), dim=-1)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling  # (B, T, D / 2)
+        return torch.cat((cos, cos), dim=-1).to(x.dtype), torch.cat((-sin, sin), dim=-1).to(x.dtype)
 
 
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn queries or keys (B, H, T, D) by the angles in `cos` and `sin` (B, T, D)."""
-    return x * cos.unsqueeze(1) + rotate_half(x) * sin.unsqueeze(1)
+    """Turn every pair (x1, x2) of features, which lie D / 2 apart, to (x1 cos - x2 sin, x2 cos + x1 sin).
+
+    `x` holds queries or keys, (B, H, T, D); `cos` and `sin` are (B, 1, T, D), the first half of `sin` negated.
+    """
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -132,7 +130,8 @@ def eager_attention_forward(
 
     Args:
         query: (B, H, T, D); `key` and `value` are (B, G, S, D) with G dividing H.
-        attention_mask: added to the scores, (B, 1, T, S): 0 where the query may look, a huge negative number elsewhere.
+        attention_mask: (B, 1, T, S), added to the scores: 0 where the query may look, a huge negative number elsewhere;
+            or True and False, as `sdpa` has it, where an `EncoderDecoderModel` changed its kernel after it was built.
 
     Returns:
         The mixed values (B, T, H, D) and the attention weights (B, H, T, S).
@@ -140,7 +139,9 @@ def eager_attention_forward(
     key = repeat_heads(key, module.num_key_value_groups)
     value = repeat_heads(value, module.num_key_value_groups)
     scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
-    if attention_mask is not None:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
@@ -202,8 +203,6 @@ class GroundupAttention(nn.Module):
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        # A keyword beats the module's attribute in the kernels: said here, cross-attention can never become causal.
-        kwargs["is_causal"] = self.config.is_causal and not self.is_cross_attention
         mixed, weights = attend(
             self,
             query,
@@ -297,12 +296,13 @@ class GroundupDecoderLayer(GradientCheckpointingLayer):
         )
         hidden_states = hidden_states + self.dropout(attended)
         if encoder_hidden_states is not None:
+            # In the kernels a keyword beats the module's attribute: this one is meant for the attention above.
             attended, _ = self.cross_attn(
                 self.cross_attention_layernorm(hidden_states),
                 attention_mask=encoder_attention_mask,
                 past_key_values=past_key_values,
                 encoder_hidden_states=encoder_hidden_states,
-                **kwargs,
+                **{**kwargs, "is_causal": False},
             )
             hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
@@ -357,6 +357,8 @@ class GroundupModel(GroundupPreTrainedModel):
 
     def __init__(self, config: GroundupConfig):
         super().__init__(config)
+        if config.is_encoder_decoder:
+            raise ValueError("is_encoder_decoder=True makes two models: GroundupForConditionalGeneration holds them")
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.position_embedding == "learned":
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -388,7 +390,6 @@ class GroundupModel(GroundupPreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if encoder_hidden_states is not None and not self.config.add_cross_attention:
             raise ValueError("encoder_hidden_states given to a model without cross-attention: add_cross_attention=True")
-        kwargs.pop("is_causal", None)  # it has set config.is_causal for this call; each attention says its own
 
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
@@ -409,7 +410,8 @@ class GroundupModel(GroundupPreTrainedModel):
         if self.config.position_embedding == "learned":
             hidden_states = hidden_states + self.embed_positions(position_ids)
         else:
-            position_embeddings = self.rotary_emb(hidden_states, position_ids)
+            cos, sin = self.rotary_emb(hidden_states, position_ids)
+            position_embeddings = cos.unsqueeze(1), sin.unsqueeze(1)  # the same for all heads
         hidden_states = self.dropout(hidden_states)
 
         for kind, layer in zip(self.config.layer_types, self.layers):
@@ -449,12 +451,15 @@ class GroundupModel(GroundupPreTrainedModel):
         """
         length, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        if position_ids is None:
+        given = position_ids is not None
+        if not given:
             if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
             else:
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
-        if not torch.compiler.is_compiling() and past + length > limit and int(position_ids.max()) >= limit:
+        if torch.compiler.is_compiling():
+            return position_ids
+        if (past + length > limit or (given and past == 0)) and int(position_ids.max()) >= limit:
             raise ValueError(
                 f"a sequence of {int(position_ids.max()) + 1} tokens is longer than this model's "
                 f"max_position_embeddings={limit}: shorten it"
@@ -472,9 +477,12 @@ class GroundupModel(GroundupPreTrainedModel):
         if isinstance(attention_mask, dict):
             return attention_mask
         # Rows packed with several documents are told apart by position ids that start again, but transformers looks for
-        # that only where no cache is: an empty one that grows is as good as none.
+        # that only without a cache and a mask. An empty cache that grows and a mask of ones are as good as none.
         if past_key_values is not None and not past_key_values.is_compileable and past_key_values.get_seq_length() == 0:
             past_key_values = None
+        is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if past_key_values is None and is_padding_mask and not torch.compiler.is_compiling() and attention_mask.all():
+            attention_mask = None
         arguments = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
@@ -682,10 +690,44 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         return hidden_states[torch.arange(len(chosen), device=chosen.device), chosen]
 
 
+# The library's own heads, but for the way they make their model: through an Auto class, which does not know this one
+# where the code came with a checkpoint. They leave `num_items_in_batch` alone, as the head above does.
+
+
+@auto_docstring
+class GroundupForTokenClassification(GenericForTokenClassification, GroundupPreTrainedModel):
+    """A label for each token: a linear layer on its vector."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: GroundupConfig):
+        GroundupPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = GroundupModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+@auto_docstring
+class GroundupForQuestionAnswering(GenericForQuestionAnswering, GroundupPreTrainedModel):
+    """Where in a text its answer lies: a score for each token to be the first of it, and one to be the last."""
+
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: GroundupConfig):
+        GroundupPreTrainedModel.__init__(self, config)
+        self.model = GroundupModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
 __all__ = [
     "GroundupForCausalLM",
     "GroundupForMaskedLM",
+    "GroundupForQuestionAnswering",
     "GroundupForSequenceClassification",
+    "GroundupForTokenClassification",
     "GroundupModel",
     "GroundupPreTrainedModel",
 ]

@@ -1,0 +1,96 @@
+"""Tiny networks of every kind, with random weights everywhere."""
+
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.modeling.configuration_groundup import GPT2_KNOBS
+
+SIZES = {"vocab_size": 199, "hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
+MODERN = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "zero_init": False}
+NO_DROPOUT = {"embedding_dropout": 0.0, "attention_dropout": 0.0, "residual_dropout": 0.0}
+KINDS = {
+    "modern": MODERN,
+    "gpt2": {**GPT2_KNOBS, **NO_DROPOUT, "num_attention_heads": 4, "bos_token_id": None, "eos_token_id": None},
+    "sliding": MODERN | {"sliding_window": 8},
+    "encoder": MODERN | {"is_causal": False},
+    "learned encoder": MODERN | {"is_causal": False, "position_embedding": "learned"},
+    "cross": MODERN | {"add_cross_attention": True},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def perturb():
+    """Random weights everywhere, gains and biases too, so that nothing is equal by being one or zero."""
+
+    def perturb(model):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        return model.eval()
+
+    return perturb
+
+
+@pytest.fixture
+def config_of():
+    """A tiny config of a kind: "modern", "gpt2", "sliding", "encoder", "learned encoder" or "cross"."""
+
+    def config_of(kind="modern", **knobs):
+        return GroundupConfig(**{**KINDS[kind], **SIZES, **knobs})
+
+    return config_of
+
+
+@pytest.fixture
+def build(config_of, perturb):
+    """A tiny model of a kind, in evaluation mode; a causal language model unless told otherwise."""
+
+    def build(kind="modern", model_class=GroundupForCausalLM, **knobs):
+        torch.manual_seed(0)
+        return perturb(model_class(config_of(kind, **knobs)))
+
+    return build
+
+
+@pytest.fixture
+def ids():
+    """Three rows of 40 token ids, none of them 0."""
+    return torch.randint(1, 199, (3, 40), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokenizer():
+    """199 words, "w4" to "w198" after the special ones; it knows a conversation."""
+    words = ["<pad>", "<end>", "<mask>", "<unk>", *(f"w{number}" for number in range(4, 199))]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<end>", mask_token="<mask>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'assistant' %}{% generation %}"
+        "{{ message['content'] }} <end>{% endgeneration %}{% else %}w4 {{ message['content'] }} w5 {% endif %}"
+        "{% endfor %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def compiler():
+    """Skip where torch.compile has no C++ compiler to call."""
+    if not shutil.which("g++"):
+        pytest.skip("torch.compile needs g++")
