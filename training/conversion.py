@@ -30,8 +30,9 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_folder, output_folder, require_new, sha256_of
 from groundup.common.settings import verb, write_yaml
+from groundup.evaluation.card import write_card
 from groundup.evaluation.loading import load_model
-from groundup.evaluation.report import RECIPE_FILE, write_card, write_metrics
+from groundup.evaluation.report import RECIPE_FILE, write_metrics
 from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4
 from groundup.modeling.gguf_file import gguf_form, write_gguf
 from groundup.modeling.gpt2 import from_gpt2, groundup_config

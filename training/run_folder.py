@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.files import atomic_folder, sha256_of, sync_folder
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.report import RECIPE_FILE, plot_curve, write_card, write_metrics
+from groundup.evaluation.card import write_card
+from groundup.evaluation.report import RECIPE_FILE, plot_curve, write_metrics
 from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
 
 LOG_FILE = "log.jsonl"
