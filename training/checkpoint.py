@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -35,8 +37,9 @@ class Position:
     tokens: int = 0
     seconds: float = 0.0
     budget_seconds: float | None = None
-    best_loss: float | None = None
+    best_value: float | None = None
     best_step: int = 0
+    stale: int = 0
     bad_steps: int = 0
     validation_tokens: int | None = None
 
@@ -51,6 +54,12 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokeni
         if bars:
             logging.enable_progress_bar()
     save_tokenizer(tokenizer, folder)
+
+
+def load_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Put the weights that `save_model` wrote into a model of the same kind."""
+    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+    model.load_state_dict(saved.state_dict())
 
 
 def optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
@@ -87,6 +96,15 @@ def random_state() -> dict[str, torch.Tensor]:
     return states
 
 
+def random_states_of_all(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
+    """The random states of every process, in the order of their ranks; called on all of them."""
+    gathered = {
+        name: cast(torch.Tensor, accelerator.gather(state.to(accelerator.device)[None])).cpu()
+        for name, state in random_state().items()
+    }
+    return [{name: states[rank] for name, states in gathered.items()} for rank in range(accelerator.num_processes)]
+
+
 def set_random_state(states: dict[str, torch.Tensor]) -> None:
     """Put back what `random_state` gave, as far as this machine has the device."""
     torch.set_rng_state(states["cpu"])
@@ -97,27 +115,34 @@ def set_random_state(states: dict[str, torch.Tensor]) -> None:
 
 
 def save_state(
-    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], position: Position, rank: int = 0
+    folder: Path,
+    model: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    position: Position,
+    random_states: Sequence[dict[str, torch.Tensor]],
 ) -> None:
-    """Write `folder/state/`: all that a process of this rank needs to go on bit for bit."""
+    """Write `folder/state/`: what processes, one for each of `random_states`, need to go on bit for bit."""
     state = folder / STATE
     state.mkdir(exist_ok=True)
-    tensors = {f"optimizer|{key}": value.contiguous() for key, value in optimizer_state(model, optimizers).items()}
-    tensors |= {f"random|{key}": value for key, value in random_state().items()}
-    save_file(tensors, state / f"rank-{rank}.safetensors")
+    tensors = {key: value.contiguous() for key, value in optimizer_state(model, optimizers).items()}
+    save_file(tensors, state / "optimizer.safetensors")
+    for rank, states in enumerate(random_states):
+        save_file({name: value.contiguous() for name, value in states.items()}, state / f"rank-{rank}.safetensors")
     (state / "position.json").write_text(json.dumps(asdict(position), indent=2) + "\n", encoding="utf-8")
 
 
-def load_state(folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rank: int = 0) -> Position:
-    """Put optimizers and random state back from `folder/state/` and return the position in the run."""
-    tensors = load_file(folder / STATE / f"rank-{rank}.safetensors")
+def load_state(
+    folder: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], rank: int = 0
+) -> tuple[Position, dict[str, torch.Tensor] | None]:
+    """Put the optimizers back from `folder/state/`.
 
-    def under(prefix: str) -> dict[str, torch.Tensor]:
-        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-    load_optimizer_state(model, optimizers, under("optimizer|"))
-    set_random_state(under("random|"))
-    return Position(**json.loads((folder / STATE / "position.json").read_text(encoding="utf-8")))
+    Returns the position in the run and the random states of the process of that rank, None if it had no part in it.
+    """
+    state = folder / STATE
+    load_optimizer_state(model, optimizers, load_file(state / "optimizer.safetensors"))
+    own = state / f"rank-{rank}.safetensors"
+    position = Position(**json.loads((state / "position.json").read_text(encoding="utf-8")))
+    return position, load_file(own) if own.is_file() else None
 
 
 def write_manifest(folder: Path) -> None:

@@ -28,6 +28,7 @@ Batch = dict[str, torch.Tensor]
 LOG_ROWS = 200  # rows of log.jsonl in a run
 SAVES = 10  # validations and saved states in a run
 SAVE_SECONDS = 60.0  # and at least one state a minute
+LABELS = ("shift_labels", "labels")  # the names under which a batch may hold what is to be predicted
 BAD_STEPS = 3  # steps in a row whose loss is not a number end the run
 
 
@@ -60,9 +61,11 @@ class Loop:
         optimizers: all of them step together; a group's `initial_lr` is its rate at the top of the schedule.
         batches: the micro-batches of each step.
         budget: when to stop.
-        validate: measures the model: values by name, of which "validation_loss" chooses the best.
+        validate: measures the model: values by name.
         save: writes the state after a step; called on every process.
         log_path: where rows are added, one JSON object a line; None on all processes but the first.
+        best_by: the measure that chooses the best step: the least, or the greatest if `higher_is_better`.
+        patience: validations in a row without a better one that end the run before its budget does.
     """
 
     accelerator: Accelerator
@@ -75,6 +78,9 @@ class Loop:
     save: Callable[[Position], None]
     log_path: Path | None = None
     save_every: int | None = None
+    best_by: str = "validation_loss"
+    higher_is_better: bool = False
+    patience: int | None = None
     position: Position = field(default_factory=Position)
 
     def run(self) -> Position:
@@ -90,7 +96,9 @@ class Loop:
         share, of_a_step = self._share(), 0.0
         with stop_signals() as stopped, ProgressBar("training", total=1.0) as bar:
             # Under a clock the last step is the one that ends nearest to the budget.
-            while share + of_a_step / 2 < 1.0 and (batches := self.batches.micro_batches(self.position.step)):
+            while share + of_a_step / 2 < 1.0 and not self._is_stale():
+                if not (batches := self.batches.micro_batches(self.position.step)):
+                    break
                 self.objective.train()
                 self._set_rates(share)
                 self._step(batches)
@@ -103,7 +111,8 @@ class Loop:
                     raise Interrupted("stopped; the state is saved, go on with --resume")
                 if share < 1.0 and (crossed(before, share, SAVES) or self._save_is_due()):
                     self._validate_and_save(validating=crossed(before, share, SAVES))
-            self._validate_and_save(validating=True)
+            if not self._is_stale():
+                self._validate_and_save(validating=True)
         return self.position
 
     def _share(self) -> float:
@@ -132,7 +141,7 @@ class Loop:
         means would weigh a short micro-batch like a long one.
         """
         device = self.accelerator.device
-        count = torch.tensor([sum(int((b["shift_labels"] != IGNORED).sum()) for b in batches)], device=device)
+        count = torch.tensor([sum(labels_that_count(batch) for batch in batches)], device=device)
         count = int(self._sum(count))
         total = torch.zeros((), device=device)
         for number, batch in enumerate(batches):
@@ -204,12 +213,28 @@ class Loop:
     def _validate_and_save(self, validating: bool) -> None:
         if validating:
             values = self.validate()
-            loss = values.get("validation_loss")
-            if loss is not None and (self.position.best_loss is None or loss < self.position.best_loss):
-                self.position.best_loss, self.position.best_step = loss, self.position.step
+            self._note_best(values[self.best_by])
             self.write_log({"step": self.position.step, **values})
         self.save(self.position)
         self._last_save = time.monotonic()
+
+    def _note_best(self, value: float) -> None:
+        position = self.position
+        better = position.best_value is None or (
+            value > position.best_value if self.higher_is_better else value < position.best_value
+        )
+        if better:
+            position.best_value, position.best_step, position.stale = value, position.step, 0
+        else:
+            position.stale += 1
+
+    def _is_stale(self) -> bool:
+        return self.patience is not None and self.position.stale >= self.patience
+
+
+def labels_that_count(batch: Batch) -> int:
+    """How many labels of a micro-batch are to be predicted."""
+    return sum(int((batch[name] != IGNORED).sum()) for name in LABELS if name in batch)
 
 
 def crossed(before: float, after: float, parts: int) -> bool:

@@ -46,8 +46,24 @@ _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 SMOKE_SIZE = Size(64, 2, 64, 0)
 
 
-@dataclass
-class Plan:
+@dataclass(kw_only=True)
+class Optimization:
+    """How gradients become updates: precision, optimizer, learning rates by kind of parameter, and their schedule.
+
+    `warmup` and `decay` are shares of the budget; `clip` is the greatest norm of a gradient, None for any.
+    """
+
+    precision: str
+    optimizer: str
+    rates: dict[str, float]
+    weight_decay: float
+    warmup: float
+    decay: float
+    clip: float | None = None
+
+
+@dataclass(kw_only=True)
+class Plan(Optimization):
     """Every choice of a pretraining run, with the reasons in words."""
 
     vocab_size: int
@@ -55,12 +71,6 @@ class Plan:
     context_length: int
     batch_tokens: int
     micro_batch_rows: int
-    precision: str
-    optimizer: str
-    rates: dict[str, float]
-    weight_decay: float
-    warmup: float
-    decay: float
     reasons: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,6 +139,7 @@ def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None
         weight_decay=settings.weight_decay if settings.weight_decay is not None else 0.1,
         warmup=0.0 if settings.optimizer == "muon" else 0.05,
         decay=0.6,
+        clip=1.0 if settings.optimizer == "adamw" else None,
         reasons={
             "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
             "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",

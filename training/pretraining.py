@@ -4,19 +4,14 @@ documents -> tokenizer -> shards -> plan -> loop -> checkpoint -> scores
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.state import PartialState
+from torch import nn
+from transformers import PreTrainedModel
 
-from groundup.common import clock
-from groundup.common.console import ProgressBar, console, say
-from groundup.common.errors import InputError
-from groundup.common.files import output_folder
+from groundup.common.console import ProgressBar, say
 from groundup.common.settings import verb
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
@@ -28,12 +23,10 @@ from groundup.evaluation.language import (
     structure_ids,
     token_byte_lengths,
 )
-from groundup.evaluation.loading import load_model
-from groundup.evaluation.report import read_metrics, summary_table
-from groundup.training.checkpoint import Position, disk_error, load_state, save_state
-from groundup.training.loop import SAVES, Batch, Loop, Schedule
+from groundup.training.checkpoint import Position
+from groundup.training.loop import SAVES, Batch, Batches
 from groundup.training.objectives import NextTokenLoss
-from groundup.training.optim import build_optimizers
+from groundup.training.run import TrainingRun, carry_out
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import PretrainSettings
@@ -57,39 +50,15 @@ def pretrain(settings: PretrainSettings) -> Path:
         Interrupted: after Ctrl-C, with the state saved.
         Diverged: when the loss stops being a number.
     """
-    began = clock.began()
-    # Said outright: under torchrun without an accelerator Accelerate would start as many lone processes.
-    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
-    console.quiet = settings.quiet or not state.is_main_process
-    if settings.resume and settings.out is None:
-        raise InputError("--resume needs --out: the folder of the run to go on with")
-    run = RunFolder(output_folder(settings.out, "pretrain", short_name(settings.data)))
-    if settings.resume and run.is_finished:
-        say(f"{run.out} is finished: nothing to do")
-        return run.out
-    try:
-        if not (settings.resume and run.has_begun):
-            _once(state, lambda: prepare_run(settings, run, began))
-        Pretraining(open_prepared(run), run, began).run(resume=settings.resume)
-    except Exception as error:
-        raise disk_error(error, run.out) or error from error
-    if state.is_main_process:
-        console.print(summary_table(read_metrics(run.out)))
-        say(f"written to {run.out}; try: groundup generate --model {run.out}")
-    return run.out
-
-
-def _once(state: PartialState, action: Callable[[], None]) -> None:
-    """Do something on the first process while the others wait; what the user got wrong is an error on all of them."""
-    wrong: list[str | None] = [None]
-    if state.is_main_process:
-        try:
-            action()
-        except InputError as error:
-            wrong = [str(error)]
-    broadcast_object_list(wrong)
-    if wrong[0] is not None:
-        raise InputError(wrong[0])
+    out = carry_out(
+        settings,
+        verb="pretrain",
+        name=short_name(settings.data),
+        prepare=prepare_run,
+        start=lambda run, began: Pretraining(open_prepared(run), run, began),
+    )
+    say(f"written to {out}; try: groundup generate --model {out}")
+    return out
 
 
 class WindowBatches:
@@ -110,44 +79,51 @@ class WindowBatches:
         return [{name: part[at : at + self.micro_batch_rows] for name, part in batch.items()} for at in parts]
 
 
-class Pretraining:
-    """A prepared run of pretraining, from its first step, or the newest saved one, to its last file."""
+class Pretraining(TrainingRun):
+    """A prepared run of pretraining."""
 
-    def __init__(self, prepared: Prepared, run: RunFolder, began: float):
-        self.prepared, self.folder, self.began = prepared, run, began
-        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
-        precision = {"fp32": "no"}.get(prepared.plan.precision, prepared.plan.precision)
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=torch.accelerator.current_accelerator() is None)
-        set_seed(prepared.settings.seed)
-        self.model = make_model(prepared).to(self.accelerator.device)
-        if prepared.settings.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        plan = prepared.plan
-        self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay)
+    def __init__(self, prepared: Prepared, folder: RunFolder, began: float):
+        self.prepared = prepared
+        settings = prepared.settings
+        super().__init__(
+            folder,
+            prepared.tokenizer,
+            prepared.plan,
+            seed=settings.seed,
+            began=began,
+            save_every=settings.save_every,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
         self.special_ids = structure_ids(prepared.tokenizer)
         self.token_bytes = token_byte_lengths(prepared.tokenizer)
+        self.windows = SlidingWindow(prepared.train, prepared.plan.context_length)
+        self.batch_rows = prepared.plan.batch_tokens // prepared.plan.context_length
 
-    def run(self, resume: bool) -> None:
-        """Train until the budget is used, take the best weights, score them and write the checkpoint."""
-        final = self.folder.out / "final"
-        if final.is_dir():
-            self.folder.promote()
-            return
-        position = self._position(resume)
-        loop = self._loop(position)
-        if position.step:
-            loop.write_log({"event": "resume", "step": position.step})
-        position = loop.run()
-        if self.accelerator.is_main_process:
-            self._finish(position)
-        self.accelerator.wait_for_everyone()
+    def make_model(self) -> PreTrainedModel:
+        """Fresh weights of the plan's sizes, or the model to go on with."""
+        return make_model(self.prepared)
 
-    def _position(self, resume: bool) -> Position:
-        newest = self.folder.newest_state() if resume else None
-        if newest is not None:
-            say(f"going on from {newest.name}")
-            self._load_weights(newest)
-            return load_state(newest, self.model, self.optimizers)
+    def make_objective(self) -> nn.Module:
+        """The summed loss of predicting each next token."""
+        return NextTokenLoss(self.model)
+
+    def make_batches(self) -> Batches:
+        """Windows of the training text, in the order that the seed decides."""
+        order = BatchOrder(len(self.windows), self.batch_rows, self.prepared.settings.seed, self._row_limit())
+        return WindowBatches(self.windows, order, self.prepared.plan.micro_batch_rows, PartialState())
+
+    def budget(self, position: Position) -> Budget:
+        """Steps, as given or made of epochs, or the seconds that are left for training."""
+        limit = self._row_limit()
+        steps = self.prepared.settings.max_steps if limit is None else -(-limit // self.batch_rows)
+        return Budget(steps=steps, seconds=position.budget_seconds)
+
+    def _row_limit(self) -> int | None:
+        epochs = self.prepared.settings.epochs
+        return None if epochs is None else max(1, round(epochs * len(self.windows)))
+
+    def first_position(self) -> Position:
+        """The beginning; under a clock, with the time that is left once the last scores and files are provided for."""
         rate = self._scored_tokens_per_second()
         minutes = self.prepared.settings.minutes
         if minutes is None:
@@ -158,27 +134,32 @@ class Pretraining:
         tokens = int(max(TIMED_TOKENS, VALIDATION_SHARE / SAVES * total * rate))
         return Position(budget_seconds=max(1.0, left), validation_tokens=tokens)
 
-    def _loop(self, position: Position) -> Loop:
-        settings, plan = self.prepared.settings, self.prepared.plan
-        windows = SlidingWindow(self.prepared.train, plan.context_length)
-        batch_rows = plan.batch_tokens // plan.context_length
-        limit = None if settings.epochs is None else max(1, round(settings.epochs * len(windows)))
-        steps = settings.max_steps if limit is None else -(-limit // batch_rows)
-        order = BatchOrder(len(windows), batch_rows, settings.seed, limit)
-        objective = NextTokenLoss(self.model)
-        return Loop(
-            accelerator=self.accelerator,
-            objective=self.accelerator.prepare(objective),
-            optimizers=self.optimizers,
-            batches=WindowBatches(windows, order, plan.micro_batch_rows, PartialState()),
-            budget=Budget(steps=steps, seconds=position.budget_seconds),
-            schedule=Schedule(warmup=plan.warmup, decay=plan.decay, clip=1.0 if plan.optimizer == "adamw" else None),
-            validate=lambda: self._validate(position.validation_tokens),
-            save=self._save,
-            log_path=self.folder.log_path if self.accelerator.is_main_process else None,
-            save_every=settings.save_every,
-            position=position,
+    def validate(self, position: Position) -> dict[str, float]:
+        """Loss and bits per byte on a part of the text that was kept back."""
+        with self.accelerator.autocast():
+            score = self._score(self.prepared.validation, position.validation_tokens)
+        values = {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
+        return {name: round(value, 6) for name, value in values.items() if value is not None}
+
+    def describe(self, position: Position) -> dict[str, Any]:
+        """What every run says of itself, and how often the text was seen."""
+        epochs = position.tokens / max(1, len(self.prepared.train) - 1)
+        return super().describe(position) | {"epochs": round(epochs, 3)}
+
+    def score(self) -> list[dict[str, Any]]:
+        """The scores on all that was kept back, and on `--eval-data`."""
+        prepared = self.prepared
+        seed = prepared.settings.seed
+        with ProgressBar("scoring", total=1.0) as bar:
+            score = self._score(prepared.validation, self._affordable_tokens(), bar.update)
+        rows = language_rows(
+            score, dataset=prepared.name, split="validation", seed=seed, unigram=prepared.unigram, xz=prepared.xz
         )
+        if prepared.settings.eval_data:
+            documents = load_documents(prepared.settings.eval_data, prepared.settings.text_column)
+            test = write_shards(documents, prepared.tokenizer, self.folder.work / "test")
+            rows += language_rows(self._score(test), dataset=prepared.name, split="test", seed=seed)
+        return rows
 
     def _score(self, stream: TokenStream, limit_tokens: int | None = None, progress: Any = None) -> LanguageScore:
         return score_stream(
@@ -196,69 +177,9 @@ class Pretraining:
         tokens = self._score(self.prepared.validation, TIMED_TOKENS).tokens
         return max(1, tokens) / (time.perf_counter() - started)
 
-    def _validate(self, limit_tokens: int | None) -> dict[str, float]:
-        with self.accelerator.autocast():
-            score = self._score(self.prepared.validation, limit_tokens)
-        values = {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
-        return {name: round(value, 6) for name, value in values.items() if value is not None}
-
-    def _save(self, position: Position) -> None:
-        if self.accelerator.is_main_process:
-            self.folder.save_step(
-                position.step,
-                self.model,
-                self.prepared.tokenizer,
-                lambda folder: save_state(folder, self.model, self.optimizers, position),
-                self._training(position),
-                position.best_step,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _training(self, position: Position) -> dict[str, Any]:
-        """What metrics.json says of how the model came to be."""
-        return {
-            "steps": position.step,
-            "tokens": position.tokens,
-            "epochs": round(position.tokens / max(1, len(self.prepared.train) - 1), 3),
-            "seconds": round(position.seconds, 1),
-            "parameters": self.model.num_parameters(),
-            "device": self.accelerator.device.type,
-            "processes": self.accelerator.num_processes,
-            "threads": torch.get_num_threads(),
-            "precision": self.prepared.plan.precision,
-        }
-
-    def _finish(self, position: Position) -> None:
-        """Score the best weights on all that was kept back and write the checkpoint."""
-        training = self._training(position)
-        if position.best_step != position.step:
-            self._load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}")
-            say(f"the best weights are those of step {position.best_step}")
-        training["best_step"] = position.best_step
-        rows = self._rows()
-        self.folder.finish(self.model, self.prepared.tokenizer, rows, training)
-
-    def _rows(self) -> list[dict[str, Any]]:
-        prepared = self.prepared
-        seed = prepared.settings.seed
-        with ProgressBar("scoring", total=1.0) as bar:
-            score = self._score(prepared.validation, self._affordable_tokens(), bar.update)
-        rows = language_rows(
-            score, dataset=prepared.name, split="validation", seed=seed, unigram=prepared.unigram, xz=prepared.xz
-        )
-        if prepared.settings.eval_data:
-            documents = load_documents(prepared.settings.eval_data, prepared.settings.text_column)
-            test = write_shards(documents, prepared.tokenizer, self.folder.work / "test")
-            rows += language_rows(self._score(test), dataset=prepared.name, split="test", seed=seed)
-        return rows
-
     def _affordable_tokens(self) -> int | None:
         """How many tokens the last scores may take under a clock: all, unless that would eat into the training."""
         minutes = self.prepared.settings.minutes
         if minutes is None:
             return None
         return int(max(VALIDATION_TOKENS, FINISH_SHARE * minutes * 60 * self._scored_tokens_per_second()))
-
-    def _load_weights(self, folder: Path) -> None:
-        saved, _ = load_model(folder)
-        self.model.load_state_dict(saved.state_dict())

@@ -42,7 +42,11 @@ class Rows:
 def make_loop(batches, steps=4, **options):
     objective = SquareLoss()
     optimizer = torch.optim.SGD([{"params": objective.parameters(), "lr": 0.05, "initial_lr": 0.05}])
-    options = {"validate": lambda: {}, "save": lambda position: None, "schedule": Schedule()} | options
+    options = {
+        "validate": lambda: {"validation_loss": 0.0},
+        "save": lambda position: None,
+        "schedule": Schedule(),
+    } | options
     return Loop(
         accelerator=Accelerator(),
         objective=objective,
@@ -132,7 +136,15 @@ def test_the_best_step_is_the_one_with_the_lowest_validation_loss():
     losses = iter([3.0, 1.0, 2.0, 2.5, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0])
     loop = make_loop(Rows([12]), steps=10, validate=lambda: {"validation_loss": next(losses)}, position=Position())
     position = loop.run()
-    assert (position.best_loss, position.best_step) == (1.0, 2)
+    assert (position.best_value, position.best_step) == (1.0, 2)
+
+
+def test_patience_ends_a_run_whose_score_no_longer_rises():
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
+    position = make_loop(
+        Rows([12]), steps=10, validate=lambda: {"f1": next(scores)}, best_by="f1", higher_is_better=True, patience=2
+    ).run()
+    assert (position.step, position.best_step, position.best_value) == (4, 2, 0.7)
 
 
 def test_crossing_is_seen_once_for_each_border():

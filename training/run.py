@@ -1,0 +1,254 @@
+"""What every kind of training has in common: a run that begins, goes on after a stop, and ends in a checkpoint.
+
+A kind of training says what it learns from (`Batches`), what it minimises (an objective), for how long, and how it is
+measured; everything else is the same for pretraining, classification and instructions, and stands here.
+"""
+
+import abc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list, set_seed
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.common import clock
+from groundup.common.console import console, say
+from groundup.common.errors import InputError
+from groundup.common.files import output_folder
+from groundup.evaluation.report import read_metrics, summary_table
+from groundup.training.checkpoint import (
+    Position,
+    disk_error,
+    load_state,
+    load_weights,
+    random_states_of_all,
+    save_state,
+    set_random_state,
+)
+from groundup.training.loop import Batches, Loop, Schedule
+from groundup.training.optim import build_optimizers
+from groundup.training.plan import Optimization
+from groundup.training.run_folder import RunFolder
+from groundup.training.schedule import Budget
+
+
+class RunSettings(Protocol):
+    """The settings that every verb that trains has."""
+
+    data: list[str]
+    out: str | None
+    resume: bool
+    quiet: bool
+
+
+S = TypeVar("S", bound=RunSettings)
+
+
+def carry_out(
+    settings: S,
+    *,
+    verb: str,
+    name: str,
+    prepare: Callable[[S, RunFolder, float], None],
+    start: Callable[[RunFolder, float], "TrainingRun"],
+) -> Path:
+    """Do a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
+
+    Args:
+        verb, name: what the folder is called where `--out` is not given: `runs/VERB-NAME`.
+        prepare: writes all that the run needs into its folder, the recipe last; on the first process alone.
+        start: reads that back and makes the run; both get the moment at which the verb began [s since 1970].
+
+    Raises:
+        InputError: for data, options or a folder that will not do; nothing that was there is lost.
+        Interrupted: after Ctrl-C, with the state saved.
+        Diverged: when the loss stops being a number.
+    """
+    began = clock.began()
+    refuse_silent_sharding()
+    # Said outright: under torchrun without an accelerator Accelerate would start as many lone processes.
+    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
+    console.quiet = settings.quiet or not state.is_main_process
+    if settings.resume and settings.out is None:
+        raise InputError("--resume needs --out: the folder of the run to go on with")
+    run = RunFolder(output_folder(settings.out, verb, name))
+    if settings.resume and run.is_finished:
+        say(f"{run.out} is finished: nothing to do")
+        return run.out
+    try:
+        if not (settings.resume and run.has_begun):
+            on_first_process(state, lambda: prepare(settings, run, began))
+        start(run, began).run(resume=settings.resume)
+    except Exception as error:
+        raise disk_error(error, run.out) or error from error
+    if state.is_main_process:
+        console.print(summary_table(read_metrics(run.out)))
+    return run.out
+
+
+def refuse_silent_sharding() -> None:
+    """Raise `InputError` where Accelerate was told to shard (FSDP) and would train whole copies without a word."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and torch.accelerator.current_accelerator() is None:
+        raise InputError("FSDP on a CPU is not sharding but whole copies: launch with --multi_cpu, or use a GPU")
+
+
+def on_first_process(state: PartialState, action: Callable[[], None]) -> None:
+    """Do something on the first process while the others wait; what the user got wrong is an error on all of them."""
+    wrong: list[str | None] = [None]
+    if state.is_main_process:
+        try:
+            action()
+        except InputError as error:
+            wrong = [str(error)]
+    broadcast_object_list(wrong)
+    if wrong[0] is not None:
+        raise InputError(wrong[0])
+
+
+class TrainingRun(abc.ABC):
+    """A prepared run, from its first step, or the newest saved one, to its last file.
+
+    Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `began`. The best
+    weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`; `patience`
+    validations in a row without a better one end the run.
+    """
+
+    best_by = "validation_loss"
+    higher_is_better = False
+    patience: int | None = None
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        tokenizer: PreTrainedTokenizerFast,
+        plan: Optimization,
+        *,
+        seed: int,
+        began: float,
+        save_every: int | None = None,
+        gradient_checkpointing: bool = False,
+    ):
+        self.folder, self.tokenizer, self.plan, self.began, self.save_every = folder, tokenizer, plan, began, save_every
+        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+        precision = {"fp32": "no"}.get(plan.precision, plan.precision)
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=torch.accelerator.current_accelerator() is None)
+        set_seed(seed)
+        self.model = self.make_model().to(self.accelerator.device)
+        set_seed(seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own on each
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay)
+
+    @abc.abstractmethod
+    def make_model(self) -> PreTrainedModel:
+        """The model before its first step."""
+
+    @abc.abstractmethod
+    def make_objective(self) -> nn.Module:
+        """What is minimised: a micro-batch's tensors by name -> the summed loss over the labels that count."""
+
+    @abc.abstractmethod
+    def make_batches(self) -> Batches:
+        """The micro-batches of each step."""
+
+    @abc.abstractmethod
+    def first_position(self) -> Position:
+        """The position before the first step, with the budget of time if there is one."""
+
+    @abc.abstractmethod
+    def budget(self, position: Position) -> Budget:
+        """When to stop."""
+
+    @abc.abstractmethod
+    def validate(self, position: Position) -> dict[str, float]:
+        """Measures of the model as it is, by name, among them `best_by`; called on every process."""
+
+    @abc.abstractmethod
+    def score(self) -> list[dict[str, Any]]:
+        """Rows for metrics.json on the best weights; called once, at the end, on the first process."""
+
+    def describe(self, position: Position) -> dict[str, Any]:
+        """What metrics.json says of how the model came to be."""
+        return {
+            "steps": position.step,
+            "tokens": position.tokens,
+            "seconds": round(position.seconds, 1),
+            "parameters": self.model.num_parameters(),
+            "device": self.accelerator.device.type,
+            "processes": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "precision": self.plan.precision,
+        }
+
+    def run(self, resume: bool) -> None:
+        """Train until the budget is used, take the best weights, score them and write the checkpoint."""
+        if (self.folder.out / "final").is_dir():
+            self.folder.promote()
+            return
+        position = self._position(resume)
+        loop = self._loop(position)
+        if position.step:
+            loop.write_log({"event": "resume", "step": position.step})
+        position = loop.run()
+        if self.accelerator.is_main_process:
+            self._finish(position)
+        self.accelerator.wait_for_everyone()
+
+    def _position(self, resume: bool) -> Position:
+        newest = self.folder.newest_state() if resume else None
+        if newest is None:
+            return self.first_position()
+        say(f"going on from {newest.name}")
+        load_weights(newest, self.model)
+        position, states = load_state(newest, self.model, self.optimizers, self.accelerator.process_index)
+        if states is None:
+            say("this process had no part in the run so far: its dropout begins anew")
+        else:
+            set_random_state(states)
+        return position
+
+    def _loop(self, position: Position) -> Loop:
+        return Loop(
+            accelerator=self.accelerator,
+            objective=self.accelerator.prepare(self.make_objective()),
+            optimizers=self.optimizers,
+            batches=self.make_batches(),
+            budget=self.budget(position),
+            schedule=Schedule(warmup=self.plan.warmup, decay=self.plan.decay, clip=self.plan.clip),
+            validate=lambda: self.validate(position),
+            save=self._save,
+            log_path=self.folder.log_path if self.accelerator.is_main_process else None,
+            save_every=self.save_every,
+            best_by=self.best_by,
+            higher_is_better=self.higher_is_better,
+            patience=self.patience,
+            position=position,
+        )
+
+    def _save(self, position: Position) -> None:
+        states = random_states_of_all(self.accelerator)
+        if self.accelerator.is_main_process:
+            self.folder.save_step(
+                position.step,
+                self.model,
+                self.tokenizer,
+                lambda folder: save_state(folder, self.model, self.optimizers, position, states),
+                self.describe(position),
+                position.best_step,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self, position: Position) -> None:
+        """Score the best weights and write the checkpoint."""
+        training = self.describe(position)
+        if position.best_step != position.step:
+            load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.model)
+            say(f"the best weights are those of step {position.best_step}")
+        training["best_step"] = position.best_step
+        self.folder.finish(self.model, self.tokenizer, self.score(), training)
