@@ -21,6 +21,8 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 
+ADAPTER_NAMES = (".lora_", ".trainable_tokens_delta.")  # what peft calls the parameters that it adds
+
 
 def orthogonalise(gradients: torch.Tensor) -> torch.Tensor:
     """(N, rows, columns) -> the same shape, every matrix with singular values near one.
@@ -85,17 +87,20 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Sort the trainable parameters by how they learn: "matrix" (inside blocks), "embedding", "head", "vector".
+    """Sort the trainable parameters: "matrix" (inside blocks), "embedding", "head", "vector", "adapter".
 
-    A tied head is an embedding. What lies in no block and is no embedding (a classifier's layer) counts as "head".
+    A tied head is an embedding. What lies in no block and is no embedding (a classifier's layer) counts as "head". What
+    peft adds is "adapter": Muon's step has full rank, which says nothing of a factor of a matrix.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     in_blocks = {id(p) for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters()}
-    kinds: dict[str, list[nn.Parameter]] = {"matrix": [], "embedding": [], "head": [], "vector": []}
-    for parameter in model.parameters():
+    kinds: dict[str, list[nn.Parameter]] = {"matrix": [], "embedding": [], "head": [], "vector": [], "adapter": []}
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.ndim < 2:
+        if any(part in name for part in ADAPTER_NAMES):
+            kinds["adapter"].append(parameter)
+        elif parameter.ndim < 2:
             kinds["vector"].append(parameter)
         elif id(parameter) in embeddings:
             kinds["embedding"].append(parameter)

@@ -1,0 +1,147 @@
+"""What an adapter has for weights, and that nothing else in the model is trained."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+
+from groundup.common.errors import InputError
+from groundup.modeling import (
+    GroundupConfig,
+    GroundupForCausalLM,
+    GroundupForConditionalGeneration,
+    GroundupForSequenceClassification,
+)
+from groundup.training.lora import add_lora
+from groundup.training.lora_settings import LoraOptions
+from groundup.training.optim import build_optimizers, split_parameters
+
+TINY = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 32}
+RATES = dict.fromkeys(("matrix", "embedding", "head", "vector", "adapter"), 0.01)
+
+
+def tiny(model_class=GroundupForCausalLM, **knobs):
+    torch.manual_seed(0)
+    model = model_class(GroundupConfig(**TINY | {"zero_init": False} | knobs))
+    model.name_or_path = "somebody/base"
+    return model
+
+
+def gpt2(fused):
+    """A two-class GPT-2 of 124 M weights that takes no memory."""
+    with torch.device("meta"):
+        model = (
+            GPT2ForSequenceClassification(GPT2Config(num_labels=2))
+            if fused
+            else GroundupForSequenceClassification(GroundupConfig.preset("gpt2", num_labels=2))
+        )
+    model.name_or_path = "openai-community/gpt2"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fused", "adapter_with_head", "the_books"), [(False, 2_655_744, 2_666_528), (True, 2_360_832, 2_371_616)]
+)
+def test_gpt2_with_rank_16_has_the_known_number_of_trained_weights(fused, adapter_with_head, the_books):
+    model = gpt2(fused)
+    adapted = add_lora(model, LoraOptions())
+    trained, _ = adapted.get_nb_trainable_parameters()
+    assert trained == adapter_with_head
+    assert trained < 0.05 * model.num_parameters()
+    # The book (appendix E) freezes the head and gives it factors of rank 16 too, 768 wide in and 2 out.
+    assert trained - 768 * 2 + 16 * (768 + 2) == the_books
+
+
+def test_all_matrices_of_the_blocks_are_adapted_and_nothing_outside_them():
+    adapted = add_lora(tiny(), LoraOptions())
+    names = {name.rpartition(".")[2] for name in adapted.targeted_module_names}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert all(".layers." in name for name in adapted.targeted_module_names)
+    bert = BertForSequenceClassification(
+        BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    )
+    bert.name_or_path = "somebody/bert"
+    adapted = add_lora(bert, LoraOptions())
+    assert len(adapted.targeted_module_names) == 12
+    assert all(".layer." in name for name in adapted.targeted_module_names), "its pooler lies outside"
+
+
+def test_a_new_adapter_changes_no_logit():
+    model, ids = tiny().eval(), torch.arange(20)[None]
+    before = model(ids).logits
+    add_lora(model, LoraOptions(lora_dora=True))
+    torch.testing.assert_close(model.eval()(ids).logits, before)
+
+
+def test_only_the_adapter_and_a_classifiers_head_are_trained():
+    adapted = add_lora(tiny(GroundupForSequenceClassification, num_labels=3), LoraOptions())
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert all(".lora_A." in name or ".lora_B." in name or "score.modules_to_save" in name for name in trained)
+    assert any("score" in name for name in trained)
+
+
+def test_an_encoder_decoder_gets_adapters_in_both_halves():
+    model = tiny(GroundupForConditionalGeneration, is_encoder_decoder=True, decoder_start_token_id=0)
+    adapted = add_lora(model, LoraOptions())
+    assert adapted.peft_config["default"].task_type == "SEQ_2_SEQ_LM"
+    assert {name.partition(".layers.")[0] for name in adapted.targeted_module_names} == {"encoder", "decoder"}
+
+
+def test_factors_have_adamw_even_where_matrices_would_have_muon():
+    model = tiny(GroundupForSequenceClassification, num_labels=3)
+    add_lora(model, LoraOptions(lora_dora=True))
+    (adamw,) = build_optimizers(model, "muon", RATES, 0.1)
+    assert type(adamw) is torch.optim.AdamW
+    kinds = split_parameters(model)
+    assert [len(kinds[name]) for name in ("matrix", "embedding", "head", "vector")] == [0, 0, 1, 0]
+    assert len(kinds["adapter"]) == 2 * 7 * 3
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_single_tokens_can_be_trained_and_are_learned_with_the_adapter(tied):
+    model = tiny(tie_word_embeddings=tied)
+    adapted = add_lora(model, LoraOptions(), trained_tokens=[7, 3])
+    before = model.get_input_embeddings().weight.clone()
+    loss = adapted(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss
+    loss.backward()
+    for optimizer in build_optimizers(model, "muon", RATES, 0.0):
+        optimizer.step()
+    moved = (adapted.merge_and_unload().get_input_embeddings().weight != before).any(1).nonzero().flatten().tolist()
+    assert moved == [3, 7]
+
+
+def test_gradients_reach_the_adapter_through_checkpointed_blocks():
+    model = tiny()
+    model.gradient_checkpointing_enable()
+    adapted = add_lora(model, LoraOptions()).train()
+    adapted(input_ids=torch.arange(20)[None], labels=torch.arange(20)[None]).loss.backward()
+    assert all(
+        parameter.grad is not None and (parameter.grad.abs().sum() > 0 or ".lora_A." in name)  # B is zero at first
+        for name, parameter in adapted.named_parameters()
+        if parameter.requires_grad
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lora_rank": 0}, "--lora-rank 0"),
+        ({"lora_alpha": 0}, "--lora-alpha 0"),
+        ({"lora_dropout": 1.0}, "--lora-dropout 1.0"),
+        ({"lora_targets": ["q_porj"]}, "did you mean 'q_proj'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(options, words):
+    with pytest.raises(InputError) as error:
+        add_lora(tiny(), LoraOptions(**options))
+    assert words in str(error.value)
+
+
+def test_a_base_that_lies_nowhere_and_one_with_an_adapter_are_refused():
+    model = tiny()
+    model.name_or_path = ""
+    with pytest.raises(InputError, match="saved somewhere"):
+        add_lora(model, LoraOptions())
+    model = tiny()
+    add_lora(model, LoraOptions())
+    with pytest.raises(InputError, match="adapter already"):
+        add_lora(model, LoraOptions())

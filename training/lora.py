@@ -1,0 +1,113 @@
+"""A model to the same model with a low-rank adapter, which is then the only thing in it that is trained.
+
+LoRA (Hu et al. 2021) adds to a frozen matrix W the product of two thin ones, W + alpha / rank * B A. B starts at zero,
+so that training starts from the model as it was. The adapter and its files are peft's.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from groundup.common.console import say
+from groundup.common.errors import InputError, near
+from groundup.training.lora_settings import LoraOptions
+
+_MATRICES = (nn.Linear, Conv1D, nn.Embedding)
+
+
+def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Sequence[int] = ()) -> PeftModel:
+    """Freeze `model`, give its matrices an adapter, in place, and print how much of it is trained.
+
+    A classifier's head is trained in full and is a part of the adapter. `get_base_model()` of the result is `model`.
+
+    Args:
+        model: one that was loaded from a folder or from the Hub, which the adapter names as its base.
+        options: rank, alpha, dropout, targets and the variants.
+        trained_tokens: ids whose embeddings are trained too (in an untied model their rows of the head as well): new
+            ones, or those that the base never saw.
+
+    Raises:
+        InputError: for options that make no sense, for a base that lies nowhere, or that has an adapter already.
+    """
+    _check(options)
+    base = _base_name(model)
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise InputError(f"{base} has an adapter already: fold it in first with groundup merge")
+    weights = model.num_parameters()
+    config = LoraConfig(
+        task_type=task_type(model),
+        revision=getattr(model.config, "_commit_hash", None),
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha,
+        lora_dropout=options.lora_dropout,
+        target_modules=_targets(model, options.lora_targets),
+        use_rslora=options.lora_rslora,
+        use_dora=options.lora_dora,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        trainable_token_indices=_token_rows(model, trained_tokens),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about tied heads: `merge` unties them where an adapter sets them apart
+        adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base
+    trained, _ = adapted.get_nb_trainable_parameters()
+    kinds = ", ".join(sorted({name.rpartition(".")[2] for name in adapted.targeted_module_names}))
+    say(f"LoRA of rank {options.lora_rank} on {kinds}: {trained:,} weights are trained, {trained / weights:.2%} of "
+        f"the {weights:,} that {Path(base).name} has")  # fmt: skip
+    return adapted
+
+
+def task_type(model: PreTrainedModel) -> TaskType | None:
+    """What peft calls the kind of a model; None for a kind that it has no loader for."""
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return TaskType.SEQ_CLS
+    if not model.can_generate():
+        return None
+    return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
+
+
+def _check(options: LoraOptions) -> None:
+    if options.lora_rank < 1:
+        raise InputError(f"--lora-rank {options.lora_rank} must be at least 1")
+    if not options.lora_alpha > 0:
+        raise InputError(f"--lora-alpha {options.lora_alpha} must be above 0")
+    if not 0 <= options.lora_dropout < 1:
+        raise InputError(f"--lora-dropout {options.lora_dropout} must be at least 0 and below 1")
+
+
+def _base_name(model: PreTrainedModel) -> str:
+    """Where the base can be loaded from again: a folder's whole path, or a name on the Hub."""
+    name = model.name_or_path
+    if not name:
+        raise InputError("LoRA adapts a model that is saved somewhere, this one is new: train it without --lora first")
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def _targets(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:
+    """The names of the matrices to adapt: those wanted, or all that lie in the blocks.
+
+    Raises `InputError` for a name that no matrix ends with, naming the nearest.
+    """
+    matrices = {name: module for name, module in model.named_modules() if isinstance(module, _MATRICES)}
+    ends = sorted({name.rpartition(".")[2] for name in matrices})
+    for name in wanted:
+        if not any(f".{matrix}".endswith(f".{name}") for matrix in matrices):
+            raise InputError(f"--lora-targets {name}{near(name, ends)}: the model has {', '.join(ends)}")
+    return list(wanted) or [name for name in matrices if re.search(r"\.\d+\.", name)]  # a block has a number
+
+
+def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The rows of the embedding, and of a head with weights of its own, that stand for `tokens`; None for no tokens."""
+    if not tokens:
+        return None
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tables = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return {name: sorted(tokens) for name, module in model.named_modules() if any(module is table for table in tables)}
