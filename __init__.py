@@ -21,6 +21,7 @@ _PUBLIC = {
     "evaluate": "groundup.evaluation.measuring",
     "import_gpt2": "groundup.training.conversion",
     "export": "groundup.training.conversion",
+    "publish": "groundup.hub_upload",
 }
 
 __all__ = list(_PUBLIC)

@@ -16,7 +16,7 @@ from typing import Any
 
 from groundup import __version__
 from groundup.common import clock
-from groundup.common.errors import Diverged, InputError, Interrupted, near
+from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, near
 from groundup.common.settings import check_names, read_yaml
 
 
@@ -69,6 +69,12 @@ VERBS = {
         ("checkpoint",),
         "groundup export runs/pretrain-my_texts --to qwen3",
     ),
+    "publish": Verb(
+        "groundup.evaluation.settings:PublishSettings",
+        "groundup.hub_upload:publish",
+        ("checkpoint", "repo_id"),
+        "groundup publish runs/pretrain-my_texts my-name/my-model --license apache-2.0",
+    ),
     "generate": Verb(
         "groundup.cli.settings:GenerateSettings",
         "groundup.cli.chat:generate",
@@ -109,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         complain(name, error if str(error) else "interrupted")
         return 130
-    except Diverged as error:
+    except (Diverged, Unavailable) as error:
         complain(name, error)
         return 1
 

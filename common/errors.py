@@ -36,3 +36,7 @@ class Interrupted(Exception):  # noqa: N818 (no error: the person asked for it)
 
 class Diverged(Exception):  # noqa: N818
     """The loss of a run stopped being a number. Exit status 1. The message says what to try."""
+
+
+class Unavailable(Exception):  # noqa: N818 (the others here are named after what happened, too)
+    """The Hub, or the way to it, did not do what was asked; nothing the user gave is wrong. Exit status 1."""

@@ -37,7 +37,7 @@ def load_model(
     _check_folder(source)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(source),
                 dtype=torch.float32 if device.type == "cpu" else "auto",
@@ -73,7 +73,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without transformers' reports and bars on the terminal: what matters of them is said as an error of ours."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)

@@ -1,46 +1,54 @@
 """Whether a checkpoint is what it claims to be for someone who has never heard of this package.
 
-A second process, in which `groundup` cannot be imported and whose home is empty, loads the folder by transformers'
-Auto classes, with the code that travels in it, and must give the same logits and the same greedy text.
+A second process, in which `groundup` cannot be imported and whose home is empty (`stranger.py`), loads the folder by
+every Auto class it names, with the code that travels in it, and must give the same token ids, the same logits and the
+same greedy text as this process.
 """
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.errors import InputError
 from groundup.evaluation.generation import encode_prompt
-from groundup.evaluation.loading import load_model
+from groundup.evaluation.language import context_of
+from groundup.evaluation.loading import quiet_transformers
+from groundup.tokenization.folder import load_tokenizer
 
 TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
-
-_STRANGER = """\
-import json, sys
-sys.modules["groundup"] = None  # from here on importing it fails
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder, ids, new_tokens, answer = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-prompt = torch.tensor([ids])
-with torch.no_grad():
-    logits = model(prompt).logits
-written = model.generate(
-    prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=new_tokens,
-    pad_token_id=tokenizer.pad_token_id,
-)
-save_file({"logits": logits, "written": written}, answer)
-"""
+PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\tand\u00a0goes on  twice.\n"
+CONFIG_FILE, ADAPTER_FILE, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
+# The Auto class of a model, by how the name of its class ends.
+AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "EncoderDecoderModel": "AutoModelForSeq2SeqLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "Model": "AutoModel",
+}
+_ADAPTER_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+}
+_WRITERS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
 @dataclass(frozen=True)
@@ -51,41 +59,132 @@ class Proof:
     completion: str
 
 
-def prove(folder: Path, prompt: str, new_tokens: int = 20) -> Proof:
-    """Load `folder` in a clean process and compare logits and greedy text with ours.
+def auto_class_of(folder: Path) -> str:
+    """The Auto class that loads the model, or the base of the adapter, in `folder` for what it was made for.
 
-    Raises `InputError` when it does not load there, or gives something else.
+    Raises `InputError` where the config names no class that is known.
     """
-    model, tokenizer = load_model(folder)
-    model.float().cpu()
-    ids = encode_prompt(tokenizer, prompt)
-    answer = _ask_a_stranger(folder, ids, new_tokens)
+    if (folder / ADAPTER_FILE).is_file():
+        task = _read(folder / ADAPTER_FILE).get("task_type")
+        if task in _ADAPTER_CLASSES:
+            return _ADAPTER_CLASSES[task]
+        raise InputError(f"{ADAPTER_FILE} has task_type {task!r}: known are {', '.join(_ADAPTER_CLASSES)}")
+    names = _read(folder / CONFIG_FILE).get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    for end, auto_class in AUTO_CLASSES.items():
+        if name.endswith(end):
+            return auto_class
+    raise InputError(f"{CONFIG_FILE} has architectures {names!r}, which names no known class: save the model again")
+
+
+def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None = None) -> Proof:
+    """Load `folder` in a clean process and compare ids, logits and greedy text with ours.
+
+    Args:
+        folder: a model, or an adapter to `base`. The code that lies in them runs: look at it first.
+        prompt: what the model is given; cut to half its context.
+        base: the folder of the adapter's base model.
+
+    Raises:
+        InputError: when it does not load there, or gives something else.
+    """
+    tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").is_file() or base is None else base)
+    auto_class = auto_class_of(folder)
+    place = base or folder
+    options = {} if base is None else _labels(folder)
+    model = _load(folder, base, auto_class, options)
+    ids = encode_prompt(tokenizer, prompt)[: max(1, context_of(model) // 2)]
+    if (highest := max(*ids, *tokenizer.encode(PROBE))) >= model.config.get_text_config().vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has a token {highest}, the model only {model.config.vocab_size} rows"
+        )
+    code = sorted(_read(place / CONFIG_FILE).get("auto_map") or {})
+    question = {
+        "base": base and str(base.resolve()),
+        "tokenizer": tokenizer.name_or_path,
+        "options": options,
+        "auto_class": auto_class,
+        "other_classes": [name for name in code if name.startswith("AutoModel") and name != auto_class],
+        "trust_remote_code": bool(code),
+        "text": PROBE,
+        "text_ids": tokenizer.encode(PROBE),
+        "ids": ids,
+        "is_encoder_decoder": bool(model.config.is_encoder_decoder),
+        "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in _WRITERS else 0,
+    }
+    answer = _ask_a_stranger(folder, question)
+    return _compare(folder, model, tokenizer, question, answer)
+
+
+def _compare(
+    folder: Path, model: Any, tokenizer: Any, question: dict[str, Any], answer: dict[str, torch.Tensor]
+) -> Proof:
+    ids = torch.tensor([question["ids"]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits
+        output = model(**inputs, **({"decoder_input_ids": ids} if question["is_encoder_decoder"] else {}))
+    logits = output["logits"] if "logits" in output else output[0]
     difference = (logits - answer["logits"]).abs().max().item()
     if not difference <= TOLERANCE:
         raise InputError(f"{folder} gives other logits without this package, by {difference:.2g}: do not publish it")
-    prompt_ids = torch.tensor([ids])
-    generate: Callable[..., torch.Tensor] = model.generate  # type: ignore[assignment]
-    written = generate(
-        prompt_ids,
-        attention_mask=torch.ones_like(prompt_ids),
+    if not question["new_tokens"]:
+        return Proof(difference, "")
+    written = model.generate(
+        **inputs,
         do_sample=False,
-        max_new_tokens=new_tokens,
+        num_beams=1,
+        max_new_tokens=question["new_tokens"],
         pad_token_id=tokenizer.pad_token_id,
     )
     if not torch.equal(written, answer["written"]):
         raise InputError(f"{folder} writes other text without this package: do not publish it")
-    return Proof(difference, str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)))
+    new = written[0] if question["is_encoder_decoder"] else written[0, ids.shape[1] :]
+    return Proof(difference, str(tokenizer.decode(new, skip_special_tokens=True)))
 
 
-def _ask_a_stranger(folder: Path, ids: list[int], new_tokens: int) -> dict[str, torch.Tensor]:
+def _load(folder: Path, base: Path | None, auto_class: str, options: dict[str, Any]) -> Any:
+    """The model as this package loads it, fp32 on the CPU, every weight found and every one used."""
+    try:
+        with quiet_transformers():
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                base or folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+            )
+            if base is not None:
+                return PeftModel.from_pretrained(model, str(folder)).eval()
+    except Exception as error:  # of a broken checkpoint transformers may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{base or folder} does not load: {reason}") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            names = ", ".join(sorted(info[kind])[:3])
+            raise InputError(f"{folder} has {kind.replace('_keys', '')} weights ({names}): save the model again")
+    return model.eval()
+
+
+def _labels(adapter: Path) -> dict[str, Any]:
+    """The number of labels of a classifier, which an adapter's repository says only by the shape of its head."""
+    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as weights:
+        heads = [name for name in weights.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
+        return {"num_labels": weights.get_slice(heads[0]).get_shape()[0]} if heads else {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file that must hold a mapping. Raises `InputError` when it does not."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+    raise InputError(f"{path.name} is missing or no mapping in JSON: save the model again")
+
+
+def _ask_a_stranger(folder: Path, question: dict[str, Any]) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryDirectory() as home:
-        answer = Path(home) / "answer.safetensors"
-        arguments = [str(folder.resolve()), json.dumps(ids), str(new_tokens), str(answer)]
+        question_path, answer_path = Path(home) / "question.json", Path(home) / "answer.safetensors"
+        question_path.write_text(json.dumps(question), encoding="utf-8")
+        program = Path(__file__).with_name("stranger.py")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _STRANGER, *arguments],
+            [sys.executable, "-I", str(program), str(folder.resolve()), str(question_path), str(answer_path)],
             env=kept | {"HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
             text=True,
@@ -94,4 +193,4 @@ def _ask_a_stranger(folder: Path, ids: list[int], new_tokens: int) -> dict[str, 
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
             raise InputError(f"{folder} does not load without this package: {last}")
-        return load_file(answer)
+        return load_file(answer_path)

@@ -230,9 +230,10 @@ class GroundupConfig(PreTrainedConfig):
 
     def _travelling_classes(self) -> dict[str, str]:
         """The part of `code_map` that a checkpoint of this architecture can be read as."""
-        one_model = {name: place for name, place in self.code_map.items() if name != "AutoModelForSeq2SeqLM"}
-        two_models = {name: self.code_map[name] for name in ("AutoConfig", "AutoModelForSeq2SeqLM")}
-        return two_models if self.is_encoder_decoder else one_model
+        if self.is_encoder_decoder:
+            return {name: self.code_map[name] for name in ("AutoConfig", "AutoModelForSeq2SeqLM")}
+        others = ("AutoModelForSeq2SeqLM", "AutoModelForMaskedLM" if self.is_causal else "AutoModelForCausalLM")
+        return {name: place for name, place in self.code_map.items() if name not in others}
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
         """How each matrix is cut between devices; only modules that these knobs create are named."""

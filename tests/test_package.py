@@ -87,7 +87,7 @@ def test_the_wheel_holds_the_package_and_nothing_else_and_works_where_it_is_inst
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"groundup/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     expected |= {f"groundup/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").glob("*.yaml")}
-    expected |= {"groundup/__init__.py", "groundup/__main__.py", "groundup/py.typed"}
+    expected |= {f"groundup/{name}" for name in ("__init__.py", "__main__.py", "hub_upload.py", "py.typed")}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)
     place = tmp_path / "installed"

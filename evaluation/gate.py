@@ -1,0 +1,457 @@
+"""The gate before the Hub: what is in a checkpoint's folder, whether it is whole, honest and safe, and a clean copy.
+
+Every failure is named with its mend. Only the files of the contract pass; what stays behind is listed. Last comes the
+proof (`proof.py`): a process without this package loads the copy, and nothing but the copy.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_token
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+import groundup
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+from groundup.common.hub import SECRET
+from groundup.common.settings import read_yaml, write_yaml
+from groundup.evaluation.card import CARD_FILE, write_card
+from groundup.evaluation.proof import (
+    ADAPTER_FILE,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILE,
+    PROBE,
+    Proof,
+    auto_class_of,
+    prove,
+)
+from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
+from groundup.tokenization.folder import load_tokenizer
+
+MODEL_WEIGHTS, GGUF_WEIGHTS = "model.safetensors", "model.gguf"
+WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
+CODE = ("configuration_groundup.py", "modeling_groundup.py", "modeling_groundup_seq2seq.py")
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, "generation_config.json", "tokenizer_config.json")
+# The files of the contract: what a checkpoint's repository holds, and nothing else.
+CONTRACT = (
+    *WEIGHTS,
+    *CODE,
+    *SETTINGS_FILES,
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "log.jsonl", "curve.png"),
+    *(METRICS_FILE, RECIPE_FILE, CARD_FILE),
+)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
+TOKEN_FILES = ("token", "stored_tokens", ".env", ".netrc", ".git-credentials", ".pypirc", "id_rsa", "id_ed25519")
+LARGEST_FILE = 50 * 10**9  # bytes; the Hub asks to cut what is larger (docs/hub/storage-limits)
+LARGEST_TEXT = 100 * 10**6  # bytes of a text file that is read whole
+LARGEST_SETTINGS = 10 * 10**6  # bytes of a file of settings
+LINKED = 10**7  # bytes; a larger file is not copied
+_PERSONAL = re.compile(rb"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[^\s\"',:;)]*")
+_CODE_PLACE = re.compile(r"(\w+)\.\w+")
+_SCAN = 2**22  # bytes read at once
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What may be published: a folder with these files and no other, and what the stranger said of it."""
+
+    folder: Path
+    files: dict[str, int]
+    left_out: list[str]
+    proof: Proof | None
+
+
+@dataclass
+class Findings:
+    """What is wrong with a folder; each entry says what and what to do."""
+
+    folder: Path
+    found: list[str] = field(default_factory=list)
+
+    def add(self, what: str, mend: str) -> None:
+        """Note a failure and its mend."""
+        self.found.append(f"{what}: {mend}")
+
+    def stop(self) -> None:
+        """Raise `InputError` with everything that was found, if anything was."""
+        if self.found:
+            raise InputError(f"{_shown(str(self.folder))} is not fit to be published. " + "; ".join(self.found))
+
+
+@contextlib.contextmanager
+def through_the_gate(
+    checkpoint: Path,
+    additions: dict[str, Any] | None = None,
+    *,
+    fetch_base: Callable[[str], Path] | None = None,
+    trust_remote_code: bool = False,
+) -> Iterator[Parcel]:
+    """Check a checkpoint and yield a clean copy of it, with its card written anew; the copy is gone afterwards.
+
+    Args:
+        checkpoint: the folder of a model, an adapter or a twin.
+        additions: keys to put into the published `recipe.yaml`: license, language, base_model.
+        fetch_base: gives the folder of an adapter's base model, by its name on the Hub.
+        trust_remote_code: run modeling files that differ from this package's.
+
+    Raises:
+        InputError: naming everything that is wrong, each with its mend.
+    """
+    files, left_out = sort_files(checkpoint)
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / (checkpoint.resolve().name or "checkpoint")
+        _copy(checkpoint, copy, files)
+        sha256 = check_content(copy, additions or {}, trust_remote_code)
+        base = _base_of(copy, fetch_base, trust_remote_code)
+        proof = None if (copy / GGUF_WEIGHTS).is_file() else _prove(checkpoint, copy, base)
+        write_card(copy)
+        for name, before in sha256.items():
+            if sha256_of(copy / name) != before:
+                raise InputError(f"{name} changed while it was looked at: publish when the run has ended")
+        sizes = {name: (copy / name).stat().st_size for name in sorted({*files, CARD_FILE})}
+        yield Parcel(copy, sizes, left_out, proof)
+
+
+def _prove(checkpoint: Path, copy: Path, base: Path | None) -> Proof:
+    try:
+        return prove(copy, "Once upon a time", base=base)
+    except InputError as error:
+        raise InputError(str(error).replace(str(copy), str(checkpoint))) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The folder
+
+
+def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that belong to the contract, and what else lies there.
+
+    Raises `InputError` for what must not lie beside a checkpoint at all: names that no repository can have, links out
+    of the folder, pickles, tokens.
+    """
+    if not checkpoint.is_dir():
+        raise InputError(f"{_shown(str(checkpoint))} is no folder: give the folder of a checkpoint")
+    findings, chosen, left_out = Findings(checkpoint), [], []
+    for path in sorted(checkpoint.iterdir()):
+        name = path.name
+        if not _is_plain_name(name):
+            findings.add(f"the file name {_shown(name)} is not a plain one", "remove or rename it")
+        elif path.is_symlink() and not path.resolve().is_relative_to(checkpoint.resolve()):
+            findings.add(f"{name} is a link out of the folder", "put the file itself there")
+        elif name in CONTRACT and not stat.S_ISREG(path.stat().st_mode):
+            findings.add(f"{name} is no regular file", "remove it")
+        elif name in CONTRACT:
+            chosen.append(name)
+        else:
+            left_out.append(name + "/" * path.is_dir())
+    for path in _everything(checkpoint):
+        _look_for_dangers(path, findings)
+    findings.stop()
+    return chosen, left_out
+
+
+def _everything(folder: Path) -> Iterator[Path]:
+    """Every regular file under a folder, without following links to folders."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                yield path
+
+
+def _look_for_dangers(path: Path, findings: Findings) -> None:
+    """Pickles, by name and by content, and tokens."""
+    name = _shown(path.relative_to(findings.folder).as_posix())
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if path.suffix.lower() in PICKLES or re.match(rb"\x80[\x02-\x05]", start) or _is_torch_archive(start):
+        findings.add(f"{name} is or may be a pickle, which can run code", "remove it")
+    if path.name.lower() in TOKEN_FILES:
+        findings.add(f"{name} is a file for secrets", "remove it")
+    elif path.suffix not in (".safetensors", ".gguf", ".png") and _holds(path, SECRET):
+        findings.add(f"{name} holds something like a token", "take it out, and make the token invalid")
+
+
+def _is_torch_archive(start: bytes) -> bool:
+    return start.startswith(b"PK\x03\x04") and b"data.pkl" in start
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name means the same file in git, in a URL, on any system and on a terminal."""
+    return len(name) <= 200 and re.fullmatch(r"[\w.][\w. +()=@,-]*", name, re.ASCII) is not None and ".." not in name
+
+
+def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Whether a file holds a pattern, or the token in use, read in pieces that overlap."""
+    token = (get_token() or "").encode()
+    with path.open("rb") as file:
+        tail = b""
+        while piece := file.read(_SCAN):
+            text = tail + piece
+            if pattern.search(text) or (token and token in text):
+                return True
+            tail = text[-256:]
+    return False
+
+
+def _copy(checkpoint: Path, copy: Path, files: list[str]) -> None:
+    """Copy small files; large ones become links, which work as well for loading and sending."""
+    copy.mkdir()
+    for name in files:
+        source = (checkpoint / name).resolve()
+        if source.stat().st_size > LINKED and os.name != "nt":
+            (copy / name).symlink_to(source)
+        else:
+            shutil.copyfile(source, copy / name)
+
+
+def _shown(text: str) -> str:
+    """A name as it can be printed: control characters and broken bytes become escapes."""
+    return text if text.isprintable() else ascii(text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The content
+
+
+def check_content(folder: Path, additions: dict[str, Any], trust_remote_code: bool = False) -> dict[str, str]:
+    """Check every file of a clean copy, put `additions` into its recipe, and return the sha256 of its weights.
+
+    Raises `InputError` with everything that is wrong.
+    """
+    findings = Findings(folder)
+    weights = [name for name in WEIGHTS if (folder / name).is_file()]
+    if len(weights) != 1:
+        findings.add(f"there are {len(weights)} files of weights", f"a repository holds one of {', '.join(WEIGHTS)}")
+    _check_sizes(folder, findings)
+    findings.stop()
+    values = {name: _json(folder / name, findings) for name in SETTINGS_FILES if (folder / name).is_file()}
+    sha256 = {weights[0]: sha256_of(folder / weights[0])}
+    if weights[0] != GGUF_WEIGHTS:
+        _check_weights(folder / weights[0], findings)
+        _check_config(folder, weights[0], values, findings)
+        _check_tokenizer(folder, values, findings)
+    _check_code(folder, values.get(CONFIG_FILE) or {}, findings, trust_remote_code)
+    _check_metrics(folder, sha256[weights[0]], findings)
+    _check_recipe(folder, additions, findings)
+    _check_paths(folder, findings)
+    findings.stop()
+    return sha256
+
+
+def _check_sizes(folder: Path, findings: Findings) -> None:
+    for path in sorted(folder.iterdir()):
+        size = path.stat().st_size
+        limit = LARGEST_FILE if path.suffix in (".safetensors", ".gguf", ".jsonl") else LARGEST_TEXT
+        limit = LARGEST_SETTINGS if path.name in (*SETTINGS_FILES, RECIPE_FILE, METRICS_FILE) else limit
+        if size > limit:
+            findings.add(f"{path.name} has {size:,} bytes", f"at most {limit:,} are taken")
+
+
+def _json(path: Path, findings: Findings) -> dict[str, Any] | None:
+    """A mapping from a JSON file; None, and a finding, when it is something else."""
+    reason = "no mapping"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+    except (ValueError, RecursionError) as error:
+        reason = f"no JSON ({_line(error)})"
+    findings.add(f"{path.name} is {reason}", "save the model again")
+    return None
+
+
+def _check_weights(path: Path, findings: Findings) -> None:
+    """The header is one that the Hub reads, the tensors fill the file, every number is finite, nothing is hidden."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > constants.SAFETENSORS_MAX_HEADER_LENGTH:
+            most = constants.SAFETENSORS_MAX_HEADER_LENGTH
+            findings.add(f"the header of {path.name} claims {length:,} bytes, the Hub reads {most:,}", "save it again")
+            return
+        header = file.read(length)
+    if SECRET.search(header) or _PERSONAL.search(header):
+        findings.add(f"the header of {path.name} holds a token or a path of your machine", "save it without metadata")
+    try:
+        with safe_open(path, "pt") as tensors:
+            if not (names := list(tensors.keys())):
+                findings.add(f"{path.name} holds no tensor", "save the model again")
+            for name in names:
+                if not bool(_all_finite(tensors.get_tensor(name))):
+                    findings.add(f"{_shown(name)} in {path.name} has numbers that are not finite", "train it again")
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeError) as error:
+        findings.add(f"{path.name} is no whole safetensors file ({_line(error)})", "save the model again")
+
+
+def _all_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point():
+        return True
+    parts = tensor.flatten().split(2**24)
+    return all(bool(torch.isfinite(part.float()).all()) for part in parts)
+
+
+def _check_config(folder: Path, weights: str, values: dict[str, dict[str, Any] | None], findings: Findings) -> None:
+    """The config names a class that is known, and no more layers than there are tensors."""
+    name = ADAPTER_FILE if weights == ADAPTER_WEIGHTS else CONFIG_FILE
+    if name not in values:
+        findings.add(f"{name} is missing", "save the model again")
+    elif (config := values[name]) is not None:
+        try:
+            auto_class_of(folder)
+        except InputError as error:
+            findings.found.append(str(error))
+        layers = config.get("num_hidden_layers", 0)
+        if not findings.found and isinstance(layers, int):
+            with safe_open(folder / weights, "pt") as tensors:
+                if layers > len(list(tensors.keys())):
+                    findings.add(
+                        f"{name} claims {layers:,} layers, more than there are tensors", "save the model again"
+                    )
+
+
+def _check_code(folder: Path, config: dict[str, Any], findings: Findings, trust_remote_code: bool) -> None:
+    """Code comes from this folder alone, and is this package's own unless the person trusts it."""
+    auto_map = config.get("auto_map") or {}
+    places = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
+    for place in places:
+        match = _CODE_PLACE.fullmatch(place) if isinstance(place, str) else None
+        if match is None:
+            findings.add(f"auto_map names {_shown(str(place)[:80])}, no class in this folder", "save the model again")
+        elif not (folder / f"{match[1]}.py").is_file():
+            findings.add(f"{match[1]}.py, which auto_map names, is missing", "save the model again")
+    own = Path(groundup.__file__).parent / "modeling"
+    for name in CODE:
+        path = folder / name
+        if path.is_file() and not trust_remote_code and path.read_bytes() != (own / name).read_bytes():
+            findings.add(
+                f"{name} is not the one of groundup {groundup.__version__}",
+                "load the model with this version and save it again, or add --trust-remote-code",
+            )
+
+
+def _check_tokenizer(folder: Path, values: dict[str, Any], findings: Findings) -> None:
+    """The tokenizer loads, gives back what it was given, and has no code of its own."""
+    if (values.get("tokenizer_config.json") or {}).get("auto_map"):
+        findings.add("tokenizer_config.json names code", "save a tokenizer that needs none")
+        return
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        if not (folder / ADAPTER_FILE).is_file():  # an adapter may leave the tokenizer to its base
+            findings.add("tokenizer.json is missing", "save the tokenizer into the folder")
+        return
+    try:
+        backend = Tokenizer.from_file(str(path))
+        ids = backend.encode(PROBE, add_special_tokens=False).ids
+        text = backend.decode(ids, skip_special_tokens=False)
+        again = backend.encode(text, add_special_tokens=False).ids
+        load_tokenizer(folder)
+    except InputError as error:
+        findings.add(_line(error), "save the tokenizer again")
+    except BaseException as error:  # the library is written in Rust, and what panics there is no Exception here
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        findings.add(f"tokenizer.json cannot be used ({_line(error)})", "save the tokenizer again")
+    else:
+        # A byte-level tokenizer must give the text back; one of words loses some, but must agree with itself.
+        if ids != again or ("ByteLevel" in str(backend.decoder) and text != PROBE):
+            findings.add("the tokenizer does not give back the text it was given", "train it anew")
+
+
+def _check_metrics(folder: Path, sha256: str, findings: Findings) -> None:
+    """The scores are there, are numbers, and belong to these very weights."""
+    mend = "score these weights with groundup evaluate and put its metrics.json into the folder"
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        findings.add(f"{METRICS_FILE} is missing", mend)
+        return
+    if (metrics := _json(path, findings)) is None:
+        return
+    rows = metrics.get("metrics")
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        findings.add(f"{METRICS_FILE} has no list of rows with name, value, dataset and split", mend)
+    if not all(isinstance(metrics.get(name), dict) for name in ("training", "versions")):
+        findings.add(f"{METRICS_FILE} does not say how and with which versions it was made", mend)
+    if metrics.get("weights_sha256") != sha256:
+        findings.add(f"{METRICS_FILE} was not made from these weights", mend)
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("name", "dataset", "split")):
+        return False
+    value = row.get("value")
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -> None:
+    """The recipe can be read and says the licence; what was given with the command is put into it."""
+    path = folder / RECIPE_FILE
+    try:
+        recipe = read_yaml(path) | {name: value for name, value in additions.items() if value}
+    except (InputError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        findings.add(f"{RECIPE_FILE} cannot be used ({_line(error)})", "train again, or write one")
+        return
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(recipe.get("license") or "")):
+        findings.add("no licence is set", "add --license, for example --license apache-2.0")
+    try:
+        write_yaml(path, recipe)
+        write_card(folder)
+    except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UnicodeError) as error:
+        if not findings.found:
+            findings.add(f"no card can be made of {RECIPE_FILE} and {METRICS_FILE} ({_line(error)})", "train it again")
+
+
+def _check_paths(folder: Path, findings: Findings) -> None:
+    """No settings file names a place on this machine, no text file this person's home."""
+    home = os.fsencode(Path.home())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".gguf", ".png", ".py"):
+            continue
+        text = path.read_bytes()
+        # A tokenizer's vocabulary, or a sample of text, may well hold somebody's path.
+        generic = None if path.name in ("tokenizer.json", "vocab.json", CARD_FILE) else _PERSONAL.search(text)
+        if (len(home) > len("/root") and home in text) or generic:
+            shown = generic[0].decode("utf-8", "replace") if generic else "your home folder"
+            findings.add(f"{path.name} names a place on your machine ({_shown(shown[:80])})", "put a name in its stead")
+
+
+def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_code: bool) -> Path | None:
+    """The folder of an adapter's base model; what the adapter says of it must hold for strangers."""
+    if not (copy / ADAPTER_FILE).is_file():
+        return None
+    name = json.loads((copy / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or fetch_base is None:
+        raise InputError(
+            f"{ADAPTER_FILE} names {_shown(str(name))} as its base, which nobody else has: publish the base first, "
+            "then add --base-model OWNER/NAME"
+        )
+    base = fetch_base(name)
+    findings = Findings(base)
+    values = _json(base / CONFIG_FILE, findings) if (base / CONFIG_FILE).is_file() else None
+    if values is None:
+        findings.add(f"{name} has no {CONFIG_FILE}", "give another --base-model")
+    else:
+        _check_code(base, values, findings, trust_remote_code)
+    findings.stop()
+    return base
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of a repository is one that a push may replace or delete."""
+    return name in CONTRACT and str(PurePosixPath(name)) == name
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

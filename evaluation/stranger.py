@@ -1,0 +1,53 @@
+"""What somebody without this package does with a published folder: load it in every way it offers, and use it.
+
+Run as a program in a process of its own, with `groundup` made impossible to import:
+    python -I stranger.py FOLDER QUESTION.json ANSWER.safetensors
+It imports nothing of this package. Codes of exit: 0 and an answer, or 1 and the reason as the last line of stderr.
+"""
+
+import json
+import sys
+
+sys.modules["groundup"] = None  # type: ignore[assignment]  # from here on importing it fails
+
+
+def main(folder: str, question_path: str, answer_path: str) -> None:
+    """Load `folder` by every Auto class it names, and answer with the logits and the greedy text of the first."""
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    with open(question_path, encoding="utf-8") as file:
+        question = json.load(file)
+    place, options = question["base"] or folder, question["options"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(question["tokenizer"], trust_remote_code=True)
+    if tokenizer.encode(question["text"]) != question["text_ids"]:
+        sys.exit("the tokenizer gives other ids")
+    common = {"trust_remote_code": question["trust_remote_code"], "dtype": torch.float32, "use_safetensors": True}
+    for name in question["other_classes"]:
+        getattr(transformers, name).from_pretrained(place, **common)
+    model = getattr(transformers, question["auto_class"]).from_pretrained(place, **common, **options)
+    if question["base"]:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder)
+    model.eval()
+    ids = torch.tensor([question["ids"]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        asked = inputs | ({"decoder_input_ids": ids} if question["is_encoder_decoder"] else {})
+        output = model(**asked)
+    answer = {"logits": output["logits"] if "logits" in output else output[0]}
+    if question["new_tokens"]:
+        answer["written"] = model.generate(
+            **inputs,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=question["new_tokens"],
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    save_file({name: value.contiguous() for name, value in answer.items()}, answer_path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

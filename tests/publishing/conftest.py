@@ -1,0 +1,191 @@
+"""Tiny checkpoints of every kind, whole as the verbs leave them, and a hub on the loopback interface to send to."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+
+from groundup.common.console import console
+from groundup.common.files import sha256_of
+from groundup.common.settings import write_yaml
+from groundup.evaluation.language import LanguageScore, language_rows
+from groundup.evaluation.report import plot_curve, write_metrics
+from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
+from groundup.tokenization.bpe import train_bpe
+from groundup.training.checkpoint import save_model
+
+TEXTS = [
+    "The cat sat on the mat. The dog sat on the log, and the frog in the bog.\n" * 9,
+    "Zażółć gęślą jaźń: für Größe, naïveté & 你好 — 🙂👩‍👩‍👧 ok?\n\n\tdef f(x):\n\t\treturn x  # twice  \n" * 3,
+]
+TOKEN = "hf_" + "aLiCeAnDhErToKeN0123456789abcdefgh"
+READER = "hf_" + "rEaDoNlY0123456789abcdefghijklmnop"
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch):
+    monkeypatch.setattr(console, "quiet", False)
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    return train_bpe(TEXTS, 400)
+
+
+def describe(folder, weights, rows=True, **recipe):
+    """Give a folder with weights its recipe, log, curve and scores."""
+    recipe = {"name": folder.name, "verb": "pretrain", "settings": {"objective": "clm", "seed": 0}} | recipe
+    recipe["sources"] = [{"name": "story.txt", "bytes": 30_000, "sha256": "ab" * 32}]
+    write_yaml(folder / "recipe.yaml", recipe)
+    log = [{"step": step, "loss": 5 - step, "learning_rate": 0.1, "validation_loss": 5.5 - step} for step in range(4)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    plot_curve(folder / "log.jsonl", folder / "curve.png")
+    score = LanguageScore(nats=2000.0, tokens=1000, correct=400, bytes=3000, context=64)
+    unigram = LanguageScore(nats=4000.0, tokens=1000, correct=100, bytes=3000, context=None)
+    measured = language_rows(score, dataset="story", split="validation", seed=0, unigram=unigram, xz=2.41)
+    training = {"seconds": 3.5, "tokens": 20_000, "parameters": 60_000, "device": "cpu"}
+    write_metrics(folder, measured if rows else [], training, sha256_of(folder / weights))
+    return folder
+
+
+def config(**changes):
+    return GroundupConfig(
+        **{"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16},
+        **{"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, **changes},
+    )
+
+
+def shaken(model, seed=0):
+    """Weights large enough that no two logits nearly tie, and none that begin at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def makers(bpe, tmp_path_factory):
+    """Kinds of checkpoints, each made once; `checkpoint` gives copies."""
+    made = {}
+
+    def language(folder):
+        save_model(folder, shaken(GroundupForCausalLM(config())), bpe)
+        return describe(folder, "model.safetensors")
+
+    def classifier(folder):
+        labels = {"id2label": {0: "ham", 1: "maybe", 2: "spam"}, "label2id": {"ham": 0, "maybe": 1, "spam": 2}}
+        save_model(folder, shaken(GroundupForSequenceClassification(config(**labels))), bpe)
+        return describe(folder, "model.safetensors", rows=False, verb="classify")
+
+    def get(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("made") / kind
+            folder.mkdir()
+            made[kind] = {"language": language, "classifier": classifier}[kind](folder)
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def checkpoint(makers, tmp_path):
+    """A copy of a checkpoint of a kind, which a test may spoil."""
+
+    def copy(kind="language", name=None):
+        return Path(shutil.copytree(makers(kind), tmp_path / (name or kind)))
+
+    return copy
+
+
+class Hub:
+    """The server as a process: started, stopped, given faults, asked what it holds and what it was asked."""
+
+    def __init__(self, root):
+        self.root = root
+        root.mkdir()
+        users = {
+            TOKEN: {"name": "alice", "orgs": ["lab"], "role": "write"},
+            READER: {"name": "alice", "orgs": [], "role": "read"},
+        }
+        (root / "users.json").write_text(json.dumps(users))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        program = Path(__file__).with_name("hub_server.py")
+        self.process = subprocess.Popen([sys.executable, program, self.root, str(self.port)])
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+                return
+            time.sleep(0.05)
+        raise RuntimeError("the hub did not start")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def fail(self, *faults):
+        """The next requests that fit: {"path": regex, "do": "status", "status": 503} and so on."""
+        urllib.request.urlopen(
+            urllib.request.Request(f"{self.url}/_faults", json.dumps(faults).encode(), method="POST")
+        ).close()
+
+    def state(self, name, kind="models"):
+        path = self.root / "repos" / kind / f"{name}.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def files(self, name, branch="main"):
+        """Path -> content at the head of a branch."""
+        state = self.state(name)
+        files = state["commits"][state["heads"][branch]]["files"]
+        return {
+            path: (self.root / "objects" / (entry.get("lfs") or entry["oid"])).read_bytes()
+            for path, entry in files.items()
+        }
+
+    def requests(self):
+        return [json.loads(line) for line in (self.root / "requests.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def hub(tmp_path):
+    hub = Hub(tmp_path / "hub")
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def elsewhere(hub, tmp_path):
+    """Run Python code or a command in a new process with an empty home, that knows the hub and perhaps a token."""
+    homes = iter(range(1000))
+
+    def run(*command, token=TOKEN, check=True, home=None, **variables):
+        home = home or tmp_path / f"home-{next(homes)}"
+        home.mkdir(exist_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        offers = {"HOME": home, "HF_HOME": home / "hf", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        offers |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+        offers |= {"HF_TOKEN": token} if token else {}
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            env=kept | {name: str(value) for name, value in (offers | variables).items()},
+            cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
+        )  # fmt: skip
+        if check:
+            assert done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    return run
