@@ -1,17 +1,31 @@
 """Text to a person, as it is made: `generate` goes on from a prompt, `chat` holds a conversation."""
 
+import contextlib
+import dataclasses
+import itertools
+import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.cli.settings import ChatSettings, GenerateSettings
+from groundup.cli.writing import Messages, Writing, can_converse, conversation_ids
 from groundup.common.console import say
-from groundup.common.errors import InputError
-from groundup.common.settings import read_yaml, verb
-from groundup.evaluation.generation import Sampling, encode_prompt, lay_out_for_decoding, stream_text
+from groundup.common.errors import InputError, near
+from groundup.common.settings import verb
+from groundup.evaluation.generation import Sampling, encode_prompt, lay_out_for_decoding
+from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_model
+
+HELP = """\
+/set NAME VALUE   change how tokens are drawn: temperature, top_k, top_p, max_new_tokens or seed
+/settings         show how tokens are drawn
+/reset            forget the conversation
+/retry            answer the last message again, with the next seed
+/save [FILE]      write the conversation to a new file, as a row that `groundup instruct --data` reads
+/quit             end (also an empty line or Ctrl-D); Ctrl-C stops an answer"""
+COMMANDS = [line.split()[0] for line in HELP.splitlines()] + ["/help"]
 
 
 @verb(GenerateSettings)
@@ -19,57 +33,149 @@ def generate(settings: GenerateSettings) -> str:
     """Print the prompt and what the model writes after it, token by token, and return what it wrote."""
     if not settings.model:
         raise InputError("generate needs a model: give --model FOLDER")
+    sampling = sampling_of(settings)
     model, tokenizer = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
     lay_out_for_decoding(model)
+    writing = Writing(model, tokenizer, encode_prompt(tokenizer, settings.prompt), sampling)
     sys.stdout.write(settings.prompt)
-    return show(stream_text(model, tokenizer, encode_prompt(tokenizer, settings.prompt), sampling_of(settings)))
+    show(writing)
+    return writing.text
 
 
 @verb(ChatSettings)
-def chat(settings: ChatSettings) -> list[dict[str, str]]:
-    """Read lines, answer each, until an empty line; return the conversation."""
+def chat(settings: ChatSettings) -> Messages:
+    """Read lines, answer each, obey those that begin with a slash, until an empty line; return the conversation."""
     if not settings.model:
         raise InputError("chat needs a model: give --model FOLDER")
+    sampling = sampling_of(settings)
     model, tokenizer = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
     lay_out_for_decoding(model)
-    can_chat = tokenizer.chat_template is not None and not _only_pretrained(settings.model)
-    if not can_chat:
+    conversation = Conversation(
+        model, tokenizer, sampling, settings.system, answers=can_converse(settings.model, tokenizer)
+    )
+    if not conversation.answers:
         say("this model was not taught to converse: it goes on from what you write")
-    messages = [{"role": "system", "content": settings.system}] if settings.system else []
+    say("/help shows what can be changed; an empty line ends")
+    with contextlib.suppress(ImportError):  # absent on Windows
+        import readline  # noqa: F401 (arrow keys edit the line and bring earlier ones back)
     while line := _read_line():
-        messages.append({"role": "user", "content": line})
-        ids = conversation_ids(tokenizer, messages) if can_chat else encode_prompt(tokenizer, line)
-        answer = show(stream_text(model, tokenizer, ids, sampling_of(settings)))
-        messages.append({"role": "assistant", "content": answer})
-    return messages
+        try:
+            if line == "/quit":
+                break
+            conversation.obey(line) if line.startswith("/") else conversation.answer(line)
+        except InputError as error:
+            say(str(error))
+    return conversation.messages
 
 
-def conversation_ids(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -> list[int]:
-    """The ids of a conversation, ready for the model's answer."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(str(text), add_special_tokens=False)["input_ids"]
+class Conversation:
+    """A talk in the terminal: what was said, and how the next answer is drawn."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        sampling: Sampling,
+        system: str = "",
+        *,
+        answers: bool,
+    ):
+        self.model, self.tokenizer, self.sampling, self.answers = model, tokenizer, sampling, answers
+        self._opening: Messages = [{"role": "system", "content": system}] if system else []
+        self.messages = list(self._opening)
+
+    def answer(self, line: str) -> None:
+        """Answer a line, print the answer as it comes, and keep both. Raises `InputError` for one that is too long."""
+        asked = [*self.messages, {"role": "user", "content": line}]
+        if self.answers:
+            context = context_of(self.model)
+            room = min(self.sampling.max_new_tokens, context // 4)
+            ids, left_out = conversation_ids(self.tokenizer, asked, context, room)
+            if left_out:
+                say(f"the first {left_out} messages no longer fit into the model's context and are left out")
+        else:
+            ids = encode_prompt(self.tokenizer, line)
+        writing = Writing(self.model, self.tokenizer, ids, self.sampling)
+        try:
+            show(writing)
+        except KeyboardInterrupt:
+            say("stopped")
+        say(f"[{writing.summary}]")
+        self.messages = [*asked, {"role": "assistant", "content": writing.text}]
+
+    def obey(self, line: str) -> None:
+        """Do what a line that begins with a slash asks. Raises `InputError` for one that makes no sense."""
+        command, *words = line.split()
+        if command == "/help":
+            say(HELP)
+        elif command == "/settings":
+            say(self._settings())
+        elif command == "/reset":
+            self.messages = list(self._opening)
+            say("a new conversation")
+        elif command == "/set" and len(words) == 2:
+            self._set(*words)
+        elif command == "/save" and len(words) < 2:
+            self._save(*words)
+        elif command == "/retry" and len(self.messages) > len(self._opening):
+            self.sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1)
+            last = self.messages[-2]["content"]
+            self.messages = self.messages[:-2]
+            self.answer(last)
+        elif command == "/retry":
+            raise InputError("there is nothing to answer again yet")
+        elif command in COMMANDS:
+            raise InputError(next(text for text in HELP.splitlines() if text.startswith(command)))
+        else:
+            raise InputError(f"unknown command {command}{near(command, COMMANDS)}: /help shows them")
+
+    def _settings(self) -> str:
+        return ", ".join(f"{name} {getattr(self.sampling, name)}" for name in _SETTABLE)
+
+    def _set(self, name: str, value: str) -> None:
+        name = name.replace("-", "_")
+        if name not in _SETTABLE:
+            raise InputError(f"no setting {name!r}{near(name, _SETTABLE)}: there are {', '.join(_SETTABLE)}")
+        try:
+            self.sampling = dataclasses.replace(self.sampling, **{name: _SETTABLE[name](value)})
+        except ValueError as error:
+            kind = "a whole number" if _SETTABLE[name] is int else "a number"
+            raise InputError(f"{name} takes {kind}, not {value!r}") from error
+        say(self._settings())
+
+    def _save(self, name: str | None = None) -> None:
+        free = (Path(f"chat-{number}.jsonl") for number in itertools.count(1))
+        path = Path(name).expanduser() if name else next(path for path in free if not path.exists())
+        row = json.dumps({"messages": self.messages}, ensure_ascii=False)
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(row + "\n")
+        except FileExistsError as error:
+            raise InputError(f"{path} is there already: choose another name") from error
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+        say(f"{len(self.messages)} messages saved to {path}")
+
+
+_SETTABLE = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int, "seed": int}
 
 
 def sampling_of(settings: GenerateSettings | ChatSettings) -> Sampling:
-    """How the settings say that tokens are drawn."""
-    return Sampling(
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        seed=settings.seed,
-    )
+    """How the settings say that tokens are drawn. Raises `InputError` for a value outside its range."""
+    return Sampling(**{name: getattr(settings, name) for name in _SETTABLE})
 
 
-def show(pieces: Iterable[str]) -> str:
-    """Print pieces of text as they come, then a line end; return them joined."""
-    written = []
-    for piece in pieces:
-        written.append(piece)
-        sys.stdout.write(piece)
+def show(writing: Writing) -> None:
+    """Print a text as it is written, then a line end, and say so where the model's context ended it."""
+    try:
+        for piece in writing:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    sys.stdout.write("\n")
-    return "".join(written)
+    if writing.ending:
+        say(writing.ending)
 
 
 def _read_line() -> str:
@@ -77,9 +183,3 @@ def _read_line() -> str:
         return input("> ").strip()
     except EOFError:
         return ""
-
-
-def _only_pretrained(model: str) -> bool:
-    """Whether a checkpoint of ours says of itself that nothing came after pretraining."""
-    recipe = Path(model).expanduser() / "recipe.yaml"
-    return recipe.is_file() and read_yaml(recipe).get("verb") == "pretrain"

@@ -1,6 +1,6 @@
 """The settings of the verbs that show text to a person; importing them costs nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(kw_only=True)
@@ -43,6 +43,18 @@ class ChatSettings:
     """Draw from the likeliest tokens that together have this probability; 1: from all."""
     seed: int = 0
     """The same seed gives the same answers."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model, if it is not one of ours."""
+
+
+@dataclass(kw_only=True)
+class PlaygroundSettings:
+    """A web page on this machine: write and talk with a model and see how it works; two models side by side."""
+
+    model: list[str] = field(default_factory=list)
+    """A model's folder or its name on the Hub, or two of them to compare."""
+    port: int | None = None
+    """The port on 127.0.0.1 (default: the first free one from 7860)."""
     trust_remote_code: bool = False
     """Run code that comes with the model, if it is not one of ours."""
 

@@ -1,0 +1,124 @@
+"""What a model makes of a text, for a person to look at: its tokens, what was expected next, its surprise, where it
+looked.
+
+One forward pass gives all of it. The attention weights come from the kernel that writes the softmax out ("eager"),
+because the fast ones never form them.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from groundup.evaluation.generation import encode_prompt
+from groundup.evaluation.language import context_of, evaluating, token_byte_lengths
+
+LONGEST = 256  # tokens looked at: the attention maps grow with the square
+CANDIDATES = 10  # likeliest next tokens shown at each position
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that could come next, and how likely the model holds it."""
+
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a text and how it surprised the model; the first one was predicted from nothing, so it has None."""
+
+    id: int
+    text: str
+    loss: float | None
+    """Nats: the negative logarithm of the probability that the model gave it."""
+    rank: int | None
+    """1 where it was the likeliest."""
+    expected: list[Candidate]
+    """The likeliest tokens to come after this one, likeliest first."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A text as a model sees it."""
+
+    tokens: list[Token]
+    attention: np.ndarray | None
+    """(layers, heads, T, T), 0 to 255: how much of its attention each token (row) gives to each other (column); None
+    for a model that has no such weights."""
+    left_out: int
+    """Tokens at the end of the text that were not looked at."""
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss [nats per token] of all tokens but the first, None where there is only one."""
+        losses = [token.loss for token in self.tokens if token.loss is not None]
+        return sum(losses) / len(losses) if losses else None
+
+
+class Lens:
+    """A model and its tokenizer, ready to be looked into. The weights are shared with the model, nothing is copied.
+
+    Attention is asked of a second body with the same weights, so that looking changes nothing for those who generate
+    with the model at the same time.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        self.model = copy.deepcopy(model, shared)
+        self.model.set_attn_implementation("eager")
+        self.tokenizer = tokenizer
+        self._is_byte_level = token_byte_lengths(tokenizer) is not None
+
+    @torch.inference_mode()
+    def look(self, text: str) -> Inspection:
+        """Look at a text as at a prompt; of a long one at the first `LONGEST` tokens, or as many as the model takes.
+
+        Raises `InputError` for an empty text where the tokenizer has no token to begin one with.
+        """
+        ids = encode_prompt(self.tokenizer, text)
+        kept = ids[: min(LONGEST, context_of(self.model))]
+        with evaluating(self.model):
+            outputs = self.model(
+                input_ids=torch.tensor([kept], device=self.model.device), use_cache=False, output_attentions=True
+            )
+        maps = [weights for weights in outputs.attentions or () if weights is not None]
+        attention = torch.stack([(layer[0] * 255).round().byte().cpu() for layer in maps]).numpy() if maps else None
+        return Inspection(self._tokens(kept, outputs.logits[0].float().cpu()), attention, len(ids) - len(kept))
+
+    def _tokens(self, ids: list[int], logits: torch.Tensor) -> list[Token]:
+        """Each id with its loss and rank from the logits (T, V) of the position before, and what its own expect."""
+        targets = torch.tensor(ids[1:], dtype=torch.long)
+        losses = functional.cross_entropy(logits[:-1], targets, reduction="none").tolist()
+        ranks = (logits[:-1] > logits[:-1].gather(1, targets[:, None])).sum(1).add(1).tolist()
+        probabilities, likeliest = logits.softmax(-1).topk(min(CANDIDATES, logits.shape[1]))
+        return [
+            Token(token, self.text_of(token), loss, rank, list(map(self._candidate, row_ids, row)))
+            for token, loss, rank, row_ids, row in zip(
+                ids, [None, *losses], [None, *ranks], likeliest.tolist(), probabilities.tolist()
+            )
+        ]
+
+    def _candidate(self, token: int, probability: float) -> Candidate:
+        return Candidate(self.text_of(token), probability)
+
+    def text_of(self, token: int) -> str:
+        """A token as a person reads it: its text, spaces kept; bytes that are no whole character as ⟨E2 82⟩."""
+        piece = self.tokenizer.convert_ids_to_tokens(token)
+        if piece is None:  # an id beyond the vocabulary: embeddings are padded to a round number
+            return f"⟨{token}⟩"
+        if not self._is_byte_level or token in self.tokenizer.added_tokens_decoder:
+            return str(piece).replace("▁", " ")
+        raw = bytes(_BYTES[letter] for letter in piece)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return f"⟨{raw.hex(' ').upper()}⟩"
+
+
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}

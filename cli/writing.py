@@ -1,0 +1,100 @@
+"""A text while a model writes it, for the terminal and for the page: its pieces, its speed, and why it ended."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from jinja2 import TemplateError
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.common.errors import InputError
+from groundup.common.settings import read_yaml
+from groundup.evaluation.generation import Sampling, stream_text
+from groundup.evaluation.language import context_of
+
+Messages = list[dict[str, str]]
+"""A conversation: dicts of `role` ("system", "user", "assistant") and `content`."""
+
+
+class Writing:
+    """What a model writes after a prompt: iterate over its pieces, each as soon as it is whole.
+
+    While it goes on and afterwards `text` is what was written, `summary` how fast, `ending` why it stopped early.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int], sampling: Sampling
+    ):
+        self.text = ""
+        self._model, self._tokenizer, self._prompt_ids, self._sampling = model, tokenizer, prompt_ids, sampling
+        self._began = self._first = self._last = time.perf_counter()
+        self._reason: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        self._began = time.perf_counter()
+        stream = stream_text(self._model, self._tokenizer, self._prompt_ids, self._sampling)
+        while True:
+            try:
+                piece = next(stream)
+            except StopIteration as end:
+                self._reason = end.value
+                return
+            self._last = time.perf_counter()
+            if not self.text:
+                self._first = self._last
+            self.text += piece
+            yield piece
+
+    @property
+    def summary(self) -> str:
+        """How many tokens the text has, how many came in a second, and how long the first was waited for."""
+        tokens = len(self._tokenizer.encode(self.text, add_special_tokens=False))
+        if not tokens:
+            return "nothing written"
+        rate = tokens / max(self._last - self._began, 1e-9)
+        return f"{tokens:,} tokens, {rate:,.0f} tokens/s, the first after {self._first - self._began:.2f} s"
+
+    @property
+    def ending(self) -> str | None:
+        """One line where the model's context ended the text before `max_new_tokens`, else None."""
+        context = context_of(self._model)
+        room = context + 1 - len(self._prompt_ids)  # the last token is not fed back
+        if self._reason != "length" or room >= self._sampling.max_new_tokens:
+            return None
+        return (
+            f"stopped after {room:,} of {self._sampling.max_new_tokens:,} tokens: prompt and text together fill the "
+            f"model's context of {context:,} tokens"
+        )
+
+
+def can_converse(source: str, tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether a model has a chat template and, if it is a checkpoint of ours, was trained further than pretraining."""
+    recipe = Path(source).expanduser() / "recipe.yaml"
+    only_pretrained = recipe.is_file() and read_yaml(recipe).get("verb") == "pretrain"
+    return tokenizer.chat_template is not None and not only_pretrained
+
+
+def conversation_ids(
+    tokenizer: PreTrainedTokenizerFast, messages: Messages, context: int, room: int
+) -> tuple[list[int], int]:
+    """The ids of a conversation that ends with the user, ready for the answer, and how many messages were left out.
+
+    The oldest exchanges are left out until `room` tokens of the context are free; what the system says and the last
+    message stay. Raises `InputError` where the chat template refuses the conversation.
+    """
+    opening = [message for message in messages[:1] if message["role"] == "system"]
+    rest = messages[len(opening) :]
+    left_out = 0
+    ids = _encode(tokenizer, messages)
+    while len(ids) + room > context and left_out + 2 < len(rest):
+        left_out += 2
+        ids = _encode(tokenizer, opening + rest[left_out:])
+    return ids, left_out
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> list[int]:
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses this conversation: {error}") from error
+    return tokenizer(str(text), add_special_tokens=False)["input_ids"]

@@ -1,0 +1,63 @@
+"""The parts of the page that need no browser."""
+
+import json
+import urllib.request
+
+import pytest
+
+from groundup.cli.main import main, parse
+from groundup.cli.playground import about_html, build_page, lens_value, load_player, serve
+
+
+@pytest.fixture(scope="module")
+def player(folders):
+    return load_player(str(folders / "pretrained"))
+
+
+def test_one_or_two_models_are_taken(capsys):
+    assert parse("playground", ["--model", "a", "b", "--port", "8000"]).model == ["a", "b"]
+    assert parse("playground", ["--model", "a", "--model", "b"]).model == ["a", "b"]
+    for models in ([], ["--model", "a", "b", "c"]):
+        assert main(["playground", *models]) == 2
+        assert "one or two models" in capsys.readouterr().err
+    assert main(["playground", "--model", "./nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_what_the_lens_is_sent_is_one_layer_and_can_be_written_as_json(player):
+    seen = player.lens.look("The cat sat")
+    value = json.loads(json.dumps(lens_value(seen, 2)))
+    assert (value["layers"], value["layer"], value["heads"]) == (3, 2, 2)
+    assert [token["text"] for token in value["tokens"]] == [token.text for token in seen.tokens]
+    assert "left out" in lens_value(player.lens.look("The cat sat on the mat. " * 20), 1)["summary"]
+
+
+def test_what_is_told_of_a_model_is_escaped(player):
+    named = type(player)("<b>x</b>", player.source, player.model, player.tokenizer, player.lens, False)
+    told = about_html(named)
+    assert "<b>x" not in told and "48 tokens" in told
+
+
+def test_the_page_answers_on_this_machine_alone_and_forbids_the_network(player):
+    page = build_page([player])
+    url = serve(page)
+    try:
+        assert url.startswith("http://127.0.0.1:")
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
+        stranger = urllib.request.Request(url, headers={"Host": "rebound.test"})
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(stranger, timeout=60)
+    finally:
+        page.close(verbose=False)
+
+
+def test_a_port_that_is_taken_is_the_users_error(player, capsys):
+    page = build_page([player])
+    url = serve(page)
+    try:
+        port = url.rsplit(":", 1)[1].strip("/")
+        assert main(["playground", "--model", player.source, "--port", port]) == 2
+        assert "choose another --port" in capsys.readouterr().err
+    finally:
+        page.close(verbose=False)
