@@ -23,17 +23,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     try:
         temporary.chmod(0o755)
         yield temporary
-        sync_tree(temporary)
-        if target.exists():
-            old = temporary.with_name(temporary.name + ".old")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
-        sync_folder(target.parent)
+        replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Sync the folder `temporary`, which lies beside `target`, and put it in `target`'s place."""
+    sync_tree(temporary)
+    if target.exists():
+        old = temporary.with_name(temporary.name + ".old")
+        target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old)
+    else:
+        temporary.rename(target)
+    sync_folder(target.parent)
 
 
 def atomic_write(target: Path, content: bytes) -> None:
@@ -93,3 +98,9 @@ def output_folder(out: str | None, verb: str, name: str) -> Path:
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip("-.") or "run"
     candidates = (Path("runs") / f"{verb}-{plain}{f'-{number}' if number else ''}" for number in itertools.count())
     return next(path for path in candidates if not path.exists())
+
+
+def public_name(source: str) -> str:
+    """A name that says no more of a path than its last part; a name on the Hub stays whole."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else source

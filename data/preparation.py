@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new
-from groundup.common.settings import verb, write_yaml
+from groundup.common.settings import read_yaml, verb, write_yaml
+from groundup.data.parts import Share
+from groundup.data.prepared import RECIPE, TOKENIZER, TRAIN, VALIDATION
 from groundup.data.settings import PrepareSettings, TokenizerSettings
 from groundup.data.sources import Corpus, is_hub_name, load_corpus, sample, sample_texts, short_name, text_bytes
 from groundup.data.tokens import write_shards
@@ -36,7 +39,7 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     require_new(out)
     corpus = _corpus(settings)
     tokenizer = _train(settings, corpus)
-    held_back = sample(corpus.validation, REPORT_BYTES)["text"]
+    held_back = sample(corpus.validation, REPORT_BYTES).texts()
     rows = tokenizer_report(tokenizer, sample_texts(corpus.train, TRAINING_BYTES), held_back)
     recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
     with atomic_folder(out) as folder:
@@ -50,27 +53,54 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
 
 @verb(PrepareSettings)
 def prepare(settings: PrepareSettings) -> Path:
-    """Tokenise a text into the folders `train` and `validation` of a new folder, and return that.
+    """Tokenise a text into the folders `train` and `validation` of a new folder, or of a part of it, and return that.
 
-    Takes a `PrepareSettings` or its fields by keyword. Raises `InputError` for data or a tokenizer that cannot be read.
+    Takes a `PrepareSettings` or its fields by keyword. Raises `InputError` for data or a tokenizer that cannot be
+    read, and for a folder that holds something else.
     """
     console.quiet = settings.quiet
     if not settings.tokenizer:
         raise InputError("prepare needs a tokenizer: give --tokenizer a folder or a Hub name")
+    for option, given in (("--resume", settings.resume), ("--part", settings.part)):
+        if given and settings.out is None:
+            raise InputError(f"{option} needs --out: the folder to go on with, which all parts share")
+    share = Share.read(settings.part) if settings.part else None
     out = output_folder(settings.out, "prepare", short_name(settings.data))
-    require_new(out)
+    out = out / share.folder if share else out
+    if not settings.resume:
+        require_new(out, ", or add --resume to go on with it")
     tokenizer = load_tokenizer(settings.tokenizer)
-    corpus = _corpus(settings)
-    with atomic_folder(out) as folder:
-        train = write_shards(corpus.train, tokenizer, folder / "train")
-        validation = write_shards(corpus.validation, tokenizer, folder / "validation")
-        write_yaml(folder / "recipe.yaml", _recipe("prepare", settings, corpus))
+    corpus = _corpus(settings, share)
+    _begin(out, _recipe("prepare", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}, tokenizer)
+    try:
+        train = write_shards(corpus.train, tokenizer, out / TRAIN)
+        validation = write_shards(corpus.validation, tokenizer, out / VALIDATION)
+    except BaseException:
+        if not any(out.rglob("*.npy")):  # nothing to go on with
+            shutil.rmtree(out)
+        raise
     say(f"{len(train):,} tokens for training and {len(validation):,} for validation written to {out}")
     return out
 
 
-def _corpus(settings: TokenizerSettings | PrepareSettings) -> Corpus:
-    corpus = load_corpus(settings.data, settings.text_column)
+def _begin(out: Path, recipe: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write the tokenizer and then the recipe, unless they are there. Raises `InputError` if they are not the same."""
+    if (out / RECIPE).is_file():
+        known = read_yaml(out / RECIPE)
+        differing = [key for key, value in recipe.items() if known.get(key) != value]
+        if differing:
+            what = " and ".join(differing).replace("_sha256", "")
+            raise InputError(f"{out} was begun with other {what} (see its {RECIPE}): choose a new --out")
+        return
+    if out.is_dir() and any(path.name != TOKENIZER for path in out.iterdir()):
+        raise InputError(f"{out} holds something that `prepare` did not write: choose a new --out")
+    with atomic_folder(out / TOKENIZER) as folder:
+        save_tokenizer(tokenizer, folder)
+    write_yaml(out / RECIPE, recipe)
+
+
+def _corpus(settings: TokenizerSettings | PrepareSettings, share: Share | None = None) -> Corpus:
+    corpus = load_corpus(settings.data, settings.text_column, share=share)
     if not settings.smoke:
         return corpus
     train, validation = sample(corpus.train, SMOKE_BYTES), sample(corpus.validation, SMOKE_BYTES)
@@ -93,7 +123,7 @@ def _recipe(name: str, settings: TokenizerSettings | PrepareSettings, corpus: Co
     """What was asked for and what it was made from, with names of files but no folders of this machine."""
     values = dataclasses.asdict(settings) | {"data": [_public(item) for item in settings.data], "out": None}
     if isinstance(settings, PrepareSettings) and settings.tokenizer:
-        values["tokenizer"] = _public(settings.tokenizer)
+        values |= {"tokenizer": _public(settings.tokenizer), "resume": False, "quiet": False}
     return {"name": corpus.name, "verb": name, "settings": values, "sources": corpus.sources}
 
 

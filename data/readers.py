@@ -1,7 +1,7 @@
-"""One file to a table of rows, by way of `datasets`: what kinds there are, how they are unpacked, what is wrong.
+"""One file to text or to a table of rows: what kinds there are, how they are unpacked, what is wrong with them.
 
-Everything lands in the cache of `datasets`, named by content, so that a changed file is never mistaken for its old
-self and nothing is written into the user's folder.
+What is unpacked, and the tables that `datasets` makes, land in its cache, named by content, so that a changed file is
+never mistaken for its old self and nothing is written into the user's folder.
 """
 
 import bz2
@@ -13,15 +13,13 @@ import lzma
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import datasets
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets.builder import Key
 from huggingface_hub.utils import logging as hub_logging
 
 from groundup.common.errors import InputError, is_disk_full
@@ -32,8 +30,6 @@ ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 _BLOCK_BYTES = 1 << 20
-_GROUP_BYTES = 16 << 20  # small text files written together, so that a folder of 100,000 is not 100,000 tables
-_LARGEST_TEXT = 2**31 - 1  # one Arrow string
 
 
 def kind_of(path: Path) -> str | None:
@@ -82,9 +78,7 @@ def _opener(packing: str) -> Callable[[Path], IO[bytes]]:
 
 
 def check_text(path: Path, name: str) -> None:
-    """Raise `InputError` unless the file is UTF-8 text of less than 2 GiB; `name` stands in the message."""
-    if path.stat().st_size > _LARGEST_TEXT:
-        raise InputError(f"{name} is larger than 2 GiB: split it, or make it a .jsonl file with a document a line")
+    """Raise `InputError` unless the file is UTF-8 text; `name` stands in the message."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -101,51 +95,6 @@ def check_text(path: Path, name: str) -> None:
             offset += len(block)
     if decoder.getstate()[0]:
         raise InputError(f"{name} ends within a character (byte {offset:,}): it is not whole UTF-8 text")
-
-
-def read_texts(paths: Sequence[Path], fingerprint: str) -> datasets.Dataset:
-    """Read text files that `check_text` accepted, one document each, bytes unchanged but for a leading BOM.
-
-    `fingerprint` names the content in the cache. The text loader of `datasets` would turn every line end into \\n.
-    """
-    with quiet_datasets():
-        builder = _TextFiles([str(path) for path in paths], dataset_name="groundup-text", hash=fingerprint)
-        builder.download_and_prepare()
-        return builder.as_dataset(split="train")  # type: ignore[return-value]
-
-
-class _TextFiles(datasets.ArrowBasedBuilder):
-    """One string a file."""
-
-    def __init__(self, paths: list[str], **options: Any) -> None:
-        self.paths = paths
-        super().__init__(**options)
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=datasets.Features({"text": datasets.Value("string")}))
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [datasets.SplitGenerator(name="train", gen_kwargs={"paths": self.paths})]  # type: ignore[arg-type]
-
-    def _generate_shards(self, paths: list[str]) -> Iterator[str]:
-        yield from paths
-
-    def _generate_tables(self, paths: list[str]) -> Iterator[tuple[Key, pa.Table]]:
-        group: list[bytes] = []
-        for index, path in enumerate(paths):
-            content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
-            if group and sum(map(len, group)) + len(content) > _GROUP_BYTES:
-                yield Key(0, index), text_table(b"".join(group), group)
-                group = []
-            group.append(content)
-        yield Key(0, len(paths)), text_table(b"".join(group), group)
-
-
-def text_table(content: bytes | pa.Buffer, texts: Sequence[bytes | pa.Buffer]) -> pa.Table:
-    """A table with the column `text` over `content`, the UTF-8 of all `texts` one after another; nothing is copied."""
-    offsets = np.cumsum([0, *map(len, texts)]).astype(np.int32)
-    buffer = content if isinstance(content, pa.Buffer) else pa.py_buffer(content)
-    return pa.table({"text": pa.StringArray.from_buffers(len(texts), pa.py_buffer(offsets), buffer)})
 
 
 def read_rows(path: Path, kind: str, name: str) -> datasets.Dataset:

@@ -36,10 +36,15 @@ class PrepareSettings:
     """The tokenizer to use: a folder (made by `groundup tokenizer`, or a model's) or a name on the Hub."""
     text_column: str | None = None
     """The column with the text, for rows with several (default: found by its name)."""
+    part: str | None = None
+    """I/N: do only the I-th of N parts, in a folder of its own under --out, where all of them join. Files are divided
+    if there are at least N, documents otherwise; each part keeps back its own last tenth."""
     out: str | None = None
     """A new or empty folder for the shards (default: a new one under runs/)."""
     seed: int = 0
     """Written into the recipe; nothing here is left to chance."""
+    resume: bool = False
+    """Go on where the same command was stopped, keeping the shards that are whole; start if there are none."""
     smoke: bool = False
     """Walk the same path with the first megabyte of text."""
     quiet: bool = False

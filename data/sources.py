@@ -5,10 +5,9 @@
 Documents stay documents: a text file is one, a row is one. The order is that of the names given, sorted within each.
 """
 
+import codecs
 import dataclasses
 import glob
-import hashlib
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any
 import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -26,6 +23,8 @@ from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full, near
 from groundup.common.files import sha256_of
 from groundup.data import python_docs
+from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Rows, Texts, blocks, stretch
+from groundup.data.parts import Share
 from groundup.data.readers import (
     PACKINGS,
     ROW_KINDS,
@@ -34,17 +33,13 @@ from groundup.data.readers import (
     kind_of,
     quiet_datasets,
     read_rows,
-    read_texts,
-    text_table,
     unpack,
 )
-from groundup.tokenization.pieces import cut_pieces
 
 PYTHON_DOCS = "python-docs"
 
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")
 
-_BLOCK_BYTES = 1 << 20
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+){0,2}")
 
 
@@ -61,86 +56,110 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents to learn from and documents kept back, both with one column `text`."""
+    """Documents to learn from and documents kept back."""
 
-    train: datasets.Dataset
-    validation: datasets.Dataset
+    train: Documents
+    validation: Documents
     sources: list[dict[str, Any]]  # name, bytes, sha256 of each file; name, revision of a Hub dataset
     name: str  # short, fit for a folder's name
 
 
-def load_corpus(data: Sequence[str], text_column: str | None = None, validation_fraction: float = 0.1) -> Corpus:
-    """Read `data` and keep back its last tenth: of characters for a single document, of documents otherwise.
+def load_corpus(
+    data: Sequence[str], text_column: str | None = None, validation_fraction: float = 0.1, share: Share | None = None
+) -> Corpus:
+    """Find what `data` names and keep back its last tenth: of characters for a single document, of documents otherwise.
 
-    `python-docs` has a split of its own. Raises `InputError` where something is missing, unreadable or too little.
+    With a `share` it is that part of the data, split in itself. `python-docs` has a split of its own. Raises
+    `InputError` where something is missing, unreadable or too little.
     """
-    trains, validations, sources = [], [], []
+    train, validation, sources = Documents([]), Documents([]), []
     others = [item for item in data if item != PYTHON_DOCS]
     if len(others) < len(data):
+        if share is not None:
+            raise InputError(f"--part divides files and rows, and {PYTHON_DOCS} has none: leave one of them out")
         docs = python_docs.load()
-        trains.append(docs["train"].select_columns("text"))
-        validations.append(docs["validation"].select_columns("text"))
+        train, validation = (Documents.of(docs[split]) for split in ("train", "validation"))
         sources.append(python_docs.source())
     if others or not data:
-        documents, rows = _read(others, text_column)
-        train, validation = _split(documents, validation_fraction, ", ".join(others))
-        trains.append(train)
-        validations.append(validation)
+        documents, rows = _read(others, text_column, share)
+        parts = _split(documents, validation_fraction, ", ".join(others))
+        train, validation = train + parts[0], validation + parts[1]
         sources.extend(rows)
-    train, validation = datasets.concatenate_datasets(trains), datasets.concatenate_datasets(validations)
     return Corpus(train, validation, sources, short_name(data))
 
 
-def load_documents(data: Sequence[str], text_column: str | None = None) -> datasets.Dataset:
-    """Read documents to measure on, unsplit, as a dataset with one column `text`. Raises `InputError`.
+def load_documents(data: Sequence[str], text_column: str | None = None) -> Documents:
+    """Find documents to measure on, unsplit. Raises `InputError` where something is missing or unreadable.
 
     Of `python-docs` these are the ones kept back: the others are what a model was trained on.
     """
     return _read(data, text_column)[0]
 
 
-def text_bytes(documents: datasets.Dataset) -> int:
+def load_tables(data: Sequence[str]) -> tuple[list[tuple[str, datasets.Dataset]], list[dict[str, Any]]]:
+    """Read files or Hub datasets as tables with all their columns: (name, rows) of each, and where they came from.
+
+    Raises `InputError` for what cannot be read, and for text files, which have no columns.
+    """
+    tables, rows = [], []
+    for item in data:
+        if is_hub_name(item):
+            dataset, row = _load_hub(item)
+            tables.append((item, dataset))
+            rows.append(row)
+            continue
+        sources = find_files(item)
+        for source in sources:
+            if source.kind not in ROW_KINDS:
+                raise InputError(f"{source.name} is text without columns: give {', '.join(ROW_KINDS)}")
+            tables.append((source.name, read_rows(source.plain, source.kind, source.name)))
+        rows.extend(_file_rows(sources))
+    return tables, rows
+
+
+def text_bytes(documents: Documents) -> int:
     """The UTF-8 bytes of all documents."""
-    tables: Any = documents.with_format("arrow").iter(batch_size=1000)
-    return sum(pc.sum(pc.binary_length(table["text"])).as_py() for table in tables)
+    return sum(map(len, documents.contents()))
 
 
-def sample(documents: datasets.Dataset, limit: int) -> datasets.Dataset:
+def sample(documents: Documents, limit: int) -> Documents:
     """An even choice of documents, of about `limit` bytes in all; a single longer one is cut there."""
-    step = max(1, -(-text_bytes(documents) // limit))
-    chosen = documents.select(range(0, len(documents), step))
+    chosen = documents[:: max(1, -(-text_bytes(documents) // limit))]
     if len(chosen) > 1 or text_bytes(chosen) <= limit:
         return chosen
-    content = np.frombuffer(_content_of(chosen), np.uint8)
-    begins = np.flatnonzero(_character_begins(content[max(0, limit - 3) : limit + 1]))
-    return _cut(chosen, max(0, limit - 3) + int(begins[-1]))[0]
+    (content,) = chosen.contents()
+    first = max(0, limit - 3)
+    begins = np.flatnonzero(_character_begins(content[first : limit + 1]))
+    return Documents([Texts([stretch(content, 0, first + int(begins[-1]))])])
 
 
-def sample_texts(documents: datasets.Dataset, limit: int) -> Iterator[str]:
+def sample_texts(documents: Documents, limit: int) -> Iterator[str]:
     """The texts of a `sample`, long ones in pieces: what to train a tokenizer on, whatever the size of the data."""
-    tables: Any = sample(documents, limit).with_format("arrow").iter(batch_size=256)
-    for table in tables:
-        for text in table["text"]:
-            yield from cut_pieces(memoryview(text.as_buffer()))
+    return (piece.text for piece in sample(documents, limit).pieces())
 
 
 def find_files(item: str) -> list[Source]:
-    """The readable files that a file name, a folder or a glob stands for, sorted by name.
+    """The readable files that a file name, a folder or a glob stands for, sorted by name, unpacked where packed.
 
     In a folder, and for a glob that leaves the ending open, files of other kinds are passed over and counted.
     """
+    return [source for path, name in _list_files(item) for source in _open(path, name)]
+
+
+def _list_files(item: str) -> list[tuple[Path, str]]:
+    """The files that `find_files` opens, each with its name below the folder that was given."""
     path = Path(item).expanduser()
     if path.is_dir():
         found = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file, path)]
         return _readable(item, found, path)
     if path.is_file():
-        return _named(path, path.name)
+        return [(path, path.name)]
     if glob.has_magic(item):
         # pathlib's own takes no absolute pattern.
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
         found = [match for match in matches if match.is_file()]
         if found and path.suffix and not glob.has_magic(path.suffix):
-            return [source for file in found for source in _named(file, file.name)]
+            return [(file, file.name) for file in found]
         return _readable(item, found, None)
     folder = path.parent
     known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
@@ -151,7 +170,7 @@ def _is_hidden(file: Path, folder: Path) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
 
 
-def _readable(item: str, found: list[Path], folder: Path | None) -> list[Source]:
+def _readable(item: str, found: list[Path], folder: Path | None) -> list[tuple[Path, str]]:
     known = [file for file in found if kind_of(file)]
     if not known:
         raise InputError(f"{item} holds no file to read: {', '.join(TEXT_KINDS + ROW_KINDS)}, or one of them packed")
@@ -159,11 +178,10 @@ def _readable(item: str, found: list[Path], folder: Path | None) -> list[Source]
         endings = sorted({file.suffix or "no ending" for file in set(found) - set(known)})
         count = len(found) - len(known)
         say(f"{item}: passed over {count} of {len(found)} files by their kind ({', '.join(endings[:8])})")
-    names = [file.relative_to(folder).as_posix() if folder else file.name for file in known]
-    return [source for file, name in zip(known, names) for source in _named(file, name)]
+    return [(file, file.relative_to(folder).as_posix() if folder else file.name) for file in known]
 
 
-def _named(path: Path, name: str) -> list[Source]:
+def _open(path: Path, name: str) -> list[Source]:
     """The source a file is, or the sources within a .zip; a file of unknown kind counts as text."""
     try:
         sha256 = sha256_of(path)
@@ -174,48 +192,53 @@ def _named(path: Path, name: str) -> list[Source]:
         raise InputError(f"cannot read {name}: {error.strerror or error}") from error
     if plain.is_dir():
         members = [member for member in sorted(plain.rglob("*")) if member.is_file() and not _is_hidden(member, plain)]
-        inner = _readable(name, members, plain)
+        inner = [source for file, below in _readable(name, members, plain) for source in _open(file, below)]
         return [dataclasses.replace(source, path=path, name=f"{name}/{source.name}", sha256=sha256) for source in inner]
     return [Source(path, name, kind_of(path) or ".txt", plain, sha256)]
 
 
-def _read(data: Sequence[str], text_column: str | None) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
-    """All documents with text in them, and a row for each file or dataset they came from."""
+def _read(
+    data: Sequence[str], text_column: str | None, share: Share | None = None
+) -> tuple[Documents, list[dict[str, Any]]]:
+    """All documents with text in them, and a row for each file or dataset they came from.
+
+    A share is one of whole files where there are enough of them, else one of the documents.
+    """
     if not data:
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or python-docs")
-    parts, rows = [], []
+    listed: list[str | tuple[Path, str]] = []
     for item in data:
-        if item == PYTHON_DOCS:
-            parts.append(python_docs.load()["validation"].select_columns("text"))
+        listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else _list_files(item))
+    of_files = share is not None and len(listed) >= share.count
+    parts, rows = [], []
+    for entry in share.of(listed) if share is not None and of_files else listed:
+        if entry == PYTHON_DOCS:
+            parts.append(Documents.of(python_docs.load()["validation"]))
             rows.append(python_docs.source())
-        elif is_hub_name(item):
-            dataset, row = _load_hub(item)
-            parts.append(_texts_of(dataset, text_column, item))
+        elif isinstance(entry, str):
+            dataset, row = _load_hub(entry)
+            parts.append(Rows.loaded(dataset, _column_of(dataset, text_column, entry)))
             rows.append(row)
         else:
-            sources = find_files(item)
+            sources = _open(*entry)
             parts.extend(_read_files(sources, text_column))
             rows.extend(_file_rows(sources))
-    documents = datasets.concatenate_datasets([_with_text(part) for part in parts])
+    documents = Documents(parts)
     if len(documents) == 0:
         raise InputError(f"no text in {', '.join(data)}: every document there is empty")
-    return documents, rows
+    return documents if share is None or of_files else share.of(documents), rows
 
 
-def _read_files(sources: list[Source], text_column: str | None) -> list[datasets.Dataset]:
-    parts = []
-    for is_text, group in itertools.groupby(sources, key=lambda source: source.kind in TEXT_KINDS):
-        members = list(group)
-        if is_text:
-            for source in members:
-                check_text(source.plain, source.name)
-            content = "".join(f"{source.sha256} {source.name}\n" for source in members)
-            parts.append(read_texts([source.plain for source in members], hashlib.sha256(content.encode()).hexdigest()))
+def _read_files(sources: list[Source], text_column: str | None) -> Iterator[Rows | Texts]:
+    for source in sources:
+        if source.kind in TEXT_KINDS:
+            check_text(source.plain, source.name)
+            with source.plain.open("rb") as file:
+                mark = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+            yield Texts([FileText(source.plain, mark, source.plain.stat().st_size)])
         else:
-            parts.extend(
-                _texts_of(read_rows(item.plain, item.kind, item.name), text_column, item.name) for item in members
-            )
-    return parts
+            dataset = read_rows(source.plain, source.kind, source.name)
+            yield Rows.loaded(dataset, _column_of(dataset, text_column, source.name))
 
 
 def _file_rows(sources: list[Source]) -> list[dict[str, Any]]:
@@ -227,20 +250,14 @@ def _file_rows(sources: list[Source]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _texts_of(dataset: datasets.Dataset, text_column: str | None, name: str) -> datasets.Dataset:
-    """The dataset's text column alone, as strings, under the name `text`."""
+def _column_of(dataset: datasets.Dataset, text_column: str | None, name: str) -> str:
+    """The column with the text: the one that was named, if it is there and holds strings, else the one found."""
     column = text_column or find_text_column(dataset, name)
     if column not in dataset.column_names:
         raise InputError(f"{name} has no column {column!r}{near(column, dataset.column_names)}: {_columns(dataset)}")
     if not _is_string(dataset, column):
         raise InputError(f"column {column!r} of {name} holds no text: {_columns(dataset)}")
-    texts = dataset.select_columns(column)
-    if column != "text":
-        texts = texts.rename_column(column, "text")
-    if texts.features["text"] != datasets.Value("string"):
-        with quiet_datasets():
-            texts = texts.cast(datasets.Features({"text": datasets.Value("string")}))
-    return texts
+    return column
 
 
 def find_text_column(dataset: datasets.Dataset, name: str) -> str:
@@ -268,58 +285,36 @@ def _is_string(dataset: datasets.Dataset, column: str) -> bool:
     return getattr(dataset.features[column], "dtype", None) in ("string", "large_string", "string_view")
 
 
-def _with_text(documents: datasets.Dataset) -> datasets.Dataset:
-    """Leave out documents that are missing, empty or nothing but spaces."""
-    tables: Any = documents.with_format("arrow").iter(batch_size=1000)
-    marks = [pc.fill_null(pc.match_substring_regex(table["text"], r"\S"), False).to_numpy() for table in tables]
-    keep = np.concatenate(marks) if marks else np.zeros(0, bool)
-    return documents if keep.all() else documents.select(np.flatnonzero(keep), keep_in_memory=True)
-
-
-def _split(documents: datasets.Dataset, fraction: float, name: str) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents, Documents]:
     if len(documents) == 1:
-        parts = _split_text(documents, fraction)
+        (content,) = documents.contents()
+        border = _border(content, fraction)
+        parts = [stretch(content, 0, border)], [stretch(content, border, len(content))]
+        train, validation = (Documents([Texts(part)]) for part in parts)
     else:
-        kept_back = max(1, int(len(documents) * fraction))
-        border = len(documents) - kept_back
-        parts = documents.select(range(border)), documents.select(range(border, len(documents)))
-    if not all(len(_with_text(part)) for part in parts):
+        border = len(documents) - max(1, int(len(documents) * fraction))
+        train, validation = documents[:border], documents[border:]
+    if not (len(train) and len(validation)):
         raise InputError(f"too little text in {name} to keep a part back for validation: give more")
-    return parts
+    return train, validation
 
 
-def _split_text(documents: datasets.Dataset, fraction: float) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Cut the single document at character `int(length · (1 - fraction))`.
+def _border(content: Content, fraction: float) -> int:
+    """The byte at which the character `int(length · (1 - fraction))` of a document begins.
 
-    It works on the UTF-8 bytes, block by block: as a Python string a large text would need up to four times its size.
+    Found block by block: as a Python string a large text would need up to four times its size.
     """
-    content = np.frombuffer(_content_of(documents), np.uint8)
-    blocks = range(0, len(content), _BLOCK_BYTES)
-    before = np.cumsum([0, *(int(_character_begins(content[at : at + _BLOCK_BYTES]).sum()) for at in blocks)])
+    before = np.cumsum([0, *(int(_character_begins(block).sum()) for block in blocks(content))])
     cut = int(before[-1] * (1 - fraction))
-    block = int(np.searchsorted(before, cut, side="right")) - 1
-    begins = np.flatnonzero(_character_begins(content[blocks[block] : blocks[block] + _BLOCK_BYTES]))
-    return _cut(documents, blocks[block] + int(begins[cut - before[block]]))
+    number = int(np.searchsorted(before, cut, side="right")) - 1
+    start = number * BLOCK_BYTES
+    begins = np.flatnonzero(_character_begins(content[start : start + BLOCK_BYTES]))
+    return start + int(begins[cut - before[number]])
 
 
-def _cut(documents: datasets.Dataset, border: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """The single document's bytes before and from `border`, as two datasets over the same memory."""
-    content = _content_of(documents)
-    parts = content.slice(0, border), content.slice(border)
-    # Named by place: without a fingerprint `datasets` would pickle the whole text to find one.
-    names = (f"{documents._fingerprint}-{place}-{border}" for place in ("before", "from"))
-    return tuple(datasets.Dataset(text_table(part, [part]), fingerprint=name) for part, name in zip(parts, names))  # type: ignore
-
-
-def _content_of(documents: datasets.Dataset) -> pa.Buffer:
-    """The UTF-8 bytes of the single document, where the memory map has them."""
-    table: Any = documents.with_format("arrow")[0]
-    return table["text"][0].as_buffer()
-
-
-def _character_begins(content: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def _character_begins(content: bytes | memoryview) -> npt.NDArray[np.bool_]:
     """Which bytes of a UTF-8 text begin a character: all but 10xxxxxx."""
-    return content & 0xC0 != 0x80
+    return np.frombuffer(content, np.uint8) & 0xC0 != 0x80
 
 
 def is_hub_name(item: str) -> bool:

@@ -3,13 +3,16 @@
     [end of text] document 1 [end of text] document 2 ... [end of text]
 
 so that the first token of each document is predicted from the end-of-text token, as the first token of a generated
-text is. Shards are plain `.npy` files; `meta.json` beside them says what they hold.
+text is. Shards are plain `.npy` files; `meta.json` beside them says what they hold. Until the last one is written they
+lie in a hidden folder, with a line in `progress.jsonl` for each, and an interrupted writer goes on after the last.
 """
 
 import bisect
 import hashlib
 import itertools
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,22 +22,21 @@ from typing import Any, TypeVar
 import datasets
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder
+from groundup.common.files import atomic_write, replace_folder, sync_folder
+from groundup.data.documents import Documents, Piece, blocks
 from groundup.tokenization.folder import fingerprint, plain_backend
-from groundup.tokenization.pieces import PIECE_BYTES, cut_pieces
+from groundup.tokenization.pieces import PIECE_BYTES
 
 SHARD_TOKENS = 2**25  # 64 MiB of 16-bit ids: the writer holds one shard in memory
 BATCH_BYTES = 2**19  # text given to the tokenizer's threads at a time; more is slower (memory is claimed and returned)
 
 X = TypeVar("X")
 Y = TypeVar("Y")
-_Piece = tuple[str, int, bool]  # a text, its bytes, whether its document ends with it
 
 
 class TokenStream:
@@ -59,6 +61,18 @@ class TokenStream:
         if len(stream) != meta["tokens"]:
             raise InputError(f"{folder} holds {len(stream):,} tokens, not {meta['tokens']:,}: prepare the data again")
         return stream
+
+    @classmethod
+    def joined(cls, streams: "Sequence[TokenStream]") -> "TokenStream":
+        """Streams of the same tokenizer one after the other; where two meet, one end of text stands for both."""
+        first, *others = streams
+        shards = [*first.shards]
+        for each in others:
+            shards += [each.shards[0][1:], *each.shards[1:]]
+        meta = first.meta | {name: sum(each.meta[name] for each in streams) for name in ("documents", "bytes")}
+        digests = "".join(each.meta["sha256"] for each in streams)
+        meta |= {"tokens": sum(map(len, shards)), "sha256": hashlib.sha256(digests.encode()).hexdigest()}
+        return cls(shards, meta)
 
     def __len__(self) -> int:
         return self._borders[-1]
@@ -90,13 +104,17 @@ class TokenStream:
         return rows
 
 
-def write_shards(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path) -> TokenStream:
-    """Tokenise the column `text` of `documents` into `folder`, or open what is there if nothing has changed.
+def write_shards(
+    documents: Documents | datasets.Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> TokenStream:
+    """Tokenise documents (of a dataset, its column `text`) into `folder`, or open it if it holds the very same.
 
     A document's text is only text: special tokens spelt out in it become the ids of their characters. A document
-    longer than `PIECE_BYTES` is encoded in pieces (see `cut_pieces`). The folder appears whole or not at all. Raises
-    `InputError` for a tokenizer without an end-of-text token.
+    longer than `PIECE_BYTES` is encoded in pieces (see `cut_pieces`). The folder appears whole or not at all; called
+    again after it was stopped, even by `kill -9`, it keeps the shards that were whole. Raises `InputError` for a
+    tokenizer without an end-of-text token.
     """
+    documents = Documents.of(documents)
     end_of_text: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     if end_of_text is None:
         raise InputError("the tokenizer has no end-of-text token (eos_token) to put between documents: set one")
@@ -109,15 +127,14 @@ def write_shards(documents: datasets.Dataset, tokenizer: PreTrainedTokenizerFast
     }
     if known := _unchanged(folder, meta):
         return known
-    with atomic_folder(folder) as temporary, ProgressBar("tokenising", total=meta["bytes"]) as bar:
-        writer, done, started = _ShardWriter(temporary, meta["dtype"]), 0, time.perf_counter()
-        for ids, text_bytes in _encode(documents, plain_backend(tokenizer), end_of_text):
-            writer.write(ids)
+    with _ShardWriter(folder, meta) as writer, ProgressBar("tokenising", total=meta["bytes"]) as bar:
+        done, started, before = 0, time.perf_counter(), writer.tokens
+        for first, ids, text_bytes in _encode(documents, plain_backend(tokenizer), end_of_text, writer.pieces):
+            writer.write(ids, first)
             done += text_bytes
-            bar.update(done, f"{writer.tokens / (time.perf_counter() - started) / 1e6:.2f} M tokens/s")
-        writer.close()
-        meta = {"tokens": writer.tokens, **meta, "shards": writer.names}
-        (temporary / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+            speed = (writer.tokens - before) / (time.perf_counter() - started)
+            bar.update(done, f"{speed / 1e6:.2f} M tokens/s")
+        writer.finish()
     return TokenStream.open(folder)
 
 
@@ -130,20 +147,29 @@ def _unchanged(folder: Path, meta: dict[str, Any]) -> TokenStream | None:
     return stream if stream.meta.items() >= meta.items() else None
 
 
-def _encode(documents: datasets.Dataset, backend: Tokenizer, end_of_text: int) -> Iterator[tuple[list[int], int]]:
-    """The ids of one batch of pieces after another with `end_of_text` around documents, and the bytes of text."""
+def _encode(
+    documents: Documents, backend: Tokenizer, end_of_text: int, first: int
+) -> Iterator[tuple[int, list[int], int]]:
+    """One batch of pieces after another from piece `first` on: the number of its first piece, its ids, its bytes.
 
-    def encode(batch: list[_Piece]) -> tuple[list[_Piece], list[Encoding]]:
-        return batch, backend.encode_batch_fast([text for text, _, _ in batch], add_special_tokens=False)
+    `end_of_text` stands before the first document and after each. The bytes of skipped pieces count to the first batch.
+    """
 
-    yield [end_of_text], 0
-    for batch, encodings in _one_ahead(encode, _batches(documents)):
-        ids: list[int] = []
-        for encoding, (_, _, ends) in zip(encodings, batch):
+    def encode(batch: list[Piece]) -> tuple[list[Piece], list[Encoding]]:
+        return batch, backend.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
+
+    pieces = documents.pieces()
+    skipped = sum(piece.bytes for piece in itertools.islice(pieces, first))
+    ids = [end_of_text] if first == 0 else []
+    for batch, encodings in _one_ahead(encode, _batches(pieces)):
+        for encoding, piece in zip(encodings, batch):
             ids.extend(encoding.ids)
-            if ends:
+            if piece.ends:
                 ids.append(end_of_text)
-        yield ids, sum(size for _, size, _ in batch)
+        yield first, ids, skipped + sum(piece.bytes for piece in batch)
+        first, ids, skipped = first + len(batch), [], 0
+    if ids:  # no documents at all
+        yield first, ids, 0
 
 
 def _one_ahead(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
@@ -159,12 +185,12 @@ def _one_ahead(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
             yield pending.result()
 
 
-def _batches(documents: datasets.Dataset) -> Iterator[list[_Piece]]:
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     """Lists of pieces of about `BATCH_BYTES` bytes."""
     batch, size = [], 0
-    for piece in _pieces(documents):
+    for piece in pieces:
         batch.append(piece)
-        size += piece[1]
+        size += piece.bytes
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -172,35 +198,14 @@ def _batches(documents: datasets.Dataset) -> Iterator[list[_Piece]]:
         yield batch
 
 
-def _pieces(documents: datasets.Dataset) -> Iterator[_Piece]:
-    tables: Any = documents.with_format("arrow").iter(batch_size=256)
-    for table in tables:
-        lengths = pc.binary_length(table["text"]).to_pylist()
-        if max(lengths) <= PIECE_BYTES:
-            yield from zip(table["text"].to_pylist(), lengths, itertools.repeat(True))
-            continue
-        for text in table["text"]:
-            left = len(content := memoryview(text.as_buffer()))
-            for piece in cut_pieces(content):
-                left -= (size := len(piece.encode()))
-                yield piece, size, left == 0
-
-
-def _contents(documents: datasets.Dataset) -> Iterator[memoryview]:
-    """The UTF-8 bytes of each document, straight from the memory map."""
-    tables: Any = documents.with_format("arrow").iter(batch_size=256)
-    for table in tables:
-        for text in table["text"]:
-            yield memoryview(text.as_buffer())
-
-
-def _content(documents: datasets.Dataset) -> dict[str, Any]:
+def _content(documents: Documents) -> dict[str, Any]:
     """Number, bytes and sha256 of the documents' texts: what decides whether shards can be used again."""
     texts, lengths, total = hashlib.sha256(), hashlib.sha256(), 0
-    for text in _contents(documents):
-        texts.update(text)
-        lengths.update(len(text).to_bytes(8, "little"))  # else moving a border between documents would go unseen
-        total += len(text)
+    for content in documents.contents():
+        for block in blocks(content):
+            texts.update(block)
+        lengths.update(len(content).to_bytes(8, "little"))  # else moving a border between documents would go unseen
+        total += len(content)
     digest = hashlib.sha256(texts.digest() + lengths.digest()).hexdigest()
     return {"documents": len(documents), "bytes": total, "sha256": digest}
 
@@ -214,26 +219,92 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 class _ShardWriter:
-    """Collects ids and writes a file whenever `SHARD_TOKENS` of them are there."""
+    """Collects ids and writes a file whenever `SHARD_TOKENS` of them are there.
 
-    def __init__(self, folder: Path, dtype: str) -> None:
-        self.folder, self.names, self.tokens = folder, [], 0
-        self._buffer, self._filled = np.empty(SHARD_TOKENS, dtype), 0
+    It works in a hidden folder beside `folder` and begins with the shards that another writer of the same `meta` left
+    there whole; `pieces` says at which piece to go on.
+    """
 
-    def write(self, ids: list[int]) -> None:
-        fresh = np.fromiter(ids, self._buffer.dtype, len(ids))
+    def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
+        self._target, self._folder, self._meta = folder, folder.with_name(f".{folder.name}.partial"), meta
+        self._progress = self._folder / "progress.jsonl"
+        self._buffer, self._filled = np.empty(SHARD_TOKENS, meta["dtype"]), 0
+        self._opening = _line({"piece_bytes": PIECE_BYTES, **meta})
+        rows = self._whole_shards()
+        self.names = [row["name"] for row in rows]
+        self.tokens = sum(row["tokens"] for row in rows)
+        self.pieces, self._written = (rows[-1]["pieces"], rows[-1]["written"]) if rows else (0, 0)
+        if not rows:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(self._progress, self._opening + b"".join(map(_line, rows)))
+
+    def __enter__(self) -> "_ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.names:  # nothing to go on with
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def write(self, ids: list[int], first: int) -> None:
+        """Add the ids of the batch whose first piece is number `first`."""
+        fresh = np.fromiter(ids, self._buffer.dtype, len(ids))[self._written :]
+        used, self._written = self._written, 0
         self.tokens += len(fresh)
         while len(fresh):
             room = fresh[: len(self._buffer) - self._filled]
             self._buffer[self._filled : self._filled + len(room)] = room
             self._filled += len(room)
+            used += len(room)
             fresh = fresh[len(room) :]
             if self._filled == len(self._buffer):
-                self.close()
+                self._save()
+                row = {"name": self.names[-1], "tokens": len(self._buffer), "pieces": first, "written": used}
+                with self._progress.open("ab") as file:
+                    file.write(_line(row))
+                    file.flush()
+                    os.fsync(file.fileno())
 
-    def close(self) -> None:
-        """Write what is collected, if anything is."""
+    def finish(self) -> None:
+        """Write what is left and put the folder in its place."""
         if self._filled:
-            self.names.append(f"shard-{len(self.names):05d}.npy")
-            np.save(self.folder / self.names[-1], self._buffer[: self._filled], allow_pickle=False)
-            self._filled = 0
+            self._save()
+        meta = {"tokens": self.tokens, **self._meta, "shards": self.names}
+        (self._folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        self._progress.unlink()
+        replace_folder(self._folder, self._target)
+
+    def _save(self) -> None:
+        name = f"shard-{len(self.names):05d}.npy"
+        with (self._folder / name).open("wb") as file:
+            np.save(file, self._buffer[: self._filled], allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+        self.names.append(name)
+        self._filled = 0
+
+    def _whole_shards(self) -> list[dict[str, Any]]:
+        """The rows of the shards that are there whole, up to the first that is not; none if they are of other text."""
+        try:
+            lines = self._progress.read_bytes().splitlines(keepends=True)
+        except OSError:
+            return []
+        rows = []
+        if lines and lines[0] == self._opening:
+            for line in itertools.takewhile(lambda line: line.endswith(b"\n"), lines[1:]):
+                row = json.loads(line)
+                if row["tokens"] != len(self._buffer) or not self._is_whole(row["name"]):
+                    break
+                rows.append(row)
+        return rows
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            return len(np.load(self._folder / name, mmap_mode="r", allow_pickle=False)) == len(self._buffer)
+        except (OSError, ValueError):
+            return False
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"

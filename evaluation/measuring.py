@@ -11,6 +11,7 @@ from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new, sha256_of
 from groundup.common.settings import verb, write_yaml
+from groundup.data.documents import Documents
 from groundup.data.sources import load_documents
 from groundup.data.tokens import write_shards
 from groundup.evaluation.language import (
@@ -46,7 +47,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         dataset=_name_of(settings.data[0]),
         split="test",
         seed=settings.seed,
-        xz=xz_bits_per_byte(documents["text"]),  # a unigram model would need the text the model was trained on
+        xz=xz_bits_per_byte(documents.texts()),  # a unigram model would need the text the model was trained on
     )
     recipe = dataclasses.asdict(settings) | {"model": _name_of(settings.model), "out": None}
     recipe["data"] = [_name_of(item) for item in settings.data]
@@ -60,7 +61,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
 
 
 def score_documents(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: Dataset, batch_rows: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: Documents | Dataset, batch_rows: int
 ) -> LanguageScore:
     """Tokenise documents (column `text`) into a folder that is gone afterwards, and score the model on them."""
     with tempfile.TemporaryDirectory() as folder:

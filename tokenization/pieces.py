@@ -2,11 +2,20 @@
 
 import codecs
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 PIECE_BYTES = 2**16
 
 
-def cut_pieces(content: bytes | memoryview, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
+class Sliceable(Protocol):
+    """Bytes that are there, or that are read when a slice of them is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> bytes | memoryview: ...
+
+
+def cut_pieces(content: Sliceable, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
     """Cut one long UTF-8 text into strings of at most `piece_bytes` bytes.
 
     Each cut lies after the last line end that has no white space on either side, or, in a text without one, before

@@ -182,7 +182,7 @@ def _write_baselines(
     path: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, train: TokenStream, validation: TokenStream
 ) -> None:
     unigram = unigram_score(train, validation, len(tokenizer), structure_ids(tokenizer), token_byte_lengths(tokenizer))
-    baselines = {"unigram": dataclasses.asdict(unigram), "xz": xz_bits_per_byte(corpus.validation["text"])}
+    baselines = {"unigram": dataclasses.asdict(unigram), "xz": xz_bits_per_byte(corpus.validation.texts())}
     path.write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
 
 

@@ -51,8 +51,8 @@ def test_a_second_reading_gives_the_same(docs):
 
 def test_the_corpus_keeps_its_own_split_and_has_a_source(docs):
     corpus = load_corpus(["python-docs"])
-    assert corpus.validation["text"][:] == docs["validation"]["text"][:]
-    assert corpus.train.column_names == ["text"]
+    assert list(corpus.validation.texts()) == docs["validation"]["text"][:]
+    assert list(corpus.train.texts()) == docs["train"]["text"][:]
     assert corpus.sources[0]["name"].startswith("python-docs (3.")
     assert len(corpus.sources[0]["sha256"]) == 64
     json.dumps(corpus.sources)
@@ -61,11 +61,11 @@ def test_the_corpus_keeps_its_own_split_and_has_a_source(docs):
 def test_it_can_be_read_beside_a_file(docs, tmp_path):
     (tmp_path / "a.txt").write_text("0123456789")
     corpus = load_corpus([str(tmp_path / "a.txt"), "python-docs"])
-    assert corpus.train["text"][-1] == "012345678"
-    assert corpus.validation["text"][-1] == "9"
+    assert list(corpus.train.texts())[-1] == "012345678"
+    assert list(corpus.validation.texts())[-1] == "9"
 
 
 def test_what_is_measured_on_is_the_part_kept_back_alone(docs, tmp_path):
     (tmp_path / "a.txt").write_text("0123456789")
     documents = load_documents(["python-docs", str(tmp_path / "a.txt")])
-    assert documents["text"][:] == [*docs["validation"]["text"], "0123456789"]
+    assert list(documents.texts()) == [*docs["validation"]["text"], "0123456789"]

@@ -7,13 +7,16 @@ import zipfile
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.common.console import console
 from groundup.common.errors import InputError
+from groundup.data import documents as documents_module
 from groundup.data import readers, sources
+from groundup.data.documents import Documents
 from groundup.data.sources import load_corpus, load_documents, sample_texts, short_name, text_bytes
 
 ROWS = [{"id": "1", "text": "first\r\n"}, {"id": "2", "text": "second é"}]
@@ -31,7 +34,7 @@ def write(path, content):
 
 
 def texts_of(*data, **options):
-    return load_documents(data, **options)["text"][:]
+    return list(load_documents(data, **options).texts())
 
 
 def jsonl(rows):
@@ -80,7 +83,7 @@ def test_a_zip_is_read_like_a_folder(tmp_path):
         archive.writestr("picture.png", b"\0\0")
         archive.writestr("__MACOSX/a.txt", "no document")
     corpus = load_corpus([str(tmp_path / "all.zip")])
-    assert [*corpus.train["text"], *corpus.validation["text"]] == ["from a", "first\r\n", "second é"]
+    assert [*corpus.train.texts(), *corpus.validation.texts()] == ["from a", "first\r\n", "second é"]
     assert [row["name"] for row in corpus.sources] == ["all.zip"]
 
 
@@ -107,7 +110,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_other_kinds_are_counted(
     write(tmp_path / "data" / ".hidden.txt", "hidden")
     with console.capture() as said:
         documents = load_documents([str(tmp_path / "data")])
-    assert documents["text"][:] == ["row", "z", "b"]
+    assert list(documents.texts()) == ["row", "z", "b"]
     assert "passed over 2 of 5 files" in said.get()
     assert ".png, .pyc" in said.get()
 
@@ -234,11 +237,10 @@ def test_invalid_utf8_is_found_where_python_finds_it(tmp_path_factory, content):
                 readers.check_text(path, "a.txt")
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", "text"), ("a.jsonl", jsonl(ROWS))])
-def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch, name, content):
+def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", write(tmp_path / "a-file-not-a-folder", "x") + "/cache")
     with pytest.raises(InputError, match="set HF_HOME"):
-        load_documents([write(tmp_path / name, content)])
+        load_documents([write(tmp_path / "a.jsonl", jsonl(ROWS))])
 
 
 def test_a_missing_file_is_answered_with_a_near_name(tmp_path):
@@ -274,8 +276,13 @@ def test_a_hub_dataset_that_cannot_be_fetched_is_one_sentence(monkeypatch):
         ("owner/name:de:train[:10%]".removesuffix("[:10%]"), ("owner/name", "de", "train")),
     ],
 )
-def test_a_hub_dataset_is_named_with_configuration_and_split(monkeypatch, item, asked):
-    rows = datasets.Dataset.from_dict({"text": ["from the Hub"]})
+def test_a_hub_dataset_is_named_with_configuration_and_split(tmp_path, monkeypatch, item, asked):
+    table = datasets.Dataset.from_dict({"text": ["from the Hub"]}).with_format("arrow")[:]
+    cached = tmp_path / "owner___name" / "abc123" / "rows.arrow"
+    cached.parent.mkdir(parents=True)
+    with pa.OSFile(str(cached), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    rows = datasets.Dataset.from_file(str(cached))
     seen = []
 
     def load_dataset(name, config, split):
@@ -284,10 +291,9 @@ def test_a_hub_dataset_is_named_with_configuration_and_split(monkeypatch, item, 
 
     monkeypatch.setattr(sources, "_ask_hub", lambda name: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(datasets.Dataset, "cache_files", [{"filename": "/cache/owner___name/abc123/rows.arrow"}])
     documents, about = sources._read([item], None)
     assert seen == [asked]
-    assert documents["text"][:] == ["from the Hub"]
+    assert list(documents.texts()) == ["from the Hub"]
     assert about == [{"name": item, "revision": "abc123"}]
 
 
@@ -299,19 +305,21 @@ def test_a_path_is_never_taken_for_a_hub_name(tmp_path):
 
 
 def test_the_last_tenth_of_a_single_texts_characters_is_kept_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 16)  # so that the cut lies in some later block
+    # Small blocks, so that the cut lies in some later one.
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(documents_module.blocks, "__defaults__", (16,))
     for text in ("abcdefghij" * 7, "é漢👋x\r\n" * 33, "ab"):
         corpus = load_corpus([write(tmp_path / "a.txt", text)])
         cut = int(len(text) * 0.9)
-        assert corpus.train["text"][:] == [text[:cut]]
-        assert corpus.validation["text"][:] == [text[cut:]]
+        assert list(corpus.train.texts()) == [text[:cut]]
+        assert list(corpus.validation.texts()) == [text[cut:]]
 
 
 @pytest.mark.parametrize(("count", "kept_back"), [(2, 1), (10, 1), (19, 1), (30, 3)])
 def test_the_last_tenth_of_documents_is_kept_back(tmp_path, count, kept_back):
     corpus = load_corpus([write(tmp_path / "rows.jsonl", jsonl([{"text": f"row {n}"} for n in range(count)]))])
-    assert corpus.train["text"][:] == [f"row {n}" for n in range(count - kept_back)]
-    assert corpus.validation["text"][:] == [f"row {n}" for n in range(count - kept_back, count)]
+    assert list(corpus.train.texts()) == [f"row {n}" for n in range(count - kept_back)]
+    assert list(corpus.validation.texts()) == [f"row {n}" for n in range(count - kept_back, count)]
 
 
 def test_too_little_text_to_keep_some_back_is_refused(tmp_path):
@@ -340,16 +348,16 @@ def test_a_corpus_has_a_short_name(tmp_path):
 
 
 def test_a_sample_spreads_over_the_documents():
-    documents = datasets.Dataset.from_dict({"text": [f"{number:04}" for number in range(1000)]})
+    texts = [f"{number:04}" for number in range(1000)]
+    documents = Documents.of(datasets.Dataset.from_dict({"text": texts}))
     assert text_bytes(documents) == 4000
-    assert list(sample_texts(documents, 4000)) == documents["text"][:]
-    sample = list(sample_texts(documents, 400))
-    assert sample == documents["text"][::10]
+    assert list(sample_texts(documents, 4000)) == texts
+    assert list(sample_texts(documents, 400)) == texts[::10]
 
 
 @given(st.text("xé漢👋", min_size=1, max_size=30), st.integers(1, 60))
 @settings(deadline=None)
 def test_a_sample_of_a_single_text_is_cut_between_characters(text, limit):
-    sample = sources.sample(datasets.Dataset.from_dict({"text": [text]}), limit)["text"][0]
+    sample = "".join(sources.sample(Documents.of(datasets.Dataset.from_dict({"text": [text]})), limit).texts())
     assert text.startswith(sample)
     assert limit - 4 < len(sample.encode()) <= limit or sample == text

@@ -1,0 +1,111 @@
+"""Shards that datatrove's `DocumentTokenizer` or its merger wrote.
+
+    NAME.ds            ids, little-endian, 2 or 4 bytes each
+    NAME.ds.index      where each document ends [tokens], 8 bytes each
+    NAME.ds.metadata   "TOKENIZER|BYTES PER ID", the number of tokens, the same for people; a line each
+
+After https://github.com/huggingface/datatrove, `pipeline/tokens/tokenizer.py` (`TokenizedFile`).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerFast
+
+from groundup.common.console import say
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+from groundup.data.tokens import TokenStream
+from groundup.tokenization.folder import fingerprint, load_tokenizer
+
+DS_FILES = "**/*.ds"
+KEPT_BACK = 0.1  # share of documents for validation
+
+_CHUNK = 2**24  # ids looked at at once
+
+
+def open_datatrove(
+    folder: Path, tokenizer: str | None
+) -> tuple[TokenStream, TokenStream, PreTrainedTokenizerFast, list[dict[str, Any]]]:
+    """Shards for training, shards for validation (the last tenth of the documents), the tokenizer, and the files.
+
+    The tokenizer is the one that the files name unless another place of it is given. Raises `InputError` for files
+    that are not whole or hold ids that the tokenizer does not have.
+    """
+    paths = [path for path in sorted(folder.glob(DS_FILES)) if path.stat().st_size]
+    if not paths:
+        raise InputError(f"{folder} holds no shards of tokens: make them with `groundup prepare`")
+    name, id_bytes = _metadata(paths[0])
+    if tokenizer is None and name is None:
+        raise InputError(f"{folder} does not say which tokenizer made it: give --tokenizer")
+    known = load_tokenizer(tokenizer or name or "")
+    size = id_bytes or (2 if len(known) <= 2**16 else 4)
+    shards = [_ids(path, size, len(known)) for path in paths]
+    ends = [_document_ends(path, shard) for path, shard in zip(paths, shards)]
+    end_of_text: Any = known.eos_token_id
+    if not all((shard[last[:1000] - 1] == end_of_text).all() for shard, last in zip(shards, ends)):
+        say(f"{folder}: no end-of-text token stands between the documents, so they are read as one long text")
+    if any(path.with_name(f"{path.name}.loss").exists() for path in paths):
+        say(f"{folder}: the loss masks there are not used, every token counts")
+    rows = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
+    meta = {
+        "sha256": hashlib.sha256("".join(row["sha256"] for row in rows).encode()).hexdigest(),
+        "bytes": None,  # of the text: the files do not say
+        "dtype": str(shards[0].dtype),
+        "tokenizer": fingerprint(known),
+        "vocab_size": len(known),
+        "end_of_text": end_of_text,
+    }
+    before, after = _split(shards, ends)
+    opening = np.array([end_of_text], shards[0].dtype)  # so that the first document begins like the others
+    streams = [TokenStream([opening, *part], meta | {"tokens": 1 + sum(map(len, part))}) for part in (before, after)]
+    return streams[0], streams[1], known, rows
+
+
+def _metadata(path: Path) -> tuple[str | None, int | None]:
+    """The tokenizer's name and the bytes of an id, as far as they are known."""
+    try:
+        line = path.with_name(f"{path.name}.metadata").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return None, None
+    name, _, size = line.rpartition("|")
+    if size not in ("2", "4"):
+        raise InputError(f"{path.name}.metadata does not begin with TOKENIZER|2 or TOKENIZER|4: it is not datatrove's")
+    return (None if name.startswith("Unknown Tokenizer") else name), int(size)
+
+
+def _ids(path: Path, size: int, vocab_size: int) -> npt.NDArray[Any]:
+    if path.stat().st_size % size:
+        raise InputError(f"{path} is not whole: its {path.stat().st_size:,} bytes are no multiple of {size}")
+    ids = np.memmap(path, f"<u{size}", "r")
+    largest = max(int(ids[start : start + _CHUNK].max()) for start in range(0, len(ids), _CHUNK))
+    if largest >= vocab_size:
+        raise InputError(
+            f"{path} holds the id {largest}, the tokenizer has {vocab_size}: give --tokenizer the one that made it"
+        )
+    return ids
+
+
+def _document_ends(path: Path, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Where the documents of a file end; without an index it is one document."""
+    index = path.with_name(f"{path.name}.index")
+    ends = np.fromfile(index, "<u8").astype(np.int64) if index.is_file() else np.array([len(ids)])
+    if not len(ends) or ends[-1] != len(ids):
+        raise InputError(f"{path} has {len(ids):,} tokens, which is not what its index says: it is not whole")
+    return ends
+
+
+def _split(
+    shards: list[npt.NDArray[Any]], ends: list[npt.NDArray[np.int64]]
+) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
+    """The tokens before and from the border, which lies before the last tenth of the documents, or of one's tokens."""
+    begins = np.cumsum([0, *map(len, shards)])
+    every = np.concatenate([last + begin for last, begin in zip(ends, begins)])
+    kept_back = max(1, int(len(every) * KEPT_BACK))
+    border = int(every[-1 - kept_back]) if len(every) > 1 else int(every[-1] * (1 - KEPT_BACK))
+    cuts = [min(max(border - int(begin), 0), len(shard)) for shard, begin in zip(shards, begins)]
+    before = [shard[:cut] for shard, cut in zip(shards, cuts) if cut]
+    return before, [shard[cut:] for shard, cut in zip(shards, cuts) if cut < len(shard)]
