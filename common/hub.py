@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_url
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -23,6 +24,7 @@ from huggingface_hub.utils import (
     get_session,
     validate_repo_id,
 )
+from huggingface_hub.utils.sha import git_hash
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Unavailable
@@ -93,9 +95,7 @@ def push_folder(folder: Path, target: Target, message: str, is_ours: Callable[[s
     api = HfApi(library_name="groundup")
     with _patient_client(), plain_words(target.repo_id):
         if get_token() is None:
-            raise InputError(
-                "no token: make one with write rights on the Hub's settings page, then run `hf auth login`"
-            )
+            raise InputError("no token: make one that may write in the Hub's settings, then run `hf auth login`")
         head = _open(api, target)
         operations = _operations(api, folder, target, head, is_ours)
         commit = _commit(api, operations, target, head, message)
@@ -133,11 +133,7 @@ def _open(api: HfApi, target: Target) -> str | None:
     if branch not in heads and target.branch:
         _trying(lambda: api.create_branch(**named, branch=branch, exist_ok=True))
         heads = _refs(api, target, "branches")
-    head = heads.get(branch)
-    known = _refs(api, target, "tags").get(target.tag) if target.tag else None
-    if known not in (None, head):
-        raise InputError(f"{target.repo_id} has a tag {target.tag} at another commit, {known[:8]}: choose a new one")
-    return head
+    return heads.get(branch)
 
 
 def _refs(api: HfApi, target: Target, kind: str) -> dict[str, str]:
@@ -149,15 +145,43 @@ def _operations(
     api: HfApi, folder: Path, target: Target, head: str | None, is_ours: Callable[[str], bool]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """Every file of the folder, and the deletion of what an earlier push left."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    there: list[str] = []
+    added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files_under(folder)]
+    names = {operation.path_in_repo for operation in added}
+    there: dict[str, RepoFile] = {}
     if head is not None:
-        there = _trying(lambda: api.list_repo_files(target.repo_id, revision=head, repo_type=target.repo_type))
-    gone = [name for name in there if is_ours(name) and name not in names]
-    return [
-        *(CommitOperationAdd(name, folder / name) for name in names),
-        *(CommitOperationDelete(name) for name in gone),
-    ]
+        tree = _trying(lambda: list(api.list_repo_tree(target.repo_id, None, **_at(target, head), recursive=True)))
+        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in names]
+    if target.tag:
+        is_new = bool(gone) or any(not _is_there(operation, there) for operation in added)
+        _check_tag(api, target, None if is_new else head)
+    return [*added, *gone]
+
+
+def _files_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _at(target: Target, revision: str) -> dict[str, Any]:
+    return {"repo_type": target.repo_type, "revision": revision}
+
+
+def _is_there(operation: CommitOperationAdd, there: dict[str, RepoFile]) -> bool:
+    """Whether the repository has a file with these bytes."""
+    entry = there.get(operation.path_in_repo)
+    if entry is None:
+        return False
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == operation.upload_info.sha256.hex()
+    with operation.as_file() as file:
+        return entry.blob_id == git_hash(file.read())
+
+
+def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
+    """Raise `InputError` if the tag is at another commit: a tag is never moved."""
+    known = _refs(api, target, "tags").get(str(target.tag))
+    if known not in (None, commit):
+        raise InputError(f"{target.repo_id} has a tag {target.tag} already, at {known[:8]}: choose a new one")
 
 
 def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None, message: str) -> Any:

@@ -1,6 +1,8 @@
 """Tiny checkpoints of every kind, whole as the verbs leave them, and a hub on the loopback interface to send to."""
 
 import contextlib
+import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -110,6 +112,8 @@ def checkpoint(makers, tmp_path):
 class Hub:
     """The server as a process: started, stopped, given faults, asked what it holds and what it was asked."""
 
+    token, reader = TOKEN, READER
+
     def __init__(self, root):
         self.root = root
         root.mkdir()
@@ -160,28 +164,48 @@ class Hub:
         return [json.loads(line) for line in (self.root / "requests.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def hub(tmp_path):
-    hub = Hub(tmp_path / "hub")
+@pytest.fixture(scope="session")
+def running_hub(tmp_path_factory):
+    hub = Hub(tmp_path_factory.mktemp("loopback") / "hub")
     yield hub
     hub.stop()
 
 
 @pytest.fixture
-def elsewhere(hub, tmp_path):
-    """Run Python code or a command in a new process with an empty home, that knows the hub and perhaps a token."""
-    homes = iter(range(1000))
+def hub(running_hub):
+    """The hub of the session, alive and without faults."""
+    if running_hub.process.poll() is not None:
+        running_hub.start()
+    running_hub.fail()
+    return running_hub
 
-    def run(*command, token=TOKEN, check=True, home=None, **variables):
+
+@pytest.fixture
+def repo_id(request):
+    """A name on the hub that no other test uses."""
+    return f"alice/test-{hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]}"
+
+
+def empty_home(home, url, token):
+    """The environment of somebody new: an empty home, a hub, perhaps a token."""
+    home.mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    offers = {"HOME": home, "HF_HOME": home / "hf", "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
+    offers |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+    offers |= {"HF_TOKEN": token} if token else {}
+    return kept | {name: str(value) for name, value in offers.items()}
+
+
+@pytest.fixture
+def elsewhere(running_hub, tmp_path):
+    """Run Python with these arguments in a new process with an empty home, that knows the hub and perhaps a token."""
+    homes = itertools.count()
+
+    def run(*arguments, token=TOKEN, check=True, home=None, **variables):
         home = home or tmp_path / f"home-{next(homes)}"
-        home.mkdir(exist_ok=True)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        offers = {"HOME": home, "HF_HOME": home / "hf", "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
-        offers |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
-        offers |= {"HF_TOKEN": token} if token else {}
         done = subprocess.run(
-            [sys.executable, *map(str, command)],
-            env=kept | {name: str(value) for name, value in (offers | variables).items()},
+            [sys.executable, *map(str, arguments)],
+            env=empty_home(home, running_hub.url, token) | variables,
             cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300,
         )  # fmt: skip
         if check:
@@ -189,3 +213,45 @@ def elsewhere(hub, tmp_path):
         return done
 
     return run
+
+
+PUSHER = """\
+import dataclasses, json, os, sys, traceback
+from pathlib import Path
+from groundup.common import hub
+hub.WAITS, hub.SILENCE_SECONDS = (0.05, 0.1), 1.0
+for line in sys.stdin:
+    order = json.loads(line)
+    os.environ["HF_TOKEN"] = order["token"]
+    try:
+        pushed = hub.push_folder(
+            Path(order["folder"]), hub.Target(**order["target"]), "a message", order["ours"].__contains__
+        )
+        answer = dataclasses.asdict(pushed)
+    except Exception as error:
+        shown = "".join(traceback.format_exception(error))
+        answer = {"error": type(error).__name__, "said": str(error), "traceback": shown}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def pusher(running_hub, tmp_path_factory):
+    """`push_folder` in a process with an empty home, which one after the other does what it is told."""
+    home = tmp_path_factory.mktemp("pusher")
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUSHER],
+        env=empty_home(home, running_hub.url, None), cwd=home, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(home / "errors").open("w"),
+    )  # fmt: skip
+
+    def push(folder, repo_id, *, token=TOKEN, ours=("model.safetensors", "README.md", "old.json"), **target):
+        order = {"folder": str(folder), "target": {"repo_id": repo_id} | target, "token": token, "ours": ours}
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    push.home = home
+    yield push
+    process.kill()
+    process.wait()
