@@ -19,6 +19,7 @@ _PUBLIC = {
     "prepare": "groundup.data.preparation",
     "pretrain": "groundup.training.pretraining",
     "evaluate": "groundup.evaluation.measuring",
+    "merge": "groundup.training.merging",
     "import_gpt2": "groundup.training.conversion",
     "export": "groundup.training.conversion",
     "publish": "groundup.hub_upload",

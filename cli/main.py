@@ -57,6 +57,12 @@ VERBS = {
         "groundup.evaluation.measuring:evaluate",
         example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
     ),
+    "merge": Verb(
+        "groundup.training.lora_settings:MergeSettings",
+        "groundup.training.merging:merge",
+        ("adapter",),
+        "groundup merge runs/pretrain-my_texts --out my_model",
+    ),
     "import-gpt2": Verb(
         "groundup.training.conversion_settings:ImportGpt2Settings",
         "groundup.training.conversion:import_gpt2",

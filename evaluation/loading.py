@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.errors import InputError
@@ -26,32 +26,52 @@ _REASONS = (
 
 
 def load_model(
-    source: str | Path, *, trust_remote_code: bool = False
+    source: str | Path, *, trust_remote_code: bool = False, kind: Any = AutoModelForCausalLM
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load any causal language model and its tokenizer, in evaluation mode, on the accelerator where there is one.
+
+    `kind` is the Auto class to load it by; another one loads a model of another kind. A LoRA adapter is folded into its
+    base.
 
     On a CPU the weights are fp32 whatever was stored, elsewhere as stored. Code that comes with the model runs only
     with `trust_remote_code`; our own models never need theirs. Raises `InputError`, in one sentence, for a source that
     is missing, not whole, or no causal language model.
     """
+    if find_adapter_config_file(str(Path(source).expanduser())):
+        from groundup.evaluation.adapters import fold, load_adapter  # peft takes a while to import
+
+        model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))
+    else:
+        model = load_network(source, kind, trust_remote_code=trust_remote_code)
+    return model, load_tokenizer(source)
+
+
+def load_network(
+    source: str | Path, kind: Any, *, trust_remote_code: bool = False, new_head: bool = False, **config: Any
+) -> PreTrainedModel:
+    """What `load_model` loads, without a tokenizer; `new_head` allows missing weights, `config` changes its fields.
+
+    Raises `InputError` as `load_model` does.
+    """
     _check_folder(source)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 str(source),
                 dtype=torch.float32 if device.type == "cpu" else "auto",
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,  # a pickle can run code
                 output_loading_info=True,
+                **config,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"cannot load a language model from {source}: {_reason(error)}") from error
     model, info = loaded
-    if info["missing_keys"]:
+    if info["missing_keys"] and not new_head:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise InputError(f"{source} has no weights for {missing}: give a model that predicts the next token")
-    return model.to(device).eval(), load_tokenizer(source)
+    return model.to(device).eval()
 
 
 def _check_folder(source: str | Path) -> None:

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +24,9 @@ from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sha256_of
 from groundup.tokenization.folder import save_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 STATE = "state"
 MANIFEST = "manifest.json"
@@ -44,22 +47,35 @@ class Position:
     validation_tokens: int | None = None
 
 
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write weights, configs, code and tokenizer into `folder`: everything that loading needs."""
+def save_model(folder: Path, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write weights, configs, code and tokenizer into `folder`: everything that loading needs.
+
+    Of a model with a LoRA adapter the adapter alone is written: its base is named, not copied.
+    """
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        if isinstance(model, PreTrainedModel):
+            model.save_pretrained(folder)
+        else:
+            from groundup.training.lora import save_adapter  # peft takes a while to import
+
+            save_adapter(folder, model)
     finally:
         if bars:
             logging.enable_progress_bar()
     save_tokenizer(tokenizer, folder)
 
 
-def load_weights(folder: Path, model: PreTrainedModel) -> None:
+def load_weights(folder: Path, model: "PreTrainedModel | PeftModel") -> None:
     """Put the weights that `save_model` wrote into a model of the same kind."""
-    saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
-    model.load_state_dict(saved.state_dict())
+    if isinstance(model, PreTrainedModel):
+        saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        model.load_state_dict(saved.state_dict())
+    else:
+        from groundup.training.lora import load_adapter_weights
+
+        load_adapter_weights(folder, model)
 
 
 def optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:

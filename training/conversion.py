@@ -28,7 +28,7 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, near
-from groundup.common.files import atomic_folder, output_folder, require_new, sha256_of
+from groundup.common.files import atomic_folder, output_folder, public_name, require_new, sha256_of
 from groundup.common.settings import verb, write_yaml
 from groundup.evaluation.card import write_card
 from groundup.evaluation.loading import load_model
@@ -61,7 +61,7 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
     console.quiet = settings.quiet
     if not settings.source:
         raise InputError("import-gpt2 needs a source: give a folder or file with GPT-2's weights, or a Hub name")
-    name = _name_of(settings.source)
+    name = public_name(settings.source)
     out = output_folder(settings.out, "import-gpt2", name)
     require_new(out)
     if settings.quiet:
@@ -74,7 +74,7 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
     except (ValueError, OSError, StrictDataclassError) as error:
         raise InputError(f"cannot import {settings.source}: {_one_line(error)}") from error
     recipe = _recipe(
-        "import-gpt2", name, settings, source=name, tokenizer=settings.tokenizer and _name_of(settings.tokenizer)
+        "import-gpt2", name, settings, source=name, tokenizer=settings.tokenizer and public_name(settings.tokenizer)
     )
     recipe["weights_read"] = {path.name: sha256_of(path) for path in weights_files(weights)}
     recipe["tokenizer_sha256"] = fingerprint(tokenizer)
@@ -100,7 +100,7 @@ def export(settings: ExportSettings) -> Path:
         raise InputError("export needs a checkpoint and a target: groundup export CHECKPOINT --to qwen3")
     if settings.to == "gguf" and importlib.util.find_spec("gguf") is None:
         raise InputError("--to gguf needs the package gguf: pip install 'groundup[gguf]'")
-    name = _name_of(settings.checkpoint)
+    name = public_name(settings.checkpoint)
     out = output_folder(settings.out, "export", f"{name}-{settings.to}")
     require_new(out)
     model, tokenizer = load_model(settings.checkpoint)
@@ -217,12 +217,6 @@ def _difference(model: PreTrainedModel, twin: Any) -> float | None:
 def _recipe(of: str, name: str, settings: ImportGpt2Settings | ExportSettings, **public: str | None) -> dict[str, Any]:
     """What was asked for, with names in place of the paths of this machine."""
     return {"name": name, "verb": of, "settings": dataclasses.asdict(settings) | {"out": None} | public}
-
-
-def _name_of(source: str) -> str:
-    """A name that says no more of a path than its last part; a name on the Hub stays whole."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else source
 
 
 def _one_line(error: Exception) -> str:

@@ -4,21 +4,37 @@ LoRA (Hu et al. 2021) adds to a frozen matrix W the product of two thin ones, W 
 so that training starts from the model as it was. The adapter and its files are peft's.
 """
 
+import json
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
+from groundup.common.files import sha256_of
+from groundup.evaluation.adapters import BASE_SHA256, OVERRIDES_FILE
 from groundup.training.lora_settings import LoraOptions
 
+# Fields of a config that say nothing of how a model computes.
+_HOUSEKEEPING = (
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+)
 _MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 
 
@@ -111,3 +127,43 @@ def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tables = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
     return {name: sorted(tokens) for name, module in model.named_modules() if any(module is table for table in tables)}
+
+
+def save_adapter(folder: Path, adapted: PeftModel) -> None:
+    """Write an adapter as peft has it, and beside it what its base must be told to become the model that was trained.
+
+    `config_overrides.json` has the fields in which the model's config differs from the base's (labels, pooling): the
+    keywords for `from_pretrained`. It is absent where there are none.
+    """
+    model = cast(PreTrainedModel, adapted.get_base_model())
+    settings = adapted.peft_config["default"]
+    base = type(model.config).from_pretrained(
+        str(settings.base_model_name_or_path), revision=settings.revision or "main"
+    )
+    resized = model.config.get_text_config().vocab_size != base.get_text_config().vocab_size
+    adapted.save_pretrained(str(folder), save_embedding_layers=resized)
+    written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    for name, value in written.items():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            written[name] = sorted(value)  # peft keeps sets: their order is another in every process
+    (folder / CONFIG_NAME).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    before, now = base.to_dict(), model.config.to_dict()
+    differ = {name: value for name, value in now.items() if name not in _HOUSEKEEPING and before.get(name) != value}
+    if differ:
+        (folder / OVERRIDES_FILE).write_text(json.dumps(differ, indent=2) + "\n", encoding="utf-8")
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def describe_base(adapted: PeftModel) -> dict[str, str]:
+    """What metrics.json says of an adapter's base: its name, and the sha256 of its weights where they lie here."""
+    base = Path(str(adapted.peft_config["default"].base_model_name_or_path))
+    if not base.is_dir():
+        return {"base": str(base)}
+    weights = base / "model.safetensors"
+    return {"base": base.name} | ({BASE_SHA256: sha256_of(weights)} if weights.is_file() else {})
+
+
+def load_adapter_weights(folder: Path, adapted: PeftModel) -> None:
+    """Put the weights of an adapter that `save_adapter` wrote into a model with one of the same shape."""
+    set_peft_model_state_dict(adapted, load_file(folder / SAFETENSORS_WEIGHTS_NAME))

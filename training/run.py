@@ -8,7 +8,7 @@ import abc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -36,6 +36,9 @@ from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class RunSettings(Protocol):
@@ -139,15 +142,23 @@ class TrainingRun(abc.ABC):
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
         self.accelerator = Accelerator(mixed_precision=precision, cpu=torch.accelerator.current_accelerator() is None)
         set_seed(seed)
-        self.model = self.make_model().to(self.accelerator.device)
+        made = self.make_model().to(self.accelerator.device)
+        # With an adapter beside its matrices the model trains and measures as it would without, and is saved otherwise.
+        self.model = made if isinstance(made, PreTrainedModel) else cast(PreTrainedModel, made.get_base_model())
+        self.saved_model = made
+        self.base: dict[str, str] = {}
+        if not isinstance(made, PreTrainedModel):
+            from groundup.training.lora import describe_base  # peft takes a while to import
+
+            self.base = describe_base(made)
         set_seed(seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own on each
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay)
 
     @abc.abstractmethod
-    def make_model(self) -> PreTrainedModel:
-        """The model before its first step."""
+    def make_model(self) -> "PreTrainedModel | PeftModel":
+        """The model before its first step, perhaps with an adapter (`add_lora`)."""
 
     @abc.abstractmethod
     def make_objective(self) -> nn.Module:
@@ -180,10 +191,12 @@ class TrainingRun(abc.ABC):
             "tokens": position.tokens,
             "seconds": round(position.seconds, 1),
             "parameters": self.model.num_parameters(),
+            "trained_parameters": self.model.num_parameters(only_trainable=True),
             "device": self.accelerator.device.type,
             "processes": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),
             "precision": self.plan.precision,
+            **self.base,
         }
 
     def run(self, resume: bool) -> None:
@@ -205,7 +218,7 @@ class TrainingRun(abc.ABC):
         if newest is None:
             return self.first_position()
         say(f"going on from {newest.name}")
-        load_weights(newest, self.model)
+        load_weights(newest, self.saved_model)
         position, states = load_state(newest, self.model, self.optimizers, self.accelerator.process_index)
         if states is None:
             say("this process had no part in the run so far: its dropout begins anew")
@@ -236,7 +249,7 @@ class TrainingRun(abc.ABC):
         if self.accelerator.is_main_process:
             self.folder.save_step(
                 position.step,
-                self.model,
+                self.saved_model,
                 self.tokenizer,
                 lambda folder: save_state(folder, self.model, self.optimizers, position, states),
                 self.describe(position),
@@ -248,7 +261,7 @@ class TrainingRun(abc.ABC):
         """Score the best weights and write the checkpoint."""
         training = self.describe(position)
         if position.best_step != position.step:
-            load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.model)
+            load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.saved_model)
             say(f"the best weights are those of step {position.best_step}")
         training["best_step"] = position.best_step
-        self.folder.finish(self.model, self.tokenizer, self.score(), training)
+        self.folder.finish(self.saved_model, self.tokenizer, self.score(), training)

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,9 +21,12 @@ from groundup.evaluation.card import write_card
 from groundup.evaluation.report import RECIPE_FILE, plot_curve, write_metrics
 from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 KEPT = 2  # newest states, beside the best
 
 
@@ -57,7 +60,7 @@ class RunFolder:
     def save_step(
         self,
         step: int,
-        model: PreTrainedModel,
+        model: "PreTrainedModel | PeftModel",
         tokenizer: PreTrainedTokenizerFast,
         save_state: Callable[[Path], None],
         training: dict[str, Any],
@@ -77,7 +80,7 @@ class RunFolder:
 
     def finish(
         self,
-        model: PreTrainedModel,
+        model: "PreTrainedModel | PeftModel",
         tokenizer: PreTrainedTokenizerFast,
         rows: list[dict[str, Any]],
         training: dict[str, Any],
@@ -103,5 +106,6 @@ class RunFolder:
         if self.log_path.is_file():
             shutil.copyfile(self.log_path, folder / LOG_FILE)
             plot_curve(folder / LOG_FILE, folder / CURVE_FILE)
-        write_metrics(folder, rows, training, sha256_of(folder / WEIGHTS_FILE))
+        weights = next(folder / name for name in (WEIGHTS_FILE, ADAPTER_FILE) if (folder / name).is_file())
+        write_metrics(folder, rows, training, sha256_of(weights))
         write_card(folder)

@@ -1,0 +1,152 @@
+"""A LoRA adapter's folder or Hub name -> its base with the adapter beside the weights, or folded into them."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
+
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+from groundup.evaluation.loading import load_network, quiet_transformers
+from groundup.evaluation.report import METRICS_FILE
+from groundup.tokenization.folder import load_tokenizer
+
+# What a base must be told to become the model that was adapted: labels, pooling, padding. peft keeps none of it, and a
+# config.json beside the adapter would make transformers look for the whole model there.
+OVERRIDES_FILE = "config_overrides.json"
+BASE_SHA256 = "base_weights_sha256"  # among what metrics.json says of the training
+
+KINDS: dict[str | None, Any] = {
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+    None: AutoModelForMaskedLM,  # which peft has no name for
+}
+
+
+def load_adapter(
+    source: str | Path, *, base: str | None = None, trust_remote_code: bool = False, kind: Any = None
+) -> PeftModel:
+    """The base of an adapter with the adapter beside its weights, in evaluation mode.
+
+    Args:
+        source: a folder or a Hub name that has adapter_config.json.
+        base: where the base is, if not where the adapter says.
+        trust_remote_code: run code that comes with the base.
+        kind: the Auto class of the kind of model that is wanted; by default any will do.
+
+    Raises:
+        InputError: in one sentence, where adapter or base are missing or do not belong together.
+    """
+    settings = adapter_settings(source)
+    base = base or settings.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{source} names no base: give the model that it was trained on with --base of groundup merge")
+    if file_of(source, SAFETENSORS_WEIGHTS_NAME) is None:
+        raise InputError(f"{source} has no {SAFETENSORS_WEIGHTS_NAME}: save the adapter again")
+    own_kind = KINDS.get(settings.get("task_type"))
+    if own_kind is None or kind not in (None, own_kind):
+        raise InputError(f"{source} is an adapter for {settings.get('task_type')}: give a model of another kind")
+    _check_base(source, base)
+    overrides = json_of(source, OVERRIDES_FILE)
+    new_head = own_kind in (AutoModelForSequenceClassification, AutoModelForTokenClassification)
+    try:
+        model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=new_head, **overrides)
+    except InputError as error:
+        raise InputError(f"the adapter {source} needs its base; {error}") from error
+    tokens, embedding = len(load_tokenizer(source)), model.get_input_embeddings()
+    if tokens > cast(nn.Embedding, embedding).num_embeddings:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+    try:
+        with quiet_transformers(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(model, str(source)).eval()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the adapter {source} does not fit its base {base}: {reason}") from error
+    if file_of(source, GENERATION_CONFIG_NAME) is not None:
+        model.generation_config = GenerationConfig.from_pretrained(str(source))
+    return adapted
+
+
+def _check_base(source: str | Path, base: str) -> None:
+    """Raise `InputError` where the base has other weights than those that the adapter was trained on."""
+    known = json_of(source, METRICS_FILE).get("training", {}).get(BASE_SHA256)
+    weights = Path(base).expanduser() / "model.safetensors"
+    if known and weights.is_file() and sha256_of(weights) != known:
+        raise InputError(f"{base} has other weights than those that the adapter {source} was trained on")
+
+
+def adapter_settings(source: str | Path) -> dict[str, Any]:
+    """What adapter_config.json says. Raises `InputError` where there is none."""
+    path = find_adapter_config_file(str(Path(source).expanduser()))
+    if path is None:
+        raise InputError(f"{source} is no adapter: it has no adapter_config.json")
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def fold(adapted: PeftModel) -> PreTrainedModel:
+    """The base with the adapter added to its weights, in place: a model like any other, with the same logits.
+
+    Where embedding and head share their weights and the adapter sets them apart, they become two: merged while they are
+    one, each would get the other's part as well.
+    """
+    model = cast(PreTrainedModel, adapted.get_base_model())
+    embedding, head = _plain(model.get_input_embeddings()), _plain(model.get_output_embeddings())
+    were_one = head is not None and head.weight is embedding.weight
+    if were_one:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are two now
+        model = cast(PreTrainedModel, adapted.merge_and_unload())
+    embedding, head = _plain(model.get_input_embeddings()), _plain(model.get_output_embeddings())
+    if were_one and torch.equal(head.weight, embedding.weight):
+        head.weight = embedding.weight
+    if head is not None:
+        model.config.tie_word_embeddings = head.weight is embedding.weight
+    return model.eval()
+
+
+def _plain(layer: Any) -> Any:
+    """The layer of the base that peft wrapped."""
+    while True:
+        inner = getattr(layer, "base_layer", None) or getattr(layer, "original_module", None)
+        if inner is None:
+            return layer
+        layer = inner
+
+
+def file_of(source: str | Path, name: str) -> Path | None:
+    """A file of an adapter's folder or repository, None where it has none of that name."""
+    path = cached_file(
+        str(Path(source).expanduser()),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
+
+def json_of(source: str | Path, name: str) -> dict[str, Any]:
+    """What a JSON file of an adapter's folder or repository says; nothing where there is none."""
+    path = file_of(source, name)
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
