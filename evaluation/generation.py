@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
+from groundup.evaluation.decoding import decoder_for
 from groundup.evaluation.language import context_of, evaluating, structure_ids
 
 
@@ -66,17 +67,17 @@ def stream_tokens(model: PreTrainedModel, input_ids: list[int], sampling: Sampli
 
 @torch.inference_mode()
 def _decode(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) -> Generator[int, None, str]:
-    """The loop itself: feed what is new, draw from the last position, keep keys and values in a cache."""
+    """The loop itself: draw from the logits of the last position, feed what was drawn."""
     generator = torch.Generator(model.device).manual_seed(sampling.seed)
-    cache = DynamicCache(config=model.config)
-    new = torch.tensor([input_ids], device=model.device)  # (1, T), then (1, 1)
-    for _ in range(sampling.max_new_tokens):
-        logits = model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-        new = draw(logits[0, -1], sampling, generator).view(1, 1)
-        token = int(new)
+    decoder = decoder_for(model, len(input_ids) + sampling.max_new_tokens)
+    logits = decoder.start(input_ids)
+    for left in reversed(range(sampling.max_new_tokens)):
+        token = int(draw(logits, sampling, generator))
         if token in sampling.stop_ids:
             return "stop"
         yield token
+        if left:
+            logits = decoder.step(token)
     return "length"
 
 
@@ -151,14 +152,17 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 
 
 def lay_out_for_decoding(model: PreTrainedModel) -> PreTrainedModel:
-    """Store the matrices of a model on a CPU column by column, in place, and return it: decoding gets faster.
+    """Store the wide matrices of a model on a CPU column by column, in place, and return it: decoding gets faster.
 
-    One token times a matrix reads the whole matrix; read along its inputs it streams through memory. Values and shapes
-    stay; do not train or save the model afterwards, both want rows.
+    One token times a matrix reads the whole matrix, which streams through memory fastest along its longer side: for the
+    head of GPT-2 small in about half of the time. Values and shapes stay; do not train or save the model afterwards,
+    both want rows.
     """
     seen: set[int] = set()
     for layer in model.modules():
-        if type(layer) is nn.Linear and layer.weight.device.type == "cpu" and id(layer.weight) not in seen:
+        if type(layer) is not nn.Linear or layer.weight.device.type != "cpu" or id(layer.weight) in seen:
+            continue
+        if layer.out_features > layer.in_features:
             seen.add(id(layer.weight))
             layer.weight.data = layer.weight.data.t().contiguous().t()
     return model
