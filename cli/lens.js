@@ -37,7 +37,7 @@ function drawTokens() {
     chip.style.backgroundColor = shade(index);
     chip.title = token.loss === null ? `id ${token.id}` : `id ${token.id}, loss ${token.loss.toFixed(2)} nats, rank ${token.rank}`;
     chip.setAttribute("aria-pressed", index === position);
-    chip.onclick = () => choose(index);
+    chip.onclick = () => stepTo(index);
     strip.append(chip);
     if (token.text.includes("\n")) strip.append(make("i", "break"));
   });
@@ -141,6 +141,12 @@ function choose(index) {
   draw();
 }
 
+// The tokens are drawn anew, so the focus has to be given to the new one: the arrow keys go on from there.
+function stepTo(index) {
+  choose(index);
+  find("tokens").querySelector(".chosen").focus();
+}
+
 function draw() {
   drawTokens();
   drawExpected();
@@ -173,8 +179,7 @@ find("tokens").onkeydown = (event) => {
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (!step) return;
   event.preventDefault();
-  choose(Math.max(0, Math.min(position + step, props.value.tokens.length - 1)));
-  find("tokens").querySelector(".chosen").focus();
+  stepTo(Math.max(0, Math.min(position + step, props.value.tokens.length - 1)));
 };
 watch("value", begin);
 begin();

@@ -67,7 +67,7 @@ def test_an_answer_is_drawn_from_the_whole_conversation(talk, capsys):
     talk.answer("And the cat?")
     asked = talk.messages[:-1]
     assert [message["role"] for message in asked] == ["system", "user", "assistant", "user"]
-    ids, left_out = conversation_ids(talk.tokenizer, asked, 48, 6)
+    ids, _ = conversation_ids(talk.tokenizer, asked, 48, 6)
     said = "".join(Writing(talk.model, talk.tokenizer, ids, STEADY))
     assert talk.messages[-1]["content"] == said
     assert said in capsys.readouterr().out
