@@ -1,5 +1,9 @@
 import datasets
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("no-deadline", deadline=None)  # how long an example takes says nothing here
+hypothesis.settings.load_profile("no-deadline")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,154 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from groundup.data import packing
+from groundup.data.tokens import TokenStream
+from groundup.data.windows import IGNORED, BatchOrder, PackedRows, SlidingWindow
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+
+END, PAD = 0, 999
+LENGTHS = st.lists(st.integers(0, 25), min_size=1, max_size=30)
+
+
+def stream_of(lengths, shard=7) -> TokenStream:
+    """Documents of so many tokens, all tokens different, in shards of `shard` tokens."""
+    ids, following = [END], itertools.count(1)
+    for length in lengths:
+        ids += [*itertools.islice(following, length), END]
+    return TokenStream([np.array(ids[at : at + shard]) for at in range(0, len(ids), shard)], {"end_of_text": END})
+
+
+def stretches(rows: PackedRows) -> list[list[tuple[list[int], list[int]]]]:
+    """Of each row the stretches that its position ids tell apart: their inputs and labels, without padding."""
+    found = []
+    for index in range(len(rows)):
+        row = {name: values.tolist() for name, values in rows[index].items()}
+        begins = [at for at, position in enumerate(row["position_ids"]) if position == 0]
+        parts = []
+        for begin, end in itertools.pairwise([*begins, rows.context_length]):
+            assert row["position_ids"][begin:end] == list(range(end - begin))
+            labels = row["shift_labels"][begin:end]
+            if labels[0] == IGNORED:
+                assert set(labels) == {IGNORED}
+                assert set(row["input_ids"][begin:end]) == {PAD}
+            else:
+                parts.append((row["input_ids"][begin:end], labels))
+        found.append(parts)
+    return found
+
+
+@given(LENGTHS, st.integers(1, 12))
+def test_every_token_but_the_first_is_a_target_exactly_once(lengths, context_length):
+    stream = stream_of(lengths)
+    rows = PackedRows(stream, context_length, pad_id=PAD)
+    targets = [label for row in stretches(rows) for _, labels in row for label in labels]
+    assert sorted(targets) == sorted(stream.read(1, len(stream)).tolist())
+
+
+@given(LENGTHS, st.integers(1, 12))
+def test_a_stretch_lies_within_one_document_and_each_label_is_the_next_token(lengths, context_length):
+    stream = stream_of(lengths)
+    ids = stream.read(0, len(stream)).tolist()
+    following = {before: after for before, after in itertools.pairwise(ids) if before != END}
+    openings = {after for before, after in itertools.pairwise(ids) if before == END}
+    for inputs, labels in itertools.chain(*stretches(PackedRows(stream, context_length, pad_id=PAD))):
+        assert inputs[1:] == labels[:-1]
+        assert END not in inputs[1:]  # a document begins nowhere but at the beginning of a stretch
+        assert labels[0] in openings if inputs[0] == END else labels[0] == following[inputs[0]]
+
+
+@given(LENGTHS, st.integers(1, 12))
+def test_only_the_last_row_has_a_gap(lengths, context_length):
+    rows = stretches(PackedRows(stream_of(lengths), context_length, pad_id=PAD))
+    assert all(sum(len(inputs) for inputs, _ in row) == context_length for row in rows[:-1])
+    assert rows[-1]
+    assert len(rows) == -(-(sum(lengths) + len(lengths)) // context_length)
+
+
+@given(LENGTHS, st.integers(2, 12))
+def test_a_document_that_fits_is_cut_only_where_no_other_would_fill_the_row(lengths, context_length):
+    stream = stream_of(lengths)
+    rows = stretches(PackedRows(stream, context_length, pad_id=PAD))
+    for number, row in enumerate(rows):
+        for place, (inputs, labels) in enumerate(row):
+            if inputs[0] == END and labels[-1] != END and len(inputs) < context_length:  # cut to fill the row
+                assert place == len(row) - 1
+                later = [len(other) for others in rows[number + 1 :] for other, _ in others]
+                # What is left later is longer than the room was, but for the tails of what was cut to fill a row.
+                assert sum(length <= len(inputs) for length in later) <= len(rows) - number
+
+
+def test_documents_that_fill_rows_together_stay_whole():
+    rows = stretches(PackedRows(stream_of([4, 9, 2, 5, 1, 3]), 10, pad_id=PAD))  # with end of text 5 10 3 6 2 4
+    assert sorted(sorted(len(inputs) for inputs, _ in row) for row in rows) == [[2, 3, 5], [4, 6], [10]]
+    assert all(inputs[0] == END and labels[-1] == END for row in rows for inputs, labels in row)
+
+
+def test_a_long_document_fills_rows_from_its_beginning_and_its_tail_waits():
+    rows = stretches(PackedRows(stream_of([24]), 10, pad_id=PAD))
+    assert [[inputs[0] for inputs, _ in row] for row in rows] == [[END], [10], [20]]
+
+
+@given(LENGTHS, st.integers(1, 12), st.integers(0, 99), st.integers(1, 8), st.integers(0, 20))
+def test_a_batch_is_a_pure_function_of_seed_and_step(lengths, context_length, seed, batch_rows, step):
+    batches = []
+    for shard in (7, 50):  # another run, on another cutting into shards
+        rows = PackedRows(stream_of(lengths, shard), context_length, pad_id=PAD)
+        batches.append(rows.batch(BatchOrder(len(rows), batch_rows, seed).indices(step)))
+    first, second = batches
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(values.shape == (batch_rows, context_length) for values in first.values())
+    assert all(values.dtype == torch.int64 for values in first.values())
+
+
+def test_a_stream_that_begins_or_ends_within_a_document_loses_nothing():
+    stream = TokenStream([np.array([5, 6, END, 7, 8, 9])], {"end_of_text": END})
+    rows = stretches(PackedRows(stream, 8, pad_id=PAD))
+    assert sorted(inputs for inputs, _ in rows[0]) == [[END, 7, 8], [5, 6]]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_stream_with_nothing_to_predict_has_no_rows(count):
+    assert len(PackedRows(TokenStream([np.zeros(count, np.uint16)], {"end_of_text": END}), 4)) == 0
+
+
+def test_borders_are_found_whatever_is_read_at_once(monkeypatch):
+    stream = stream_of([3, 0, 11, 5])
+    expected = packing.document_borders(stream, END).tolist()
+    monkeypatch.setattr(packing, "_READ_TOKENS", 4)
+    assert packing.document_borders(stream, END).tolist() == expected == [0, 4, 5, 17, 23]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6))
+def test_no_document_sees_another(lengths):
+    # The loss of a model over packed rows is that over each stretch alone.
+    torch.manual_seed(0)
+    config = GroundupConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16
+    )
+    model = GroundupForCausalLM(config).eval()
+    torch.nn.init.normal_(model.lm_head.weight, std=1.0)
+    rows = PackedRows(stream_of(lengths), 12)
+    with torch.no_grad():
+        for index in range(len(rows)):
+            row = rows.batch([index])
+            packed = model(input_ids=row["input_ids"], position_ids=row["position_ids"]).logits[0]
+            for at in torch.nonzero(row["position_ids"][0] == 0).flatten().tolist():
+                length = next((n for n in range(at + 1, 12) if row["position_ids"][0, n] == 0), 12) - at
+                alone = model(input_ids=row["input_ids"][:, at : at + length]).logits[0]
+                torch.testing.assert_close(packed[at : at + length], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_both_kinds_of_rows_have_the_same_interface():
+    stream = stream_of([5, 6])
+    for rows in (SlidingWindow(stream, 4), PackedRows(stream, 4)):
+        assert torch.equal(rows[-1]["input_ids"], rows.batch([len(rows) - 1])["input_ids"][0])
+        with pytest.raises(IndexError):
+            rows[len(rows)]
