@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
+from groundup.cli import help
 from groundup.common import clock
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, near
 from groundup.common.settings import check_names, read_yaml
@@ -27,7 +28,7 @@ class Verb:
     settings: str  # module:class, a module that imports nothing heavy
     function: str  # module:function
     positional: tuple[str, ...] = ()
-    example: str = ""
+    example: str = ""  # commands to copy, one a line
 
 
 VERBS = {
@@ -50,7 +51,25 @@ VERBS = {
     "pretrain": Verb(
         "groundup.training.settings:PretrainSettings",
         "groundup.training.pretraining:pretrain",
-        example="groundup pretrain --data my_texts --minutes 10",
+        example="groundup pretrain --data my_texts --minutes 10\n"
+        "groundup pretrain --data 'books/*.txt' --preset micro --epochs 3 --out my_model\n"
+        "groundup pretrain --out my_model --resume\n"
+        "groundup pretrain --init-from openai-community/gpt2 --data my_domain --lora",
+    ),
+    "classify": Verb(
+        "groundup.training.classification_settings:ClassifySettings",
+        "groundup.training.classification:classify",
+        example="groundup classify --data my_labelled_rows.csv",
+    ),
+    "instruct": Verb(
+        "groundup.training.instruction_settings:InstructSettings",
+        "groundup.training.instruction:instruct",
+        example="groundup instruct --model runs/pretrain-my_texts --data my_rows.jsonl",
+    ),
+    "plan": Verb(
+        "groundup.training.planning_settings:PlanSettings",
+        "groundup.training.planning:plan",
+        example="groundup plan --data my_texts --minutes 60",
     ),
     "evaluate": Verb(
         "groundup.evaluation.settings:EvaluateSettings",
@@ -84,12 +103,31 @@ VERBS = {
     "generate": Verb(
         "groundup.cli.settings:GenerateSettings",
         "groundup.cli.chat:generate",
-        example='groundup generate --model runs/pretrain-my_texts --prompt "Once upon a time"',
+        example='groundup generate --model runs/pretrain-my_texts --prompt "Once upon a time"\n'
+        "groundup generate --model runs/pretrain-my_texts --temperature 0 --max-new-tokens 50",
     ),
     "chat": Verb(
         "groundup.cli.settings:ChatSettings",
         "groundup.cli.chat:chat",
-        example="groundup chat --model runs/pretrain-my_texts",
+        example='groundup chat --model runs/instruct-my_rows --system "Answer in one sentence."',
+    ),
+    "playground": Verb(
+        "groundup.cli.settings:PlaygroundSettings",
+        "groundup.cli.playground:playground",
+        example="groundup playground --model runs/pretrain-my_texts\n"
+        "groundup playground --model runs/pretrain-my_texts runs/another",
+    ),
+    "doctor": Verb(
+        "groundup.cli.settings:DoctorSettings",
+        "groundup.cli.doctor:doctor",
+        example="groundup doctor",
+    ),
+    "completion": Verb(
+        "groundup.cli.settings:CompletionSettings",
+        "groundup.cli.completion:completion",
+        ("shell",),
+        'eval "$(groundup completion bash)"      # in ~/.bashrc; zsh alike, in ~/.zshrc\n'
+        "groundup completion fish > ~/.config/fish/completions/groundup.fish",
     ),
 }
 
@@ -124,6 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Diverged, Unavailable) as error:
         complain(name, error)
         return 1
+    except BrokenPipeError:  # `groundup ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def complain(name: str, error: Any) -> None:
@@ -134,12 +175,8 @@ def complain(name: str, error: Any) -> None:
 
 
 def overview() -> str:
-    """What `groundup --help` prints: each verb with the first line of its settings' description."""
-    lines = ["usage: groundup VERB [OPTIONS]     (groundup VERB --help says more)", ""]
-    for name, verb in VERBS.items():
-        description = (find(verb.settings).__doc__ or "").strip().splitlines()[0]
-        lines.append(f"  {name:<11} {description}")
-    return "\n".join([*lines, "", "To begin:   groundup pretrain --data your_folder --minutes 10"])
+    """What `groundup --help` prints: each verb with the first line of its settings' description, and first steps."""
+    return help.overview({name: (find(verb.settings).__doc__ or "").split("\n")[0] for name, verb in VERBS.items()})
 
 
 def find(place: str) -> Any:
@@ -155,10 +192,10 @@ def parse(name: str, arguments: list[str]) -> Any:
     """
     verb = VERBS[name]
     settings_class = find(verb.settings)
-    parser = make_parser(name, verb, settings_class)
     if "-h" in arguments or "--help" in arguments:
-        print(parser.format_help())
+        print(help.verb_help(name, verb.positional, verb.example, settings_class))
         return None
+    parser = make_parser(settings_class)
     arguments, config = spell_out(arguments, settings_class, verb.positional)
     if config is not None:
         parser.set_defaults(read_config(Path(config), settings_class))
@@ -169,26 +206,11 @@ def parse(name: str, arguments: list[str]) -> Any:
     return settings_class(**{field.name: values[field.name] for field in dataclasses.fields(settings_class)})
 
 
-def make_parser(name: str, verb: Verb, settings_class: type) -> Any:
+def make_parser(settings_class: type) -> Any:
     """A jsonargparse parser whose options are the fields of the settings."""
     import jsonargparse  # a tenth of a second that `groundup --help` need not wait for
 
-    class Parser(jsonargparse.ArgumentParser):
-        def format_help(self) -> str:
-            text = re.sub(r"--[a-z_+]+", lambda match: match[0].replace("_", "-"), super().format_help())
-            return re.sub(r", --[a-z-]+\+ \S+", "", text).replace("default: null", "default: none")
-
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    positional = "".join(f" {field.upper()}" for field in verb.positional)
-    parser = Parser(
-        prog=f"groundup {name}",
-        usage=f"groundup {name}{positional} [OPTIONS]",
-        description=settings_class.__doc__,
-        epilog=f"Example:  {verb.example}",
-        exit_on_error=False,
-        print_config=None,
-    )
-    parser.add_argument("--config", help="A YAML file with the same settings; options given here win over it.")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, print_config=None, add_help=False)
     parser.add_class_arguments(settings_class, None)
     return parser
 
@@ -196,18 +218,23 @@ def make_parser(name: str, verb: Verb, settings_class: type) -> Any:
 def spell_out(arguments: list[str], settings_class: type, positional: tuple[str, ...]) -> tuple[list[str], str | None]:
     """Bring options into the form that jsonargparse reads, and take `--config FILE` out.
 
-    `--max-steps 3` becomes `--max_steps=3`, a bare `--resume` `--resume=true`, a repeated `--data X` `--data+=X`, and a
-    leading word the first positional setting. Raises `InputError` for a name that is no setting.
+    `--max-steps 3` becomes `--max_steps=3`, a bare `--resume` `--resume=true`, `--data X --data Y` and `--data X Y`
+    both `--data+=X --data+=Y`, and a leading word the first positional setting. Raises `InputError` for a name that is
+    no setting.
     """
     hints = typing.get_type_hints(settings_class)
     known = ["--" + name.replace("_", "-") for name in (*hints, "config")]
     left, spelt, config, waiting = list(arguments), [], None, list(positional)
+    open_list: str | None = None  # the setting that further words belong to: `--data a b`
     while left:
         word = left.pop(0)
         if not word.startswith("--"):
-            if not waiting:
+            if waiting:
+                spelt.append(f"--{waiting.pop(0)}={word}")
+            elif open_list:
+                spelt.append(f"--{open_list}+={word}")
+            else:
                 raise InputError(f"unexpected {word!r}: options begin with --")
-            spelt.append(f"--{waiting.pop(0)}={word}")
             continue
         option, equals, value = word.partition("=")
         option = option.replace("_", "-")
@@ -224,8 +251,11 @@ def spell_out(arguments: list[str], settings_class: type, positional: tuple[str,
         if field == "config":
             config = value
         else:
-            plus = "+" if typing.get_origin(hints[field]) is list and not value.startswith("[") else ""
-            spelt.append(f"--{field}{plus}={value}")
+            is_list = typing.get_origin(hints[field]) is list
+            open_list = field if is_list else None
+            if hints[field] == list[int] and not value.startswith("["):
+                value = f"[{value}]"  # 0,1,2
+            spelt.append(f"--{field}{'+' if is_list and not value.startswith('[') else ''}={value}")
     return spelt, config
 
 

@@ -63,7 +63,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def suitable_vocab_size(text_bytes: int) -> int:
+def suitable_vocab_size(text_bytes: float) -> int:
     """The vocabulary for a training text of `text_bytes` bytes: the power of two at or above its square root.
 
     The number of distinct words grows like the square root of a text (Heaps' law), and so do the merges worth having.

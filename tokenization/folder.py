@@ -15,6 +15,7 @@ from groundup.common.errors import InputError, near
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to stop
+MASK = "<|mask|>"  # only in the tokenizer of an encoder
 SYSTEM, USER, ASSISTANT, END = CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 _LOADING_ONLY = ("backend", "is_local", "local_files_only")  # written by transformers 5, of no use in a repository

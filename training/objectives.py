@@ -13,8 +13,8 @@ from groundup.evaluation.language import plain_head
 LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used a piece at a time
 
 
-class NextTokenLoss(nn.Module):
-    """The summed loss [nats] of predicting each next token; where the head is plain, large logits never exist whole."""
+class TokenLoss(nn.Module):
+    """The summed loss [nats] of predicting tokens; where the head is plain, large logits never exist whole."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -22,17 +22,56 @@ class NextTokenLoss(nn.Module):
         self._head_is_plain = plain_head(model) is not None
         self._pieces = torch.nn.LinearCrossEntropyOptions()
 
-    def forward(self, input_ids: torch.Tensor, shift_labels: torch.Tensor) -> torch.Tensor:
-        """Ids (B, T) and the ids that follow them (B, T), -100 where none counts -> the sum over all, a scalar."""
-        targets = shift_labels.flatten()
+    def summed(self, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """Ids (B, T) and what each position is to predict (B, T), -100 where nothing -> the sum over all, a scalar."""
+        counted = labels != IGNORED
         if not self._head_is_plain:
-            logits = self.model(input_ids=input_ids, use_cache=False).logits
-            return functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="sum")
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)  # (B T, C)
+            logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
+            return functional.cross_entropy(logits[counted].float(), labels[counted], reduction="sum")
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state  # (B, T, C)
+        # Positions that predict nothing are left out; where all count, a copy of the vectors would be for nothing.
+        everywhere = bool(counted.all())
+        hidden = hidden.flatten(0, 1) if everywhere else hidden[counted]  # (N, C)
+        targets = labels.flatten() if everywhere else labels[counted]
         head = cast(nn.Linear, self.model.get_output_embeddings())
         in_bf16 = torch.is_autocast_enabled(hidden.device.type)
         if in_bf16 and hidden.size(0) * head.weight.size(0) <= LARGEST_LOGITS:
-            return functional.cross_entropy(head(hidden).float(), targets, reduction="sum", ignore_index=IGNORED)
-        return functional.linear_cross_entropy(
-            hidden, head.weight, targets, reduction="sum", ignore_index=IGNORED, options=self._pieces
-        )
+            return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        return functional.linear_cross_entropy(hidden, head.weight, targets, reduction="sum", options=self._pieces)
+
+
+class NextTokenLoss(TokenLoss):
+    """The summed loss of predicting each next token (Radford et al. 2018, equation 1)."""
+
+    def forward(
+        self, input_ids: torch.Tensor, shift_labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Ids (B, T) and the ids that follow them (B, T), -100 where none counts -> the sum over all, a scalar.
+
+        `position_ids` (B, T) begin again at each document of a packed row.
+        """
+        return self.summed(input_ids, shift_labels, **({} if position_ids is None else {"position_ids": position_ids}))
+
+
+class MaskedTokenLoss(TokenLoss):
+    """The summed loss of predicting the tokens that were hidden (Devlin et al. 2019, section 3.1)."""
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Ids with masks (B, T) and the hidden ids (B, T), -100 elsewhere -> the sum over the hidden ones, a scalar."""
+        return self.summed(input_ids, labels)
+
+
+class PairLoss(nn.Module):
+    """The summed loss of a decoder that writes one text from another (Vaswani et al. 2017, section 5)."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Ids to read (B, S) and to write (B, T), -100 where none counts -> the sum over the latter, a scalar."""
+        read = self.model.prepare_decoder_input_ids_from_labels(labels)
+        logits = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=read, use_cache=False
+        ).logits
+        return functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")

@@ -7,11 +7,12 @@ which is measured for a moment. All of it lands in recipe.yaml before the first 
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from groundup.common.errors import InputError, near
+from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.bpe import suitable_vocab_size
 from groundup.training.settings import PretrainSettings
@@ -99,32 +100,41 @@ def measure_flops(precision: str, seconds: float = 0.1) -> float:
     return 2 * 2048 * 512 * 512 / best
 
 
-def suitable_minutes(text_bytes: int) -> float:
+def suitable_minutes(text_bytes: float) -> float:
     """A budget for a text when none is given [minutes]: one for 1 MB, ten from 30 MB on."""
     return round(min(DEFAULT_MINUTES, max(0.5, (text_bytes / 1e6) ** 0.7)), 1)
 
 
-def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None) -> Plan:
+def make_plan(
+    settings: PretrainSettings,
+    text_bytes: float,
+    seconds: float | None,
+    *,
+    flops: float | None = None,
+    tokens: float | None = None,
+) -> Plan:
     """Choose what `settings` leave open for a training text of `text_bytes`.
 
     Args:
         seconds: training time under a budget in minutes, else None: then nothing is measured.
+        flops: speed of the hardware [FLOP/s], where it is not this machine's.
+        tokens: a budget in tokens to see, in place of one in time.
 
     Raises:
         InputError: for an unknown preset, and for bf16 where the processor has no instructions for it.
     """
     precision = _precision(settings)
     flop = (
-        USED_SHARE * measure_flops(precision) * seconds
+        USED_SHARE * (flops or measure_flops(precision)) * seconds
         if seconds is not None
         else NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
     )
-    size = SMOKE_SIZE if settings.smoke else [size for size in SIZES if size.from_flop <= flop][-1]
     vocab_size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(text_bytes), 16384))
+    size = SMOKE_SIZE if settings.smoke else _size(flop, tokens, vocab_size)
     model = _model_fields(settings, size)
     context_length = settings.context_length or model.pop("max_position_embeddings", size.context_length)
-    width = model["hidden_size"]
-    batch_tokens = settings.batch_tokens or (1024 if settings.smoke else max(2048, 2 ** round(math.log2(16 * width))))
+    _, of_a_token = cost_of(model, vocab_size, context_length)
+    batch_tokens = settings.batch_tokens or (1024 if settings.smoke else suitable_batch(tokens or flop / of_a_token))
     rows = max(1, batch_tokens // context_length)
     micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
     return Plan(
@@ -135,19 +145,68 @@ def make_plan(settings: PretrainSettings, text_bytes: int, seconds: float | None
         micro_batch_rows=min(rows, settings.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
         precision=precision,
         optimizer=settings.optimizer,
-        rates=_rates(settings, width),
+        rates=_rates(settings, model["hidden_size"]),
         weight_decay=settings.weight_decay if settings.weight_decay is not None else 0.1,
         warmup=0.0 if settings.optimizer == "muon" else 0.05,
         decay=0.6,
         clip=1.0 if settings.optimizer == "adamw" else None,
-        reasons={
-            "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
-            "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
-            "vocabulary": f"about the square root of {text_bytes:,} bytes of text",
-            "batch": "about 16 tokens per unit of width",
-            "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
-        },
+        reasons=_reasons(settings, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
     )
+
+
+def _size(flop: float, tokens: float | None, vocab_size: int) -> Size:
+    """The largest size that is worth the compute, or worth the tokens at its own cost for each."""
+
+    def compute(size: Size) -> float:
+        model = {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers}
+        return flop if tokens is None else tokens * cost_of(model, vocab_size, size.context_length)[1]
+
+    return [size for size in SIZES if size.from_flop <= compute(size)][-1]
+
+
+def _reasons(
+    settings: PretrainSettings, size: Size, text_bytes: float, seconds: float | None, flop: float
+) -> dict[str, str]:
+    """The choices in words; for what was given, that it was."""
+    sizes = ("preset", "hidden_size", "num_hidden_layers", "init_from")
+    reasons = {
+        "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
+        "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
+        "vocabulary": f"about the square root of {text_bytes:,.0f} bytes of text",
+        "batch": "grows with the tokens seen, to the power 0.38",
+        "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
+    }
+    given = {"size": any(getattr(settings, name) is not None for name in sizes)}
+    given |= {"vocabulary": settings.vocab_size is not None, "batch": settings.batch_tokens is not None}
+    return reasons | {name: "as given" for name, was_given in given.items() if was_given}
+
+
+def suitable_batch(tokens: float) -> int:
+    """Tokens an update for a run that sees so many tokens: a power of two, from 2,048 for a million on.
+
+    Gradients may be averaged over more tokens the less is left to learn; the exponent is nanochat's (read 2026-07), the
+    anchor was measured (docs/experiments.md).
+    """
+    return max(2048, 2 ** round(math.log2(2048 * (tokens / 1e6) ** 0.383)))
+
+
+def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tuple[int, float]:
+    """A model's parameters, and the FLOPs of training it on one token (Chowdhery et al. 2022, appendix B).
+
+    Raises `InputError` for sizes that do not fit together.
+    """
+    try:
+        fields: dict[str, Any] = {"max_position_embeddings": context_length, "vocab_size": vocab_size}
+        config = GroundupConfig(**fields | model)
+    except Exception as error:
+        raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
+    with torch.device("meta"):
+        parameters = GroundupModel(config).num_parameters()
+    table = vocab_size * config.hidden_size
+    attended = cast(int, config.head_dim) * cast(int, config.num_attention_heads)  # features of all heads together
+    attention = 6 * config.num_hidden_layers * attended * context_length
+    whole = parameters if config.tie_word_embeddings else parameters + table
+    return whole, 6 * parameters + attention  # one table is looked up, the other multiplied
 
 
 def _precision(settings: PretrainSettings) -> str:
@@ -172,7 +231,7 @@ def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
         if getattr(settings, name) is not None:
             fields[name] = getattr(settings, name)
     fields.setdefault("initializer_range", round(0.6 * fields["hidden_size"] ** -0.5, 4))
-    return fields | settings.model_config
+    return fields | settings.model_config | {"is_causal": settings.objective == "clm"}
 
 
 def _rates(settings: PretrainSettings, width: int) -> dict[str, float]:

@@ -5,7 +5,7 @@ documents -> tokenizer -> shards -> plan -> loop -> checkpoint -> scores
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate.state import PartialState
 from torch import nn
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from groundup.common.console import ProgressBar, say
 from groundup.common.settings import verb
+from groundup.data.masking import Masking
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.data.windows import IGNORED, BatchOrder, SlidingWindow
@@ -23,9 +24,10 @@ from groundup.evaluation.language import (
     structure_ids,
     token_byte_lengths,
 )
+from groundup.evaluation.masked import score_masked
 from groundup.training.checkpoint import Position
 from groundup.training.loop import SAVES, Batch, Batches
-from groundup.training.objectives import NextTokenLoss
+from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
 from groundup.training.run import TrainingRun, carry_out
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
@@ -57,15 +59,22 @@ def pretrain(settings: PretrainSettings) -> Path:
         prepare=prepare_run,
         start=lambda run, began: Pretraining(open_prepared(run), run, began),
     )
-    say(f"written to {out}; try: groundup generate --model {out}")
+    say(f"written to {out}" + (f"; try: groundup generate --model {out}" if settings.objective == "clm" else ""))
     return out
 
 
 class WindowBatches:
     """The rows of each step, cut into micro-batches, of which this process reads only its part."""
 
-    def __init__(self, windows: SlidingWindow, order: BatchOrder, micro_batch_rows: int, state: PartialState):
-        self.windows, self.order, self.micro_batch_rows = windows, order, micro_batch_rows
+    def __init__(
+        self,
+        windows: SlidingWindow,
+        order: BatchOrder,
+        micro_batch_rows: int,
+        state: PartialState,
+        masking: Masking | None = None,
+    ):
+        self.windows, self.order, self.micro_batch_rows, self.masking = windows, order, micro_batch_rows, masking
         self.rank, self.processes = state.process_index, state.num_processes
 
     def micro_batches(self, step: int) -> list[Batch]:
@@ -74,7 +83,12 @@ class WindowBatches:
         mine = rows[self.rank :: self.processes]
         missing = -(-len(rows) // self.processes) - len(mine)
         batch = self.windows.batch([*mine, *rows[:missing]])
-        batch["shift_labels"][len(mine) :] = IGNORED
+        labels = "shift_labels"
+        if self.masking is not None:
+            places = [*range(self.rank, len(rows), self.processes), *range(missing)]
+            samples = [step * self.order.batch_rows + place for place in places]
+            batch, labels = self.masking.apply(batch["input_ids"], samples), "labels"
+        batch[labels][len(mine) :] = IGNORED
         parts = range(0, len(mine) + missing, self.micro_batch_rows)
         return [{name: part[at : at + self.micro_batch_rows] for name, part in batch.items()} for at in parts]
 
@@ -96,6 +110,9 @@ class Pretraining(TrainingRun):
         )
         self.special_ids = structure_ids(prepared.tokenizer)
         self.token_bytes = token_byte_lengths(prepared.tokenizer)
+        self.masking = None
+        if settings.objective == "mlm":
+            self.masking = Masking(cast(int, self.tokenizer.mask_token_id), self.special_ids, settings.seed)
         self.windows = SlidingWindow(prepared.train, prepared.plan.context_length)
         self.batch_rows = prepared.plan.batch_tokens // prepared.plan.context_length
 
@@ -104,13 +121,13 @@ class Pretraining(TrainingRun):
         return make_model(self.prepared)
 
     def make_objective(self) -> nn.Module:
-        """The summed loss of predicting each next token."""
-        return NextTokenLoss(self.model)
+        """The summed loss of predicting each next token, or the masked ones."""
+        return NextTokenLoss(self.model) if self.masking is None else MaskedTokenLoss(self.model)
 
     def make_batches(self) -> Batches:
         """Windows of the training text, in the order that the seed decides."""
         order = BatchOrder(len(self.windows), self.batch_rows, self.prepared.settings.seed, self._row_limit())
-        return WindowBatches(self.windows, order, self.prepared.plan.micro_batch_rows, PartialState())
+        return WindowBatches(self.windows, order, self.prepared.plan.micro_batch_rows, PartialState(), self.masking)
 
     def budget(self, position: Position) -> Budget:
         """Steps, as given or made of epochs, or the seconds that are left for training."""
@@ -162,10 +179,15 @@ class Pretraining(TrainingRun):
         return rows
 
     def _score(self, stream: TokenStream, limit_tokens: int | None = None, progress: Any = None) -> LanguageScore:
+        context_length = self.prepared.plan.context_length
+        if self.masking is not None:
+            return score_masked(
+                self.model, stream, context_length, self.masking, limit_tokens=limit_tokens, progress=progress
+            )
         return score_stream(
             self.model,
             stream,
-            self.prepared.plan.context_length,
+            context_length,
             special_ids=self.special_ids,
             token_bytes=self.token_bytes,
             limit_tokens=limit_tokens,

@@ -26,6 +26,8 @@ class PretrainSettings:
     """Budget in updates of the weights."""
     epochs: float | None = None
     """Budget in passes over the text."""
+    objective: Literal["clm", "mlm"] = "clm"
+    """clm: predict each next token, a decoder; mlm: predict masked tokens from both sides, an encoder."""
     init_from: str | None = None
     """Go on from this model (a folder or a Hub name) with its tokenizer, instead of starting from nothing."""
     tokenizer: str | None = None

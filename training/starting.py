@@ -10,14 +10,16 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import require_new
 from groundup.data.preparation import TRAINING_BYTES
+from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.language import (
@@ -29,14 +31,17 @@ from groundup.evaluation.language import (
     xz_bits_per_byte,
 )
 from groundup.evaluation.loading import load_model
-from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 
 SMOKE_STEPS = 20
+USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
+SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
+LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
 PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
 
 
@@ -74,19 +79,21 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
 
 
 def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
-    corpus = load_corpus(settings.data, settings.text_column)
-    size = text_bytes(corpus.train)
+    corpus = _corpus(settings)
+    size = _text_bytes(corpus)
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
         settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
     seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
-    plan = make_plan(settings, size, seconds)
+    plan = make_plan(_sized_like_the_model(settings), size, seconds)
     tokenizer = _tokenizer(settings, plan, corpus)
+    if settings.objective == "mlm" and tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
     save_tokenizer(tokenizer, run.work / "tokenizer")
     plan.vocab_size = len(tokenizer)
-    make_config(plan, tokenizer)
-    train = write_shards(corpus.train, tokenizer, run.work / "train")
-    validation = write_shards(corpus.validation, tokenizer, run.work / "validation")
+    if settings.init_from is None:
+        make_config(plan, tokenizer)  # sizes that do not fit are said before the text is tokenised
+    train, validation = _streams(corpus, tokenizer, settings, run)
     _check_length(train, plan, settings)
     _write_baselines(run.work / "baselines.json", corpus, tokenizer, train, validation)
     recipe = {
@@ -104,27 +111,100 @@ def open_prepared(run: RunFolder) -> Prepared:
     """Read back what `prepare_run` left."""
     recipe, private = run.read_recipe()
     baselines = json.loads((run.work / "baselines.json").read_text(encoding="utf-8"))
+    train, validation = _kept_streams(run)
     return Prepared(
         settings=PretrainSettings(**recipe["settings"] | private),
         plan=Plan(**recipe["plan"]),
         name=recipe["name"],
         tokenizer=load_tokenizer(run.work / "tokenizer"),
-        train=TokenStream.open(run.work / "train"),
-        validation=TokenStream.open(run.work / "validation"),
+        train=train,
+        validation=validation,
         unigram=LanguageScore(**baselines["unigram"]),
         xz=baselines["xz"],
     )
+
+
+def _corpus(settings: PretrainSettings) -> Corpus | PreparedData:
+    """The text that `--data` names, or the shards of it where `--data` is a folder of those."""
+    if not any(map(is_prepared, settings.data)):
+        return load_corpus(settings.data, settings.text_column)
+    if len(settings.data) > 1:
+        raise InputError(f"--data {' '.join(settings.data)}: a folder of shards must be the only data")
+    return open_prepared_data(Path(settings.data[0]).expanduser(), settings.tokenizer or settings.init_from)
+
+
+def _text_bytes(corpus: Corpus | PreparedData) -> int:
+    if isinstance(corpus, Corpus):
+        return text_bytes(corpus.train)
+    return corpus.train.meta["bytes"] or USUAL_TOKEN_BYTES * len(corpus.train)
+
+
+def _streams(
+    corpus: Corpus | PreparedData, tokenizer: PreTrainedTokenizerFast, settings: PretrainSettings, run: RunFolder
+) -> tuple[TokenStream, TokenStream]:
+    """The ids for training and for validation: written into the run's folder, or where they are already."""
+    if isinstance(corpus, Corpus):
+        parts = (("train", corpus.train), ("validation", corpus.validation))
+        train, validation = (write_shards(documents, tokenizer, run.work / name) for name, documents in parts)
+        return train, validation
+    note = {
+        "folder": str(Path(settings.data[0]).expanduser().resolve()),
+        "tokenizer": str(run.work.resolve() / "tokenizer"),
+        "sha256": corpus.train.meta["sha256"],
+    }
+    (run.work / SHARDS_ELSEWHERE).write_text(json.dumps(note), encoding="utf-8")
+    return corpus.train, corpus.validation
+
+
+def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
+    """What `_streams` returned, opened again. Raises `InputError` if shards elsewhere are gone or others."""
+    path = run.work / SHARDS_ELSEWHERE
+    if not path.is_file():
+        return TokenStream.open(run.work / "train"), TokenStream.open(run.work / "validation")
+    note = json.loads(path.read_text(encoding="utf-8"))
+    if not is_prepared(note["folder"]):
+        raise InputError(f"{note['folder']}, from which {run.out} was trained, is not there: bring it back")
+    data = open_prepared_data(Path(note["folder"]))
+    if data.train.meta["sha256"] != note["sha256"]:
+        raise InputError(f"{note['folder']} holds other text than {run.out} was begun with: start anew in another --out")
+    return data.train, data.validation
 
 
 def make_model(prepared: Prepared) -> PreTrainedModel:
     """The model before its first step: fresh weights of the plan's sizes, or the model to go on with."""
     settings, plan = prepared.settings, prepared.plan
     if settings.init_from is not None:
-        model, _ = load_model(settings.init_from)
-        if context_of(model) < plan.context_length:
-            raise InputError(f"--context-length {plan.context_length} is more than {settings.init_from} can look at")
+        model = _load_base(settings)
+        if cast(nn.Embedding, model.get_input_embeddings()).num_embeddings < len(prepared.tokenizer):
+            model.resize_token_embeddings(len(prepared.tokenizer))
         return model
-    return GroundupForCausalLM(make_config(plan, prepared.tokenizer))
+    config = make_config(plan, prepared.tokenizer)
+    return GroundupForMaskedLM(config) if settings.objective == "mlm" else GroundupForCausalLM(config)
+
+
+def _load_base(settings: PretrainSettings) -> PreTrainedModel:
+    kind = AutoModelForMaskedLM if settings.objective == "mlm" else AutoModelForCausalLM
+    return load_model(settings.init_from or "", kind=kind)[0]
+
+
+def _sized_like_the_model(settings: PretrainSettings) -> PretrainSettings:
+    """The settings with the sizes of the model to go on with, from which the plan takes rates and batch."""
+    if settings.init_from is None:
+        return settings
+    model = _load_base(settings)
+    longest = context_of(model)
+    if settings.context_length is not None and settings.context_length > longest:
+        raise InputError(
+            f"--context-length {settings.context_length} is more than the {longest} tokens that {settings.init_from} "
+            "can look at: give less"
+        )
+    return dataclasses.replace(
+        settings,
+        preset=None,
+        hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
+        num_hidden_layers=model.config.get_text_config().num_hidden_layers,
+        context_length=settings.context_length or min(longest, LONGEST_ROW),
+    )
 
 
 def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfig:
@@ -156,8 +236,14 @@ def with_budget(settings: PretrainSettings) -> PretrainSettings:
     return settings
 
 
-def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus) -> PreTrainedTokenizerFast:
-    """The tokenizer of the model to go on with, the one that was named, or one trained on the training text."""
+def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | PreparedData) -> PreTrainedTokenizerFast:
+    """The one of the shards or of the model to go on with, the one named, or one trained on the training text."""
+    if isinstance(corpus, PreparedData):
+        if settings.vocab_size not in (None, len(corpus.tokenizer)):
+            raise InputError(
+                f"--vocab-size {settings.vocab_size}: the shards were made with {len(corpus.tokenizer)} tokens: leave it out"
+            )
+        return corpus.tokenizer
     if settings.init_from is not None or settings.tokenizer is not None:
         return load_tokenizer(settings.tokenizer or settings.init_from or "")
     tokenizer = train_bpe(sample_texts(corpus.train, TRAINING_BYTES), plan.vocab_size)
@@ -179,10 +265,15 @@ def _check_length(train: TokenStream, plan: Plan, settings: PretrainSettings) ->
 
 
 def _write_baselines(
-    path: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, train: TokenStream, validation: TokenStream
+    path: Path,
+    corpus: Corpus | PreparedData,
+    tokenizer: PreTrainedTokenizerFast,
+    train: TokenStream,
+    validation: TokenStream,
 ) -> None:
     unigram = unigram_score(train, validation, len(tokenizer), structure_ids(tokenizer), token_byte_lengths(tokenizer))
-    baselines = {"unigram": dataclasses.asdict(unigram), "xz": xz_bits_per_byte(corpus.validation.texts())}
+    xz = xz_bits_per_byte(corpus.validation.texts()) if isinstance(corpus, Corpus) else None
+    baselines = {"unigram": dataclasses.asdict(unigram), "xz": xz}
     path.write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,182 @@
+"""The verb `plan`: what a run would choose and take, before a minute is spent on it."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from groundup.common.console import console
+from groundup.common.errors import InputError, near
+from groundup.common.settings import verb
+from groundup.data.sources import load_corpus, text_bytes
+from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU, Hardware
+from groundup.training.plan import USED_SHARE, Plan, cost_of, make_plan, measure_flops, suitable_minutes
+from groundup.training.planning_settings import PlanSettings
+from groundup.training.settings import PretrainSettings
+
+KEPT_BACK = 0.1  # of the text, for validation
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan will take on some hardware: `seconds`, `dollars`, the `cards` that hold it, and what comes of it."""
+
+    plan: Plan
+    parameters: int
+    tokens: float
+    flop: float
+    memory: float
+    text_tokens: float
+    bits_per_byte: float | None
+
+    @property
+    def steps(self) -> int:
+        """Updates of the weights."""
+        return max(1, round(self.tokens / self.plan.batch_tokens))
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the training text."""
+        return self.tokens / self.text_tokens
+
+
+@verb(PlanSettings)
+def plan(settings: PlanSettings) -> Forecast:
+    """Print what `pretrain` would choose, and what that would take here and on rented cards; return it.
+
+    Raises `InputError` for options that make no sense together.
+    """
+    forecast = forecast_of(settings)
+    console.print(choice_table(forecast))
+    console.print(hardware_table(forecast, settings))
+    return forecast
+
+
+def forecast_of(settings: PlanSettings) -> Forecast:
+    """The plan of `pretrain` for these settings and its cost in compute and memory."""
+    size = _text_size(settings)
+    budgets = [name for name in ("minutes", "tokens", "max_steps") if getattr(settings, name) is not None]
+    if len(budgets) > 1:
+        raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in budgets)}: give one budget, not two")
+    for name in ("minutes", "tokens", "max_steps", "cards", "dollars_an_hour"):
+        if getattr(settings, name) is not None and getattr(settings, name) <= 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(settings, name):g} must be above 0")
+    shared = {field.name for field in dataclasses.fields(PretrainSettings)} & set(vars(settings))
+    asked = PretrainSettings(**{name: getattr(settings, name) for name in shared})
+    speed = _speed(settings)
+    seconds = None if settings.minutes is None else settings.minutes * 60
+    chosen = make_plan(
+        asked, size, seconds, flops=None if speed is None else speed / USED_SHARE, tokens=settings.tokens
+    )
+    parameters, of_a_token = cost_of(chosen.model, chosen.vocab_size, chosen.context_length)
+    speed = speed or USED_SHARE * measure_flops(chosen.precision)
+    if settings.tokens is not None:
+        tokens = settings.tokens
+    elif settings.max_steps is not None:
+        tokens = settings.max_steps * chosen.batch_tokens
+    else:
+        tokens = speed * (seconds or 60 * suitable_minutes(size)) / of_a_token
+    text_tokens = size * (1 - KEPT_BACK) / bytes_a_token(chosen.vocab_size)
+    return Forecast(
+        plan=chosen,
+        parameters=parameters,
+        tokens=tokens,
+        flop=tokens * of_a_token,
+        memory=training_memory(chosen, parameters),
+        text_tokens=text_tokens,
+        bits_per_byte=None,
+    )
+
+
+def _text_size(settings: PlanSettings) -> float:
+    if settings.text_bytes is not None:
+        return settings.text_bytes
+    if not settings.data:
+        raise InputError("plan needs --data, or --text-bytes where the text is not at hand")
+    return text_bytes(load_corpus(settings.data).train)
+
+
+def _speed(settings: PlanSettings) -> float | None:
+    """Model FLOPs a second of the hardware asked for, None for this machine, which is measured."""
+    if settings.hardware == "here":
+        return None
+    return _card(settings.hardware).peak_flops * USED_SHARE_OF_GPU * settings.cards
+
+
+def _card(name: str) -> Hardware:
+    if name not in HARDWARE:
+        known = ["here", *HARDWARE]
+        raise InputError(f"--hardware {name}{near(name, known)}: there are {', '.join(known)}")
+    return HARDWARE[name]
+
+
+def bytes_a_token(vocab_size: int) -> float:
+    """Bytes of English that a token of a BPE trained on it stands for: 2.6 at 1,024 tokens, 3.6 at 8,192 (measured)."""
+    return 2.6 + (math.log2(vocab_size) - 10) / 3
+
+
+def training_memory(chosen: Plan, parameters: int) -> float:
+    """Bytes that training takes at its peak: weights, gradients, optimizer, the activations of a micro-batch, torch.
+
+    An activation is kept for every feature of a block that its backward pass needs: about 17 vectors of the width at
+    two or four bytes (Korthikanti et al. 2022, section 4.1, without the part that fused attention does not keep).
+    """
+    width, layers = chosen.model["hidden_size"], chosen.model["num_hidden_layers"]
+    rows = chosen.micro_batch_rows * chosen.context_length
+    activations = rows * layers * width * 17 * (2 if chosen.precision == "bf16" else 4)
+    logits = min(rows * chosen.vocab_size, 2**26) * 4 * 2
+    states = 4 * parameters * (4 if chosen.optimizer == "adamw" else 3.5)
+    return 5e8 + states + activations + logits
+
+
+def choice_table(forecast: Forecast) -> Table:
+    """The choice in words: every size, and why."""
+    chosen = forecast.plan
+    table = Table(box=None, pad_edge=False, show_header=False, title="What pretrain would choose", title_justify="left")
+    rows = [
+        ("vocabulary", f"{chosen.vocab_size:,} tokens", chosen.reasons["vocabulary"]),
+        (
+            "model",
+            f"{chosen.model['num_hidden_layers']} layers, {chosen.model['hidden_size']} wide: "
+            f"{forecast.parameters / 1e6:,.1f} M parameters",
+            chosen.reasons["size"],
+        ),
+        ("context", f"{chosen.context_length:,} tokens", ""),
+        ("batch", f"{chosen.batch_tokens:,} tokens an update", chosen.reasons["batch"]),
+        ("precision", chosen.precision, chosen.reasons["precision"]),
+        ("optimizer", chosen.optimizer, ""),
+        ("training", f"{forecast.steps:,} steps, {forecast.tokens / 1e6:,.1f} M tokens", chosen.reasons["compute"]),
+        ("passes", f"{forecast.epochs:.1f} over the text", _epochs_in_words(forecast)),
+        ("memory", f"{forecast.memory / 1e9:.1f} GB", "weights, optimizer, one micro-batch"),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _epochs_in_words(forecast: Forecast) -> str:
+    if forecast.epochs > 4:
+        return "text seen more than four times teaches little (Muennighoff et al. 2023): more text, or a smaller model"
+    return "" if forecast.epochs >= 1 else "part of the text is never seen: a larger budget would use it"
+
+
+def hardware_table(forecast: Forecast, settings: PlanSettings) -> Table:
+    """The same training on rented cards: how many hold it, hours and dollars."""
+    table = Table(box=None, pad_edge=False, title="\nThe same on other hardware", title_justify="left")
+    for column in ("card", "cards", "time", "US dollars"):
+        table.add_column(column, justify="left" if column == "card" else "right")
+    for name, card in HARDWARE.items():
+        cards = settings.cards if name == settings.hardware else max(1, math.ceil(forecast.memory / card.memory))
+        seconds = forecast.flop / (card.peak_flops * USED_SHARE_OF_GPU * cards)
+        price = settings.dollars_an_hour if name == settings.hardware else None
+        dollars = (price or card.dollars_an_hour) * cards * seconds / 3600
+        table.add_row(f"{card.name}  (--hardware {name})", str(cards), _duration(seconds), f"{dollars:,.2f}")
+    return table
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} s"
