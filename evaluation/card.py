@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from groundup.common.files import atomic_write
 from groundup.common.settings import read_yaml
-from groundup.evaluation.report import RECIPE_FILE, notes, read_metrics, result_lines
+from groundup.evaluation.report import RECIPE_FILE, notes, read_metrics, result_lines, section
 
 CARD_FILE = "README.md"
 
@@ -90,16 +90,17 @@ def _summary(metrics: dict[str, Any]) -> str:
 
 def _results(metrics: dict[str, Any]) -> str:
     """The table of results, and how they were taken."""
-    header, lines = result_lines(metrics["metrics"])
+    rows = section(metrics["metrics"], "results")
+    header, lines = result_lines(rows)
     if not lines:
         return "Not yet measured."
     text = _markdown_table(header, lines, right_from=2)
-    for row in {(row["dataset"], row["split"]): row for row in reversed(metrics["metrics"])}.values():
+    for row in {(row["dataset"], row["split"]): row for row in reversed(rows)}.values():
         if row.get("context"):
             text += f"\n{row['dataset']}, {row['split']}: {row['count']:,} tokens"
             text += f" ({row['bytes']:,} bytes of text)" if row.get("bytes") else ""
             text += f", in windows of {row['context']:,} tokens, one every {row['stride']:,}.\n"
-    return text + "".join(f"\n{note}\n" for note in notes(metrics["metrics"]))
+    return text + "".join(f"\n{note}\n" for note in notes(rows))
 
 
 def _training_data(recipe: dict[str, Any]) -> str:

@@ -5,9 +5,11 @@ per byte divides by the UTF-8 bytes of the text itself, so that models with diff
 """
 
 import contextlib
+import itertools
 import json
 import lzma
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +22,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from groundup.data.tokens import TokenStream
-from groundup.data.windows import IGNORED, SlidingWindow
+from groundup.data.windows import IGNORED
+from groundup.evaluation.windows import READ_TOKENS, Windows, disjoint
 
 DEFAULT_CONTEXT = 1024  # tokens, for a model whose config names no limit
 BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once
+PRIMING_BYTES = 2**25  # of the training text shown to xz: about 20 seconds
 CHUNK_LOGITS = 2**24  # at most this many logits, 64 MiB in fp32, exist at once
-READ_TOKENS = 2**22  # tokens read from disk at once
 
 
 @dataclass(frozen=True)
@@ -136,29 +139,66 @@ def score_stream(
         limit_tokens: score about so many tokens only, in whole windows spread evenly over the stream.
         progress: called with the share done (0 to 1) and the loss so far as a text.
     """
-    # A window longer than the text would only add padding.
-    windows = SlidingWindow(stream, max(1, min(context_length, len(stream) - 1)))
-    chosen = _spread(len(windows), windows.context_length, limit_tokens)
-    rows = max(1, min(batch_rows, BATCH_TOKENS // windows.context_length))
+    windows = disjoint(len(stream), context_length)
+    chosen = _spread(len(windows), context_length, limit_tokens)
+    nats, tokens, correct, counted_bytes, scored = 0.0, 0, 0, 0, 0
+    for batch in score_windows(model, stream, windows, chosen, special_ids=special_ids, batch_rows=batch_rows):
+        nats += batch.nats.sum(dtype=np.float64)
+        tokens += len(batch.nats)
+        correct += int(batch.correct.sum())
+        if token_bytes is not None:
+            counted_bytes += int(token_bytes[batch.targets].sum())
+        scored += len(batch.windows)
+        if progress:
+            progress(scored / len(chosen), f"{nats / max(tokens, 1):.3f} nats/token")
+    whole_text = stream.meta["bytes"] if len(chosen) == len(windows) else None
+    bytes_, note = comparable_bytes(None if token_bytes is None else counted_bytes, whole_text)
+    return LanguageScore(nats, tokens, correct, bytes_, context_length, note)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A batch of windows: their numbers, and for each counted target its place in the stream, id, nats, and whether it
+    was the likeliest, each of shape (N,).
+    """
+
+    windows: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    nats: np.ndarray
+    correct: np.ndarray
+
+
+@torch.inference_mode()
+def score_windows(
+    model: PreTrainedModel,
+    stream: TokenStream,
+    windows: Windows,
+    chosen: np.ndarray,
+    *,
+    special_ids: Collection[int],
+    batch_rows: int = 16,
+) -> Iterator[ScoredBatch]:
+    """Score the `chosen` windows a batch at a time, in their order; targets among `special_ids` are left out.
+
+    The one place where this package turns logits into nats of a text.
+    """
+    rows = max(1, min(batch_rows, BATCH_TOKENS // max(1, min(windows.context, len(stream)))))
     special = torch.tensor(sorted(special_ids), dtype=torch.long)
-    nats, tokens, correct, counted_bytes = 0.0, 0, 0, 0
     with evaluating(model):
         head = plain_head(model)
         for first in range(0, len(chosen), rows):
-            batch = windows.batch(chosen[first : first + rows])
-            labels = batch["shift_labels"]
+            numbers = chosen[first : first + rows]
+            input_ids, labels = windows.batch(stream, numbers)
             counted = (labels != IGNORED) & ~torch.isin(labels, special)  # (B, T)
-            for logits, targets in _logits_and_targets(model, head, batch["input_ids"], labels, counted):
-                nats += functional.cross_entropy(logits, targets, reduction="none").cpu().double().sum().item()
-                correct += int((logits.argmax(-1) == targets).sum())
-            tokens += int(counted.sum())
-            if token_bytes is not None:
-                counted_bytes += int(token_bytes[labels[counted].numpy()].sum())
-            if progress:
-                progress(min(1.0, (first + rows) / len(chosen)), f"{nats / max(tokens, 1):.3f} nats/token")
-    whole_text = stream.meta["bytes"] if len(chosen) == len(windows) else None
-    bytes_, note = _comparable_bytes(None if token_bytes is None else counted_bytes, whole_text)
-    return LanguageScore(nats, tokens, correct, bytes_, context_length, note)
+            nats, correct = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
+            for logits, targets in _logits_and_targets(model, head, input_ids, labels, counted):
+                nats.append(functional.cross_entropy(logits, targets, reduction="none").cpu().numpy())
+                correct.append((logits.argmax(-1) == targets).cpu().numpy())
+            row, column = counted.nonzero(as_tuple=True)
+            positions = windows.starts[numbers[row.numpy()]] + 1 + column.numpy()
+            targets = labels[counted].numpy()
+            yield ScoredBatch(numbers, positions, targets, np.concatenate(nats), np.concatenate(correct))
 
 
 def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.ndarray:
@@ -169,7 +209,7 @@ def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.n
     return np.arange(wanted) * windows // wanted
 
 
-def _comparable_bytes(counted: int | None, whole_text: int | None) -> tuple[int | None, str | None]:
+def comparable_bytes(counted: int | None, whole_text: int | None) -> tuple[int | None, str | None]:
     """The denominator of bits per byte, or None and the reason why there is none that could be compared."""
     if counted is None:
         return None, "the tokenizer does not keep every byte of the text, so bits per byte cannot be compared"
@@ -247,7 +287,7 @@ def unigram_score(
     seen = _token_counts(validation, vocab_size) * is_text
     log_probabilities = np.log(weights[is_text] / weights.sum())
     counted = None if token_bytes is None else int((seen[: len(token_bytes)] * token_bytes[:vocab_size]).sum())
-    bytes_, note = _comparable_bytes(counted, validation.meta["bytes"])
+    bytes_, note = comparable_bytes(counted, validation.meta["bytes"])
     nats = -float((seen[is_text] * log_probabilities).sum())
     return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
 
@@ -260,12 +300,21 @@ def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
     return counts
 
 
-def xz_bits_per_byte(texts: Iterable[str]) -> float | None:
+def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = None) -> float | None:
     """Bits `xz -9e` needs for one byte of the documents, None where they hold none.
 
-    The documents are joined by one line feed each and compressed alone, primed with nothing; the compressed size,
-    xz's own frame included, is divided by the documents' bytes without the joining line feeds.
+    The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. `primed_with`
+    is what it has seen before, the training text: the size is then what the documents add to the size of that, which
+    shows how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
     """
+    before = [] if primed_with is None else _last_of(primed_with, PRIMING_BYTES)
+    alone, raw_alone = _xz(before) if before else (0, 0)
+    together, raw = _xz(itertools.chain(before, texts))
+    return 8 * (together - alone) / (raw - raw_alone) if raw > raw_alone else None
+
+
+def _xz(texts: Iterable[str]) -> tuple[int, int]:
+    """The bytes of documents compressed together, and their own."""
     compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
     compressed, raw, joiner = 0, 0, b""
     for text in texts:
@@ -273,8 +322,19 @@ def xz_bits_per_byte(texts: Iterable[str]) -> float | None:
         raw += len(document)
         compressed += len(compressor.compress(joiner + document))
         joiner = b"\n"
-    compressed += len(compressor.flush())
-    return 8 * compressed / raw if raw else None
+    return compressed + len(compressor.flush()), raw
+
+
+def _last_of(texts: Iterable[str], most_bytes: int) -> list[str]:
+    """The last documents, as many as `most_bytes` have room for, and at least one."""
+    kept: deque[tuple[str, int]] = deque()
+    size = 0
+    for text in texts:
+        kept.append((text, len(text.encode())))
+        size += kept[-1][1]
+        while size > most_bytes and len(kept) > 1:
+            size -= kept.popleft()[1]
+    return [text for text, _ in kept]
 
 
 def language_rows(
@@ -284,12 +344,15 @@ def language_rows(
     split: str,
     seed: int,
     unigram: LanguageScore | None = None,
+    ngram: LanguageScore | None = None,
     xz: float | None = None,
+    xz_primed: float | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of metrics.json for a model's score and for the baselines taken on the same text.
 
-    `baseline` is None for the model, else "unigram" or "xz -9e". Bits per byte that cannot be compared have the value
-    None and a `note`. `count` is in tokens (for xz, which has none, in bytes), `context` and `stride` in tokens.
+    `baseline` is None for the model, else "unigram", "5-gram", "xz -9e" or "xz -9e after the training text". Bits per
+    byte that cannot be compared have the value None and a `note`. `count` is in tokens (for xz, which has none, in
+    bytes), `context` and `stride` in tokens.
     """
 
     def rows(of: LanguageScore, names: Iterable[str], baseline: str | None) -> list[dict[str, Any]]:
@@ -302,8 +365,11 @@ def language_rows(
     result = rows(score, names, None)
     if unigram is not None:
         result += rows(unigram, names, "unigram")
-    if xz is not None and score.bytes is not None:
-        text_bytes = (unigram or score).bytes  # a score of a part has the bytes of that part
-        result += rows(score, ["bits_per_byte"], "xz -9e")
-        result[-1] |= {"value": xz, "count": text_bytes, "bytes": text_bytes, "context": None, "stride": None}
+    if ngram is not None:
+        result += [row | {"stride": None} for row in rows(ngram, names[:3], "5-gram")]
+    for value, baseline in ((xz, "xz -9e"), (xz_primed, "xz -9e after the training text")):
+        if value is not None and score.bytes is not None:
+            text_bytes = (unigram or score).bytes  # a score of a part has the bytes of that part
+            result += rows(score, ["bits_per_byte"], baseline)
+            result[-1] |= {"value": value, "count": text_bytes, "bytes": text_bytes, "context": None, "stride": None}
     return result

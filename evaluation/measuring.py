@@ -1,90 +1,283 @@
-"""The verb `evaluate`: any causal language model and a text -> metrics.json, with a baseline beside the model."""
+"""The verb `evaluate`: causal language models, a text and tasks -> metrics.json and report.html.
+
+for each model: language ── tasks ── text it writes ── tokenizer        then: models side by side
+"""
 
 import dataclasses
-import tempfile
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
-from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, output_folder, require_new, sha256_of
-from groundup.common.settings import verb, write_yaml
-from groundup.data.documents import Documents
-from groundup.data.sources import load_documents
-from groundup.data.tokens import write_shards
-from groundup.evaluation.language import (
-    LanguageScore,
-    context_of,
-    language_rows,
-    score_stream,
-    structure_ids,
-    token_byte_lengths,
-    xz_bits_per_byte,
+from groundup.common.errors import InputError, Interrupted
+from groundup.common.files import output_folder, sha256_of
+from groundup.common.settings import verb
+from groundup.data.preparation import TRAINING_BYTES
+from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
+from groundup.evaluation.comparison import compare_language, compare_tasks
+from groundup.evaluation.language_parts import (
+    BY_DOCUMENT,
+    HEADLINE,
+    STRIDED,
+    Text,
+    language_part,
+    score_text,
+    xz_part,
 )
 from groundup.evaluation.loading import load_model
-from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
+from groundup.evaluation.page import write_page
+from groundup.evaluation.parts import Part, Parts, name_of, names_of
+from groundup.evaluation.report import read_metrics, summary_table, write_metrics
 from groundup.evaluation.settings import EvaluateSettings
+from groundup.evaluation.token_scores import TokenScores, UnitSums
+from groundup.evaluation.tokenizer_cost import kinds_of_text, other_tokenizers, tokenizer_rows
+from groundup.evaluation.windows import Windows
+from groundup.evaluation.writing import writing_part
+from groundup.tokenization.word_level import train_word_level
+
+SMOKE_BYTES, SMOKE_ROWS, SMOKE_SAMPLES = 20_000, 8, 2
+KIND_BYTES = 200_000  # of the data, for the tokenizer's report
 
 
 @verb(EvaluateSettings)
 def evaluate(settings: EvaluateSettings) -> Path:
-    """Score a model on a text, write `metrics.json` and `recipe.yaml` into a new folder and return the folder.
+    """Measure models, write `metrics.json`, `report.html` and `recipe.yaml` into a folder and return the folder.
 
-    Takes an `EvaluateSettings` or its fields by keyword. Raises `InputError` for a model or a text that cannot be read.
+    Takes an `EvaluateSettings` or its fields by keyword. What is done is kept: `resume` goes on from there, and a part
+    that fails does not lose the others. Under torchrun the processes share the text; all else the first one does.
+    Raises `InputError` for a model, a text or a task that cannot be read, and where nothing could be measured.
     """
-    console.quiet = settings.quiet
-    if not settings.model or not settings.data:
-        raise InputError("evaluate needs a model and a text: give --model and --data")
-    out = output_folder(settings.out, "evaluate", _name_of(settings.model))
-    require_new(out)
-    documents = load_documents(settings.data, settings.text_column)
-    model, tokenizer = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
-    score = score_documents(model, tokenizer, documents, settings.batch_rows)
-    rows = language_rows(
-        score,
-        dataset=_name_of(settings.data[0]),
-        split="test",
-        seed=settings.seed,
-        xz=xz_bits_per_byte(documents.texts()),  # a unigram model would need the text the model was trained on
-    )
-    recipe = dataclasses.asdict(settings) | {"model": _name_of(settings.model), "out": None}
-    recipe["data"] = [_name_of(item) for item in settings.data]
-    about = {"parameters": model.num_parameters(), "device": model.device.type, "dtype": str(model.dtype)[6:]}
-    with atomic_folder(out) as folder:
-        write_metrics(folder, rows, about, _weights_sha256(settings.model))
-        write_yaml(folder / RECIPE_FILE, recipe)
-    console.print(summary_table(read_metrics(out)))
-    say(f"written to {out}")
-    return out
+    processes = PartialState() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    console.quiet = settings.quiet or (processes is not None and not processes.is_main_process)
+    if processes and not settings.out:
+        raise InputError("several processes need one folder: give --out")
+    out = output_folder(settings.out, "evaluate", name_of(settings.model[0]) if settings.model else "nothing")
+    parts = Parts(out)
+    if settings.resume and parts.is_finished:
+        say(f"{out} is finished: nothing to do")
+        return out
+    try:
+        if processes is None or processes.is_main_process:
+            settings = parts.begin(settings)
+        if processes:
+            processes.wait_for_everyone()
+            settings = parts.begin(dataclasses.replace(settings, resume=True))
+        evaluation = Evaluation(settings, parts, processes)
+        if processes and not processes.is_main_process:
+            evaluation.help_with_text()
+            return out
+        evaluation.measure()
+        return evaluation.finish()
+    except InputError:
+        parts.give_up()
+        raise
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"stopped; what is done is kept: groundup evaluate --resume --out {out}") from stop
 
 
-def score_documents(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: Documents | Dataset, batch_rows: int
-) -> LanguageScore:
-    """Tokenise documents (column `text`) into a folder that is gone afterwards, and score the model on them."""
-    with tempfile.TemporaryDirectory() as folder:
-        stream = write_shards(documents, tokenizer, Path(folder) / "shards")
-        with ProgressBar("scoring", total=1.0) as bar:
-            return score_stream(
-                model,
-                stream,
-                context_of(model),
-                special_ids=structure_ids(tokenizer),
-                token_bytes=token_byte_lengths(tokenizer),
-                batch_rows=batch_rows,
+class Evaluation:
+    """What is to be measured, and the parts of it that are done."""
+
+    def __init__(self, settings: EvaluateSettings, parts: Parts, processes: PartialState | None) -> None:
+        self.settings, self.parts, self.processes = settings, parts, processes
+        self.names = names_of(settings.model)
+        self.limit = SMOKE_ROWS if settings.smoke else settings.limit
+        self.text = _read_text(settings) if settings.data else None
+        self.manager: Any = None
+        if settings.tasks:
+            from groundup.evaluation.benchmarks import find_tasks  # lm-eval takes seconds to import
+
+            self.manager = find_tasks(settings.tasks)
+        kinds = [HEADLINE] if self.text else []
+        kinds += [STRIDED] if self.text and settings.stride is not None else []
+        self.kinds = [*kinds, *([BY_DOCUMENT] if self.text and settings.by_document else [])]
+        # Before any process writes one, so that all agree.
+        self.to_score = {(name, kind) for name in self.names for kind in self.kinds if not parts.has(f"{name}: {kind}")}
+        if processes:
+            processes.wait_for_everyone()
+
+    def measure(self) -> None:
+        """Do every part that is not done, model by model."""
+        for name, source in zip(self.names, self.settings.model):
+            wanted = {part: work for part, work in self._work().items() if not self.parts.has(f"{name}: {part}")}
+            if not wanted:
+                continue
+            try:
+                loaded = self._load(name, source)
+            except InputError as error:
+                if len(self.names) == 1:
+                    raise
+                self.parts.fail(name, error)
+                continue
+            for part, work in wanted.items():
+                self.parts.do(f"{name}: {part}", partial(work, loaded))
+
+    def help_with_text(self) -> None:
+        """Do this process's share of the windows, in the order in which the first process asks for them."""
+        for name, source in zip(self.names, self.settings.model):
+            kinds = [kind for kind in self.kinds if (name, kind) in self.to_score]
+            if kinds:
+                loaded = self._load(name, source)
+                for kind in kinds:
+                    self._score(kind, loaded)
+
+    def finish(self) -> Path:
+        """Put the parts together, compare the models, write the files, and print the table."""
+        found = {name: [self.parts.get(f"{name}: {part}") or {} for part in self._work()] for name in self.names}
+        several = len(self.names) > 1
+        rows = [
+            row | ({"model": name} if several else {})
+            for name, parts in found.items()
+            for part in parts
+            for row in part.get("rows", [])
+        ]
+        if not rows:
+            raise InputError("; ".join(f"{part}: {reason}" for part, reason in self.parts.failures.items()))
+        rows += self._comparison(found) if several else []
+        about = {name: self.parts.get(f"{name}: about") or {} for name in self.names}
+        hashes = [values.pop("weights_sha256", None) for values in about.values()]
+        out = self.parts.out
+        write_metrics(
+            out,
+            rows,
+            {"models": about} if several else about[self.names[0]],
+            None if several else hashes[0],
+            samples=[sample for parts in found.values() for part in parts for sample in part.get("samples", [])],
+            failures=self.parts.failures,
+        )
+        write_page(out)
+        self.parts.end()
+        console.print(summary_table(read_metrics(out)))
+        if self.parts.failures:
+            say(f"{len(self.parts.failures)} parts failed; try them again: groundup evaluate --resume --out {out}")
+        say(f"written to {out}: metrics.json, report.html")
+        return out
+
+    def _work(self) -> dict[str, Callable[["Loaded"], Part]]:
+        """The parts of one model's evaluation, in order: what each is called, and the function that does it."""
+        work: dict[str, Callable[[Loaded], Part]] = {"about": _about}
+        work |= {kind: partial(self._language, kind) for kind in self.kinds}
+        for task in self.settings.tasks:
+            for shots in self.settings.num_fewshot:
+                work[f"{task}, {shots} examples"] = partial(self._task, task, shots)
+        if self.text and self.settings.samples:
+            work["writing"] = self._writing
+        if self.text:
+            work["tokenizer"] = self._tokenizer
+        return work
+
+    def _load(self, name: str, source: str) -> "Loaded":
+        model, tokenizer = load_model(source, trust_remote_code=self.settings.trust_remote_code)
+        return Loaded(name, source, model, tokenizer, self.parts.work / f"model-{self.names.index(name)}")
+
+    def _score(self, kind: str, loaded: "Loaded") -> tuple[TokenScores, Windows]:
+        assert self.text is not None
+        return score_text(
+            loaded.model,
+            loaded.tokenizer,
+            self.text,
+            kind,
+            loaded.folder,
+            stride=self.settings.stride,
+            batch_rows=self.settings.batch_rows,
+            processes=self.processes,
+        )
+
+    def _language(self, kind: str, loaded: "Loaded") -> Part:
+        assert self.text is not None
+        scores, windows = self._score(kind, loaded)
+        if kind == HEADLINE:
+            self.parts.do("xz", partial(xz_part, self.text))
+        xz = self.parts.get("xz") or {}
+        return language_part(scores, windows, loaded.tokenizer, self.text, kind, loaded.folder, xz)
+
+    def _task(self, task: str, shots: int, loaded: "Loaded") -> Part:
+        from groundup.evaluation.benchmarks import as_lm, run_task
+
+        with ProgressBar(f"{task}, {shots} examples in the prompt", total=1.0) as bar:
+            result = run_task(
+                as_lm(loaded.model, loaded.tokenizer, self.settings.batch_rows),
+                task,
+                manager=self.manager,
+                num_fewshot=shots,
+                limit=self.limit,
+                seed=self.settings.seed,
                 progress=bar.update,
             )
+        scores = [[*key, shots, values] for key, values in result.scores.items()]
+        return {"rows": result.rows, "scores": scores}
+
+    def _writing(self, loaded: "Loaded") -> Part:
+        assert self.text is not None
+        count = SMOKE_SAMPLES if self.settings.smoke else self.settings.samples
+        with ProgressBar("writing", total=1.0) as bar:
+            return writing_part(loaded.name, loaded.model, loaded.tokenizer, self.text, count, bar.update)
+
+    def _tokenizer(self, loaded: "Loaded") -> Part:
+        assert self.text is not None
+        others = other_tokenizers(self.settings.compare_tokenizer)
+        if self.text.training is not None:
+            words = train_word_level(sample_texts(self.text.training, TRAINING_BYTES), len(loaded.tokenizer))
+            others["word-level"] = words
+        documents = sample(self.text.documents, KIND_BYTES).texts()
+        kinds = kinds_of_text({self.text.dataset: "\n".join(documents)})
+        return {"rows": tokenizer_rows({None: loaded.tokenizer, **others}, kinds, self.settings.seed)}
+
+    def _comparison(self, found: dict[str, list[Part]]) -> list[dict[str, Any]]:
+        """The other models against the first that has what is compared, on the text and on the tasks."""
+        units = {
+            name: UnitSums(**part["units"]) for name, parts in found.items() for part in parts if part.get("units")
+        }
+        scores = {
+            name: {
+                (task, measure, shots): values
+                for part in parts
+                for task, measure, shots, values in part.get("scores", [])
+            }
+            for name, parts in found.items()
+        }
+        scores = {name: values for name, values in scores.items() if values}
+        rows = []
+        if self.text and len(units) > 1:
+            rows += compare_language(units, next(iter(units)), dataset=self.text.dataset, seed=self.settings.seed)
+        if len(scores) > 1:
+            rows += compare_tasks(scores, next(iter(scores)), seed=self.settings.seed)
+        return rows
 
 
-def _name_of(source: str) -> str:
-    """A name that says no more of a path than its last part; a name on the Hub stays whole."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else source
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory, what it is called, where it came from, and a folder for its parts."""
+
+    name: str
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    folder: Path
 
 
-def _weights_sha256(model: str) -> str | None:
-    """The sha256 of a model's weights where they are one file here."""
-    weights = Path(model).expanduser() / "model.safetensors"
-    return sha256_of(weights) if weights.is_file() else None
+def _about(loaded: Loaded) -> Part:
+    """What a model is, for `training` in metrics.json."""
+    model, weights = loaded.model, Path(loaded.source).expanduser() / "model.safetensors"
+    return {
+        "parameters": model.num_parameters(),
+        "device": model.device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights_sha256": sha256_of(weights) if weights.is_file() else None,
+    }
+
+
+def _read_text(settings: EvaluateSettings) -> Text:
+    """The documents to predict, and of those trained on the part that `pretrain` does not keep back."""
+    documents = load_documents(settings.data, settings.text_column)
+    training = load_corpus(settings.train_data, settings.text_column).train if settings.train_data else None
+    if settings.smoke:
+        documents = sample(documents, SMOKE_BYTES)
+        training = None if training is None else sample(training, 10 * SMOKE_BYTES)
+    return Text(documents, training, name_of(settings.data[0]), settings.seed)

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write
+from groundup.evaluation.verdict import verdict
 
 METRICS_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"
 PACKAGES = ("groundup", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
@@ -24,7 +25,15 @@ _TITLES = {
     "bits_per_byte": "bits per byte",
     "loss": "loss (nats per token)",
     "token_accuracy": "next token right",
+    "repeated_4grams": "repeated 4-grams",
+    "distinct_1": "different words",
+    "distinct_2": "different pairs of words",
+    "copied": "copied from the training text",
+    "continued_word_for_word": "training text continued word for word",
+    "stopped": "texts that end",
 }
+MOST_COLUMNS = 3  # baselines with a column of their own
+_SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown per cent
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -32,7 +41,12 @@ _TITLES = {
 
 
 def write_metrics(
-    folder: Path, rows: Sequence[dict[str, Any]], training: dict[str, Any], weights_sha256: str | None
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    training: dict[str, Any],
+    weights_sha256: str | None,
+    samples: Sequence[dict[str, Any]] = (),
+    failures: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `metrics.json` into `folder` and return its path.
 
@@ -40,6 +54,8 @@ def write_metrics(
         rows: what was measured, one a number, as `language_rows` makes them; may be empty.
         training: seconds, tokens, parameters, device and whatever else says how the model came to be.
         weights_sha256: of the `model.safetensors` that was measured, so that a card cannot outlive its weights.
+        samples: texts that the model wrote, with `prompt`, `text` and `seed`.
+        failures: what could not be measured, and why.
     """
     metrics = {
         "metrics": [row if _is_finite(row["value"]) else row | {"note": "not a finite number"} for row in rows],
@@ -48,6 +64,8 @@ def write_metrics(
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "weights_sha256": weights_sha256,
     }
+    metrics |= {"samples": list(samples)} if samples else {}
+    metrics |= {"failures": dict(failures)} if failures else {}
     path = Path(folder) / METRICS_FILE
     atomic_write(path, (json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return path
@@ -82,10 +100,16 @@ def _finite(value: Any) -> Any:
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
-    """What was measured as a table for the terminal, the baselines beside the model."""
-    header, lines = result_lines(metrics["metrics"])
-    why_missing = "\n".join(notes(metrics["metrics"]))
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=why_missing or None, caption_justify="left")
+    """What was measured as a table for the terminal, the baselines beside the model.
+
+    Curves and the tokenizer's costs are left to `report.html`; what models compared allow to say stands below.
+    """
+    rows = metrics["metrics"]
+    header, lines = result_lines(section(rows, "results"))
+    below = [*notes(section(rows, "results")), *comparison_sentences(rows)]
+    below += [f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items()]
+    table = Table(box=None, pad_edge=False, header_style="bold", caption="\n".join(below) or None)
+    table.caption_justify = "left"
     for column, title in enumerate(header):
         table.add_column(title, justify="right" if column > 1 else "left", style="bold" if column == 2 else "")
     for line in lines:
@@ -93,25 +117,63 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     return table
 
 
+def section(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The rows of one section: "results", "comparison", "positions" (the loss by place) or "tokenizer"."""
+    return [row for row in rows if _section_of(row) == name]
+
+
+def _section_of(row: dict[str, Any]) -> str:
+    if row.get("against"):
+        return "comparison"
+    if row.get("positions"):
+        return "positions"
+    return "tokenizer" if row["split"] == "tokenizer" else "results"
+
+
 def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A header, and for each number of the model a line with the same number of each baseline."""
+    """A header, and for each number of a model a line with the same number of each baseline.
+
+    A baseline has a column of its own, or where there are many of them a place in the last one.
+    """
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
-
-    def place(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row["name"], row["dataset"], row["split"]
-
-    values = {(*place(row), row["baseline"]): row for row in rows if row.get("baseline")}
+    values = {(*_place(row), row["baseline"]): row for row in rows if row.get("baseline")}
     lines = [
-        [
-            _title(row),
-            f"{row['dataset']}, {row['split']}",
-            _shown(row),
-            *(_shown(values.get((*place(row), baseline))) for baseline in baselines),
-        ]
+        [_title(row), _on(row), shown(row), *(shown(values.get((*_place(row), baseline))) for baseline in baselines)]
         for row in rows
         if not row.get("baseline")
     ]
-    return ["", "on", "this model", *baselines], lines
+    header = ["", "on", "model" if any(row.get("model") for row in rows) else "this model"]
+    if len(baselines) <= MOST_COLUMNS:
+        return [*header, *baselines], lines
+    known = [[f"{value} {name}" for name, value in zip(baselines, line[3:]) if value != "–"] for line in lines]
+    return [*header, "baselines"], [[*line[:3], "; ".join(some) or "–"] for line, some in zip(lines, known)]
+
+
+def comparison_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the differences between models allow to say, a sentence each."""
+    return [
+        f"{_title(row)}, {_on(row)}, against {row['against']}: {shown(row)}: {verdict(row)}"
+        for row in section(rows, "comparison")
+    ]
+
+
+_PLACE = ("model", "name", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a number of the model has in common with the same number of a baseline."""
+    return tuple(row.get(key) for key in _PLACE)
+
+
+def _on(row: dict[str, Any]) -> str:
+    """What a number was measured on, and how where that is not as usual."""
+    parts = [f"{row['model']}:"] if row.get("model") else []
+    parts.append(row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {row['split']}")
+    parts += [f"({row['windows']})"] if row.get("windows") else []
+    parts += [f"({row['filter']})"] if row.get("filter") else []
+    if row.get("num_fewshot") is not None:
+        parts.append(f"({row['num_fewshot']} examples)")
+    return " ".join(parts)
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -124,14 +186,21 @@ def _title(row: dict[str, Any]) -> str:
     return _TITLES.get(name, name.replace("_", " "))
 
 
-def _shown(row: dict[str, Any] | None) -> str:
-    """A number as a person reads it, a dash where there is none."""
+def shown(row: dict[str, Any] | None) -> str:
+    """A number as a person reads it with its interval in brackets, a dash where there is none."""
     if row is None or row["value"] is None:
         return "–"
-    value = row["value"]
-    if "accuracy" in row["name"]:
-        return f"{value:.1%}"
-    return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+    def text(value: float) -> str:
+        if any(word in row["name"] for word in _SHARES):
+            return f"{value:.1%}"
+        if abs(value) >= 1e7:
+            return f"{value:.3g}"
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+    if row.get("low") is None:
+        return text(row["value"])
+    return f"{text(row['value'])} ({text(row['low'])} to {text(row['high'])})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ def test_the_recipe_repeats_the_settings_without_a_path_of_this_machine(checkpoi
         model=str(checkpoint()), data=[str(text_file)], out=str(tmp_path / "out"), batch_rows=2, quiet=True
     )
     recipe = (evaluate(settings) / "recipe.yaml").read_text()
-    assert {"model": "model", "data": ["held-back.txt"], "batch_rows": 2}.items() <= yaml.safe_load(recipe).items()
+    assert {"model": ["model"], "data": ["held-back.txt"], "batch_rows": 2}.items() <= yaml.safe_load(recipe).items()
     assert str(tmp_path) not in recipe
 
 
@@ -93,7 +93,7 @@ def test_a_folder_in_use_and_missing_settings_are_the_users_errors(checkpoint, t
     model = str(checkpoint())
     with pytest.raises(InputError, match="already holds something"):
         evaluate(model=model, data=[str(text_file)], out=str(tmp_path / "model"))
-    with pytest.raises(InputError, match="needs a model and a text"):
+    with pytest.raises(InputError, match="needs a model and something to measure it on"):
         evaluate(model=model)
 
 

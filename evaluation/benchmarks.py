@@ -1,0 +1,189 @@
+"""lm-eval's tasks on a model in memory: its standard ones where the Hub can be reached, ours (`tasks/`) everywhere.
+
+Rows, prompts and scores are lm-eval's own; so are the examples of a prompt, under seed 0 those of its command.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from lm_eval import evaluator as lm_evaluator
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.common.errors import InputError, near
+from groundup.evaluation.intervals import mean_interval
+from groundup.evaluation.language import context_of
+
+TASKS_FOLDER = Path(__file__).parent / "tasks"
+NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's name -> ours
+FEWSHOT_SEED = 1234  # lm-eval's own, to which the seed is added
+_CHOOSING = ("acc", "acc_norm")
+
+
+@dataclass
+class TaskResult:
+    """Rows for metrics.json, and for a paired comparison the score of every row: (task, measure) -> values."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    scores: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+
+
+def find_tasks(names: Sequence[str]) -> TaskManager:
+    """A task manager that knows `names`: tasks, groups, or YAML files. Raises `InputError` for one that it does not.
+
+    lm-eval's own thousands of tasks are only looked through when a name is none of ours.
+    """
+    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+    for name in files:
+        if not Path(name).is_file():
+            raise InputError(f"no task file {name}: give a task's name or its YAML file")
+    manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
+    wanted = [name for name in names if name not in files]
+    if set(wanted) - set(manager.all_tasks):
+        with _quiet():
+            manager = TaskManager(include_path=str(TASKS_FOLDER))
+    for name in wanted:
+        if not manager.match_tasks([name]):
+            ours = sorted(path.stem for path in TASKS_FOLDER.glob("*.yaml"))
+            raise InputError(f"unknown task {name!r}{near(name, manager.all_tasks)}: ours are {', '.join(ours)}")
+    return manager
+
+
+def as_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_rows: int) -> HFLM:
+    """The model as lm-eval takes it, with the context it was made for."""
+    make: Any = HFLM
+    with _quiet():
+        return make(
+            pretrained=model,
+            tokenizer=tokenizer,
+            backend="causal",
+            batch_size=batch_rows,
+            max_length=context_of(model),
+        )
+
+
+def run_task(
+    lm: HFLM,
+    name: str,
+    *,
+    manager: TaskManager,
+    num_fewshot: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[float], None] | None = None,
+) -> TaskResult:
+    """Run one task, or all of a group, with so many examples before each question.
+
+    `limit` takes only the first rows of each task. Measures that choose get a baseline: chance among the choices, or
+    the most frequent answer. Raises what lm-eval raises, for instance where a task's rows cannot be downloaded.
+    """
+    random.seed(seed)
+    np.random.seed(FEWSHOT_SEED + seed)
+    torch.manual_seed(FEWSHOT_SEED + seed)
+    with _quiet(progress):
+        loaded = manager.load([name])
+        for task in loaded["tasks"].values():
+            if task.get_config("num_fewshot") != 0:  # a task that says 0 itself takes no examples
+                task.set_config(key="num_fewshot", value=num_fewshot)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED + seed)
+        # Not `simple_evaluate`: it seeks out the machine's packages and settings each time, for three seconds.
+        found: Any = lm_evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0)
+    if not found or not found["results"]:
+        raise RuntimeError(f"lm-eval gave no result for {name}")
+    result = TaskResult()
+    for task, values in found["results"].items():
+        samples = found["samples"].get(task, [])
+        shots = found["n-shot"].get(task, num_fewshot)
+        _add_rows(result, task, values, samples, shots, seed)
+    return result
+
+
+def _add_rows(
+    result: TaskResult,
+    task: str,
+    values: dict[str, Any],
+    samples: list[dict[str, Any]],
+    num_fewshot: int,
+    seed: int,
+) -> None:
+    """The rows of one task: a number each, with an interval where it is a mean over rows, and its baseline."""
+    for key, value in values.items():
+        measure, _, rule = key.partition(",")
+        if not rule or measure.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        row = {"name": NAMES.get(measure, measure), "value": float(value), "dataset": task, "split": "test"}
+        row |= {"count": len(samples), "seed": seed, "num_fewshot": num_fewshot, "baseline": None}
+        if rule != "none":
+            row["filter"] = rule
+        scores = [sample[measure] for sample in samples if sample.get("filter", "none") == rule and measure in sample]
+        if (
+            scores
+            and all(isinstance(score, int | float) for score in scores)
+            and (limits := mean_interval(scores, seed))
+        ):
+            if math.isclose(value, math.fsum(scores) / len(scores), rel_tol=1e-6):
+                result.scores[task, row["name"]] = [float(score) for score in scores]
+            elif measure == "perplexity":  # of scores that are log likelihoods
+                limits = math.exp(-limits[1]), math.exp(-limits[0])
+            else:
+                limits = None
+            row |= {"low": limits[0], "high": limits[1], "interval": "rows"} if limits else {}
+        result.rows.append(row)
+        if measure in _CHOOSING and samples:
+            name, chance = _baseline(samples)
+            result.rows.append(
+                {key: item for key, item in row.items() if key not in ("low", "high", "interval")}
+                | {"value": chance, "baseline": name}
+            )
+
+
+def _baseline(samples: list[dict[str, Any]]) -> tuple[str, float]:
+    """What needs no model: the share right by chance among choices, or by always giving the most frequent answer."""
+    choices = [len(sample["arguments"]) for sample in samples]
+    if max(choices) > 1:
+        return "chance", sum(1 / count for count in choices) / len(choices)
+    answers = Counter(str(sample["target"]) for sample in samples)
+    return "most frequent answer", answers.most_common(1)[0][1] / len(samples)
+
+
+@contextlib.contextmanager
+def _quiet(progress: Callable[[float], None] | None = None) -> Iterator[None]:
+    """Without lm-eval's messages and bars; `progress` gets what its bar of requests would show."""
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"file": nowhere, "disable": False})
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+            if progress and self.total:
+                progress(self.n / self.total)
+            return True
+
+    library, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
+    using = [module for name, module in sys.modules.items() if name.startswith("lm_eval.") and _has_bar(module)]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.ExitStack() as patches:
+        library.setLevel(logging.ERROR)
+        for module in using:
+            patches.enter_context(mock.patch.object(module, "tqdm", Bar))
+        try:
+            yield
+        finally:
+            library.setLevel(level)
+
+
+def _has_bar(module: Any) -> bool:
+    return getattr(module, "tqdm", None) is tqdm

@@ -1,0 +1,121 @@
+"""The baseline between counting tokens and a network: an interpolated Kneser-Ney n-gram model over the same tokens.
+
+Kneser and Ney 1995, in the interpolated form of Chen and Goodman 1999, one discount an order (Ney et al. 1994). Built
+with numpy alone: every n-gram of the training text is a number, made of the number of its first n - 1 tokens and its
+last token.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from groundup.data.tokens import TokenStream
+from groundup.evaluation.language import LanguageScore, comparable_bytes
+from groundup.evaluation.windows import READ_TOKENS
+
+ORDER = 5
+MOST_TOKENS = 2**24  # of the training text; it takes about 50 bytes of memory for each token and order
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What is known of the n-grams of one length, each array over the n-grams or over their contexts."""
+
+    keys: Ints  # sorted: context · V + last token
+    counts: Ints  # of each n-gram: how often it stands there, or for lower orders after how many different tokens
+    context_counts: Ints  # (contexts,) their sum
+    context_kinds: Ints  # (contexts,) how many different tokens follow
+    discount: float
+
+
+class KneserNey:
+    """Probabilities of the next token from the `order` - 1 before it.
+
+    The probabilities of all `vocab_size` tokens after any context add up to 1.
+    """
+
+    def __init__(self, ids: npt.ArrayLike, vocab_size: int, order: int = ORDER) -> None:
+        """Count the n-grams of a training text (N,), at least as long as `order`."""
+        self.vocab_size = vocab_size
+        ids = np.asarray(ids, np.int64)
+        self._orders: list[_Order] = []
+        contexts = np.zeros(len(ids), np.int64)  # number of the n - 1 tokens before each place
+        levels: list[tuple[Ints, Ints, Ints]] = []
+        for length in range(1, order + 1):
+            keys, numbers, counts = np.unique(
+                contexts[length - 1 :] * vocab_size + ids[length - 1 :], return_inverse=True, return_counts=True
+            )
+            levels.append((keys, numbers, counts))
+            contexts = np.concatenate([np.zeros(length, np.int64), numbers[:-1]])
+        for level, (keys, _, counts) in enumerate(levels):
+            if level + 1 < order:  # lower orders are only asked where the longer context fails: count kinds, not places
+                counts = self._kinds_before(*levels[level][:2], levels[level + 1][1])
+            self._orders.append(self._describe(keys, counts, len(levels[level - 1][0]) if level else 1))
+
+    @staticmethod
+    def _kinds_before(keys: Ints, numbers: Ints, longer: Ints) -> Ints:
+        """For each n-gram, before how it is preceded: the number of different n + 1-grams that end in it."""
+        _, first = np.unique(longer, return_index=True)
+        return np.bincount(numbers[first + 1], minlength=len(keys))
+
+    def _describe(self, keys: Ints, counts: Ints, contexts: int) -> _Order:
+        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+        discount = once / (once + 2 * twice) if once else 0.5
+        context = keys // self.vocab_size
+        kinds = np.bincount(context[counts > 0], minlength=contexts)
+        return _Order(keys, counts, np.bincount(context, counts, contexts).astype(np.int64), kinds, discount)
+
+    def probabilities(self, ids: npt.ArrayLike) -> Floats:
+        """The probability of each id of a text but the first, given those before it: shape (N - 1,)."""
+        ids = np.asarray(ids, np.int64)
+        result = np.full(len(ids), 1 / self.vocab_size)
+        contexts = np.zeros(len(ids), np.int64)  # -1 where the training text has no such context
+        for length, order in enumerate(self._orders, 1):
+            numbers = self._find(order, contexts, ids)
+            known = contexts >= 0
+            total = np.where(known, order.context_counts[contexts], 0)
+            known = total > 0
+            total = np.maximum(total, 1)
+            seen = np.where(numbers >= 0, order.counts[numbers], 0)
+            passed_on = order.discount * np.where(known, order.context_kinds[contexts], 0) / total
+            mixed = np.maximum(seen - order.discount, 0) / total + passed_on * result
+            result = np.where(known, mixed, result)
+            contexts = np.concatenate([np.full(1, -1), numbers[:-1]])
+            contexts[:length] = -1
+        return result[1:]
+
+    def _find(self, order: _Order, contexts: Ints, ids: Ints) -> Ints:
+        """The numbers of n-grams among those of the training text, -1 for one that is not there."""
+        wanted = contexts * self.vocab_size + ids
+        places = np.minimum(np.searchsorted(order.keys, wanted), len(order.keys) - 1)
+        return np.where((order.keys[places] == wanted) & (contexts >= 0), places, -1)
+
+
+def ngram_score(
+    train: TokenStream,
+    validation: TokenStream,
+    vocab_size: int,
+    special_ids: Collection[int],
+    token_bytes: npt.NDArray[np.int64] | None = None,
+) -> LanguageScore:
+    """Score a text with a 5-gram model of the training text, of its last 16.8 M tokens where it has more.
+
+    The same text tokens count as for a model. The likeliest token is not looked for: `correct` is 0 and means nothing.
+    """
+    model = KneserNey(train.read(max(0, len(train) - MOST_TOKENS), len(train)), vocab_size)
+    nats, tokens, counted = 0.0, 0, 0
+    for start in range(0, len(validation), READ_TOKENS):
+        before = min(start, ORDER - 1) if start else 0
+        ids = validation.read(start - before, start + READ_TOKENS)
+        probabilities, targets = model.probabilities(ids)[max(0, before - 1) :], ids[max(1, before) :]
+        is_text = ~np.isin(targets, list(special_ids))
+        nats -= float(np.log(probabilities[is_text]).sum())
+        tokens += int(is_text.sum())
+        counted += 0 if token_bytes is None else int(token_bytes[targets[is_text]].sum())
+    bytes_, note = comparable_bytes(None if token_bytes is None else counted, validation.meta["bytes"])
+    return LanguageScore(nats, tokens, 0, bytes_, ORDER - 1, note)

@@ -1,0 +1,172 @@
+"""`report.html`: one file that opens anywhere without a network, made of `metrics.json` alone."""
+
+import html
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from groundup.common.files import atomic_write
+from groundup.evaluation.report import (
+    comparison_sentences,
+    notes,
+    read_metrics,
+    result_lines,
+    section,
+    shown,
+)
+
+PAGE_FILE = "report.html"
+_COLOURS = ("#2171b5", "#d94801", "#238b45", "#6a51a3", "#636363")
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+td:nth-child(3) { font-weight: 600; white-space: nowrap; }
+pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre b { color: #2171b5; }
+svg { max-width: 100%; height: auto; }
+.note { color: #666; }
+"""
+
+
+def write_page(folder: Path) -> Path:
+    """Write `report.html` beside `metrics.json`, and return its path. Nothing but `metrics.json` is read."""
+    path = Path(folder) / PAGE_FILE
+    atomic_write(path, page(read_metrics(folder)).encode())
+    return path
+
+
+def page(metrics: dict[str, Any]) -> str:
+    """The page of what `metrics.json` holds."""
+    rows = metrics["metrics"]
+    results = section(rows, "results")
+    parts = [
+        ("Results", _table(*result_lines(results)) + _paragraphs([*notes(results), *_how(results)])),
+        ("Models side by side", _list(comparison_sentences(rows))),
+        ("Does it use its context?", _positions_plot(section(rows, "positions"))),
+        ("Does it learn from examples in its prompt?", _fewshot_plot(results)),
+        ("What it writes", "".join(map(_sample, metrics.get("samples", [])))),
+        ("The tokenizer", _table(*result_lines(section(rows, "tokenizer")))),
+        ("Not measured", _list([f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()])),
+        ("How it was made", _facts(metrics)),
+    ]
+    body = "".join(f"<h2>{html.escape(title)}</h2>\n{content}\n" for title, content in parts if content)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Evaluation</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<h1>Evaluation</h1>\n{body}</body>\n</html>\n"
+    )
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return ""
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "".join(f'<p class="note">{html.escape(text)}</p>\n' for text in texts)
+
+
+def _list(texts: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(text)}</li>\n" for text in texts) + "</ul>" if texts else ""
+
+
+def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How the numbers were taken, each way once."""
+    said = []
+    for row in rows:
+        if row.get("baseline"):
+            continue
+        if row.get("context"):
+            stride = f", one every {row['stride']:,}" if row.get("stride") else ", each document alone"
+            said.append(
+                f"{row['dataset']}: windows of {row['context']:,} tokens{stride}; {row['count']:,} tokens counted."
+            )
+        if row.get("interval"):
+            said.append(f"Brackets: the middle 95 % of a bootstrap over {row['interval']}.")
+    return list(dict.fromkeys(said))
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    place = f"{sample['model']}, seed {sample['seed']}"
+    text = f"<b>{html.escape(sample['prompt'])}</b>{html.escape(sample['text'])}"
+    return f'<p class="note">{html.escape(place)}</p>\n<pre>{text}</pre>\n'
+
+
+def _facts(metrics: dict[str, Any]) -> str:
+    """What the file says of the models and of the packages, as one table."""
+    lines = [[name, _fact(value)] for name, value in {**metrics["training"], **metrics["versions"]}.items()]
+    if metrics["weights_sha256"]:
+        lines.append(["sha256 of the weights", metrics["weights_sha256"]])
+    return _table(["", ""], lines)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_fact(item)}" for name, item in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plots
+
+
+def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
+    """The loss by the number of tokens that a prediction could look at."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(row.get("model", "this model"), []).append(row)
+    if not lines:
+        return ""
+    header = ["tokens it could see", "model", "nats per token"]
+    table = [[row["positions"], name, shown(row)] for name, line in lines.items() for row in line]
+    return _plot(
+        {name: ([row["positions"] for row in line], [row["value"] for row in line]) for name, line in lines.items()},
+        "tokens it could see",
+        "loss (nats per token)",
+    ) + _table(header, table)
+
+
+def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> str:
+    """Accuracy by the number of examples, for each task and model that has several."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row.get("num_fewshot") is not None and not row.get("baseline") and row["name"] == "accuracy":
+            name = f"{row['dataset']}{', ' + row['model'] if row.get('model') else ''}"
+            lines.setdefault(name, []).append(row)
+    curves = {
+        name: ([str(row["num_fewshot"]) for row in line], [row["value"] for row in line])
+        for name, line in lines.items()
+        if len(line) > 1
+    }
+    return _plot(curves, "examples in the prompt", "accuracy") if curves else ""
+
+
+def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_label: str) -> str:
+    """Lines over named steps, as an SVG that stands in the page."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, (steps, values)) in enumerate(curves.items()):
+        axes.plot(steps, values, marker="o", color=_COLOURS[number % len(_COLOURS)], label=name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    file = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "groundup", "svg.fonttype": "none"}):  # the same page for the same numbers
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = file.getvalue()
+    return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)

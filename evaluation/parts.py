@@ -1,0 +1,124 @@
+"""An evaluation in parts, each of which is kept as soon as it is done: stopped, it goes on; one failure costs one part.
+
+OUT/recipe.yaml      the settings, without a path of this machine
+OUT/work/            what a resumed evaluation needs and nobody else: settings with paths, shards, scores, parts
+OUT/metrics.json     at the end
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from groundup.common.console import say
+from groundup.common.errors import InputError, Interrupted, is_disk_full
+from groundup.common.files import atomic_write, require_new
+from groundup.common.settings import write_yaml
+from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
+from groundup.evaluation.settings import EvaluateSettings
+
+PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
+
+Part = dict[str, Any]  # "rows" for metrics.json and what else a later part needs, all in types that JSON has
+
+
+class Parts:
+    """The parts of the evaluation in a folder, by their names."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.work = out, out / "work"
+        self.failures: dict[str, str] = {}
+        self._is_new = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether everything that was asked for is done."""
+        return (self.out / METRICS_FILE).is_file() and not self.work.exists()
+
+    def begin(self, settings: EvaluateSettings) -> EvaluateSettings:
+        """Make the folder, or find the settings of the evaluation that was stopped in it. Raises `InputError`."""
+        kept = self.work / "settings.json"
+        if settings.resume and kept.is_file():
+            known = json.loads(kept.read_text(encoding="utf-8"))
+            return EvaluateSettings(**known | {"quiet": settings.quiet, "resume": True, "out": settings.out})
+        require_new(self.out, ", or add --resume to go on with it")
+        if not settings.model or not (settings.data or settings.tasks):
+            raise InputError(
+                "evaluate needs a model and something to measure it on: give --model, and --data or --tasks"
+            )
+        self._is_new = True
+        (self.work / "parts").mkdir(parents=True)
+        values = dataclasses.asdict(settings)
+        write_yaml(self.out / RECIPE_FILE, {key: _public(key, value) for key, value in values.items()})
+        atomic_write(kept, json.dumps(values, indent=2).encode())
+        return settings
+
+    def give_up(self) -> None:
+        """Remove a folder that `begin` made if nothing is done yet: the command can be mended and given again."""
+        if self._is_new and not any((self.work / "parts").glob("*.json")):
+            shutil.rmtree(self.work, ignore_errors=True)
+            (self.out / RECIPE_FILE).unlink(missing_ok=True)
+            self.out.rmdir()
+
+    def has(self, name: str) -> bool:
+        """Whether a part is done."""
+        return self._path(name).is_file()
+
+    def get(self, name: str) -> Part | None:
+        """What a part gave, None if it is not done."""
+        path = self._path(name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def do(self, name: str, work: Callable[[], Part]) -> None:
+        """Do a part unless it is done; if it fails, say so, keep the reason and go on."""
+        if self.has(name):
+            return
+        try:
+            part = work()
+        except Interrupted:
+            raise
+        except Exception as error:
+            if is_disk_full(error):
+                raise
+            self.fail(name, error)
+        else:
+            atomic_write(self._path(name), json.dumps(part, allow_nan=True).encode())
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Note that a part failed, and why, in one line."""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        self.failures[name] = reason
+        say(f"{name} failed: {reason}")
+
+    def end(self) -> None:
+        """Remove what only an evaluation that goes on needs; after a failure it is kept, for `--resume`."""
+        if not self.failures:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.work / "parts" / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+
+
+def name_of(source: str) -> str:
+    """A name that says no more of a path than its last part; a name on the Hub stays whole."""
+    path = Path(source).expanduser()
+    return path.resolve().name if path.exists() or path.is_absolute() else source
+
+
+def names_of(sources: list[str]) -> list[str]:
+    """A name for each of several sources, with the folder above where two would be the same, then with a number."""
+    names = [name_of(source) for source in sources]
+    for number, (name, source) in enumerate(zip(names, sources)):
+        if names.count(name) > 1:
+            names[number] = f"{Path(source).expanduser().resolve().parent.name}/{name}"
+    return [f"{name} ({names[:at].count(name) + 1})" if name in names[:at] else name for at, name in enumerate(names)]
+
+
+def _public(name: str, value: Any) -> Any:
+    """A setting as it may be published."""
+    if name == "out":
+        return None
+    return [name_of(item) for item in value] if name in PATHS else value
