@@ -60,6 +60,19 @@ class PlaygroundSettings:
 
 
 @dataclass(kw_only=True)
+class DoctorSettings:
+    """Look at versions, devices, compiler, memory and the Hub login, and say what to mend. Nothing is sent."""
+
+
+@dataclass(kw_only=True)
+class CompletionSettings:
+    """Print the script by which a shell completes verbs, options and choices."""
+
+    shell: str = "bash"
+    """bash, zsh or fish."""
+
+
+@dataclass(kw_only=True)
 class RunSettings:
     """Walk a whole recipe: tokenizer, pretraining, evaluation, text. A stage whose inputs have not changed is kept."""
 

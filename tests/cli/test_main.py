@@ -64,20 +64,24 @@ def test_every_verb_explains_itself_with_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"groundup {verb}" in text
-    assert "Example:" in text
+    assert "Example" in text
 
 
-def test_generate_writes_the_prompt_and_goes_on_and_the_same_seed_writes_the_same(groundup, story, tmp_path):
-    sizes = ["--vocab-size", 300, "--hidden-size", 32, "--num-hidden-layers", 1, "--context-length", 32]
-    groundup("pretrain", "--data", story, "--max-steps", 20, "--out", tmp_path / "model", *sizes)
-    command = ["generate", "--model", tmp_path / "model", "--prompt", "the cat", "--max-new-tokens", 12]
-    first, again, other = groundup(*command), groundup(*command), groundup(*command, "--seed", 1)
-    assert first.stdout.startswith("the cat")
-    assert first.stdout == again.stdout != other.stdout
-    likeliest = [groundup(*command, "--temperature", 0, "--seed", seed).stdout for seed in (0, 1)]
-    assert likeliest[0] == likeliest[1]
-    talk = groundup("chat", "--model", tmp_path / "model", "--max-new-tokens", 5, stdin=None, input="the king\n\n")
-    assert "not taught to converse" in talk.stderr
+def test_generate_writes_the_prompt_and_goes_on_and_the_same_seed_writes_the_same(pretrained, capsys):
+    def written(*options):
+        command = ["generate", "--model", str(pretrained), "--prompt", "The cat", "--max-new-tokens", "12"]
+        assert main([*command, *options]) == 0
+        return capsys.readouterr().out
+
+    first, again, other = written(), written(), written("--seed", "1")
+    assert first.startswith("The cat")
+    assert first == again != other
+    assert written("--temperature", "0") == written("--temperature", "0", "--seed", "1")
+
+
+def test_the_command_writes_in_a_process_of_its_own(groundup, pretrained):
+    talk = groundup("chat", "--model", pretrained, "--max-new-tokens", 5, stdin=None, input="the king\n\n")
+    assert "not taught to converse" in talk.stderr and talk.stdout.startswith("> ")
 
 
 @pytest.mark.slow

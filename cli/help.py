@@ -1,0 +1,98 @@
+"""`--help`: what a verb does, examples to copy, and every option with its unit and default.
+
+Read from the settings themselves: the string under each field is its help. Nothing heavy is imported for it.
+"""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import shutil
+import textwrap
+import types
+import typing
+from typing import Any
+
+FIRST_STEPS = {
+    "groundup doctor": "what this machine has, and what to mend",
+    "groundup run python_docs --smoke": "the whole way in a minute, with no file of yours",
+    "groundup pretrain --data my_texts --minutes 10": "a model of your own text",
+    "groundup playground --model runs/pretrain-my_texts": "write with it, talk with it, look inside",
+}
+_KINDS = {str: "TEXT", int: "N", float: "X", dict: "MAPPING"}
+
+
+def overview(verbs: dict[str, str]) -> str:
+    """What `groundup --help` prints, from the verbs and their descriptions: how to call it, and first steps."""
+    width = _width()
+    lines = ["usage: groundup VERB [OPTIONS]     (groundup VERB --help says more)", ""]
+    for name, description in verbs.items():
+        lines += _beside(f"  {name}", description, 14, width)
+    lines += ["", "First steps:"]
+    for command, purpose in FIRST_STEPS.items():
+        lines.append(f"  {command:<52}{purpose}")
+    return "\n".join(lines)
+
+
+def verb_help(name: str, positional: tuple[str, ...], examples: str, settings_class: type) -> str:
+    """What `groundup VERB --help` prints. `examples` holds one command a line."""
+    width = _width()
+    places = "".join(f" {field.upper()}" for field in positional)
+    lines = [f"usage: groundup {name}{places} [OPTIONS]", ""]
+    lines += textwrap.wrap(" ".join((settings_class.__doc__ or "").split()), width)
+    commands = examples.splitlines()
+    lines += ["", "Example:" if len(commands) == 1 else "Examples:", *(f"  {command}" for command in commands)]
+    lines += ["", "Options:", *_beside("  --config FILE", "A YAML file with the same settings.", 26, width)]
+    hints, documents = typing.get_type_hints(settings_class), field_documents(settings_class)
+    for field in dataclasses.fields(settings_class):
+        option = f"  --{field.name.replace('_', '-')} {kind_of(hints[field.name])}".rstrip()
+        lines += _beside(option, documents.get(field.name, "") + _default(field), 26, width)
+    return "\n".join(lines)
+
+
+def kind_of(hint: Any) -> str:
+    """What stands behind an option: N a whole number, X a number, the choices, nothing for a switch."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return kind_of(next(argument for argument in arguments if argument is not type(None)))
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments))
+    if origin is list:
+        return f"{kind_of(arguments[0])}..."
+    return "" if hint is bool else _KINDS.get(origin or hint, "TEXT")
+
+
+def field_documents(settings_class: type) -> dict[str, str]:
+    """The string under each field of a dataclass, its bases' fields included, in one line."""
+    documents: dict[str, str] = {}
+    for owner in reversed(settings_class.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body
+        for field, text in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                documents[field.target.id] = " ".join(str(text.value.value).split())
+    return documents
+
+
+def _default(field: dataclasses.Field) -> str:
+    """A default worth knowing, in brackets; nothing for an absent value or a switch that is off."""
+    make: Any = field.default_factory
+    value = field.default if make is dataclasses.MISSING else make()
+    if value is None or value is False or value is dataclasses.MISSING or value in ("", [], {}):
+        return ""
+    return f" [{' '.join(map(str, value)) if isinstance(value, list) else 'on' if value is True else value}]"
+
+
+def _beside(left: str, right: str, indent: int, width: int) -> list[str]:
+    """A name and beside it, or under it where it is long, its description, wrapped."""
+    lines = textwrap.wrap(right, max(20, width - indent)) or [""]
+    padded = [" " * indent + line for line in lines]
+    if len(left) + 1 < indent:
+        padded[0] = left.ljust(indent) + lines[0]
+        return padded
+    return [left, *padded]
+
+
+def _width() -> int:
+    return max(60, min(shutil.get_terminal_size((100, 24)).columns, 110))
