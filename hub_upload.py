@@ -41,11 +41,10 @@ def publish(settings: PublishSettings) -> Pushed | None:
     with through_the_gate(
         checkpoint, additions, fetch_base=fetch_base, trust_remote_code=settings.trust_remote_code
     ) as parcel:
-        _show(parcel, target)
         if settings.dry_run:
-            say((parcel.folder / CARD_FILE).read_text(encoding="utf-8"))
-            say("nothing was sent (--dry-run)")
+            print(_listing(parcel, target), (parcel.folder / CARD_FILE).read_text(encoding="utf-8"), sep="\n\n")
             return None
+        say(_listing(parcel, target))
         name = parcel.folder.name
         pushed = push_folder(parcel.folder, target, settings.message or f"{name}, groundup {__version__}", is_ours)
     say(f"{'published' if pushed.is_new else 'nothing had changed'}: {pushed.url}")
@@ -58,15 +57,14 @@ def fetch_base(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=BASE_FILES))
 
 
-def _show(parcel: Parcel, target: Target) -> None:
+def _listing(parcel: Parcel, target: Target) -> str:
     """What goes, what stays, and what the stranger said."""
-    say(f"to {target.repo_id}:")
-    for name, size in parcel.files.items():
-        say(f"  {size:>13,} bytes  {name}")
+    lines = [f"to {target.repo_id}:", *(f"  {size:>13,} bytes  {name}" for name, size in parcel.files.items())]
     if parcel.left_out:
-        say(f"left out: {', '.join(parcel.left_out)}")
+        lines.append(f"left out: {', '.join(parcel.left_out)}")
     if parcel.proof is not None:
-        say(
+        lines.append(
             "a process without this package loads it: the same ids, the same logits (largest difference "
             f"{parcel.proof.largest_difference:.0e}), the same text"
         )
+    return "\n".join(lines)

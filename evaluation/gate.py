@@ -88,7 +88,7 @@ class Findings:
     def stop(self) -> None:
         """Raise `InputError` with everything that was found, if anything was."""
         if self.found:
-            raise InputError(f"{_shown(str(self.folder))} is not fit to be published. " + "; ".join(self.found))
+            raise InputError(_shown(f"{self.folder} is not fit to be published. " + "; ".join(self.found)))
 
 
 @contextlib.contextmanager
@@ -129,7 +129,7 @@ def _prove(checkpoint: Path, copy: Path, base: Path | None) -> Proof:
     try:
         return prove(copy, "Once upon a time", base=base)
     except InputError as error:
-        raise InputError(str(error).replace(str(copy), str(checkpoint))) from error
+        raise InputError(_shown(str(error).replace(str(copy), str(checkpoint)))) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def _copy(checkpoint: Path, copy: Path, files: list[str]) -> None:
 
 def _shown(text: str) -> str:
     """A name as it can be printed: control characters and broken bytes become escapes."""
-    return text if text.isprintable() else ascii(text)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
