@@ -24,16 +24,16 @@ def momentum(share: float, *, warmup: float, start: float = 0.85, end: float = 0
 
 @dataclass
 class Budget:
-    """What a run may use: `steps` updates, or `seconds` of training time; one of them is None."""
+    """What a run may use: `steps` updates, `seconds` of training time, or both; one may be None."""
 
     steps: int | None = None
     seconds: float | None = None
 
     def share_used(self, steps: int, seconds: float) -> float:
-        """The share of the budget that `steps` updates and `seconds` of training have used, 0 to 1."""
-        if self.steps is not None:
-            return min(1.0, steps / max(1, self.steps))
-        return min(1.0, seconds / max(1e-9, self.seconds or 0.0))
+        """The share of the budget that `steps` updates and `seconds` of training have used: the larger, 0 to 1."""
+        of_steps = 0.0 if self.steps is None else steps / max(1, self.steps)
+        of_seconds = 0.0 if self.seconds is None else seconds / max(1e-9, self.seconds)
+        return min(1.0, max(of_steps, of_seconds))
 
 
 class Stopwatch:

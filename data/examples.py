@@ -1,0 +1,234 @@
+"""Tables of labelled texts: found columns, labels as words, splits by seed, and rows that stand on both sides.
+
+--data ──load_examples──> Examples ──split──> training, selection, test ──(data/example_rows)──> ids ──> batches
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from groundup.common.console import say
+from groundup.common.errors import InputError, near
+from groundup.data import labelled_tasks
+from groundup.data.example_rows import same_text
+from groundup.data.readers import TEXT_KINDS, check_text, read_rows
+from groundup.data.sources import find_files, find_text_column, is_hub_name, load_tables
+
+LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
+MOST_LABELS = 1000
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts and the label of each, in order."""
+
+    texts: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __add__(self, other: "Examples") -> "Examples":
+        return Examples(self.texts + other.texts, self.labels + other.labels)
+
+    def take(self, places: Places | npt.NDArray[np.bool_]) -> "Examples":
+        """The rows at these places, or where a mask is true."""
+        chosen = np.arange(len(self))[places]
+        return Examples([self.texts[place] for place in chosen], [self.labels[place] for place in chosen])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a table's columns, as far as they were given."""
+
+    text: str | None = None
+    label: str | None = None
+
+
+def load_examples(
+    data: Sequence[str], columns: Columns, *, held_out: bool = False
+) -> tuple[Examples, list[dict[str, Any]], Columns]:
+    """Read labelled texts in the order of the names given, with where they came from and the columns of the last.
+
+    A name is a table (JSON, CSV, TSV, Parquet; packed or not), a folder or glob of them, a Hub dataset, a text file of
+    lines `label TAB text` without a header, or the built-in task `library-areas`. Rows without a label are left out
+    and counted.
+
+    Args:
+        columns: the columns of text and label; found where they are not named.
+        held_out: read the built-in task's rows for testing, not those for training.
+
+    Raises:
+        InputError: for data that cannot be read, has no column of labels, or labels that are no classes.
+    """
+    if not data:
+        raise InputError("no --data given: name a table of texts and labels, a Hub dataset or library-areas")
+    examples, sources, found = Examples(), [], columns
+    for item in data:
+        for name, table, row in _tables(item, held_out):
+            found = find_columns(table, columns, name)
+            examples += _examples_of(table, found, name)
+            sources += [row] if row not in sources else []
+    if not len(examples):
+        raise InputError(f"no row of {', '.join(data)} has a label")
+    return examples, sources, found
+
+
+def load_texts(data: str, text_column: str | None) -> list[str]:
+    """Texts to be labelled: the text column of a table, or every line of a text file. Raises `InputError`."""
+    texts: list[str] = []
+    for name, table in load_tables([data])[0] if is_hub_name(data) else _tables_of_texts(data):
+        column = text_column if text_column in table.column_names else find_text_column(table, name)
+        texts += [text or "" for text in table[column]]
+    return texts
+
+
+def _tables_of_texts(data: str) -> Iterator[tuple[str, datasets.Dataset]]:
+    for source in find_files(data):
+        if source.kind not in TEXT_KINDS:
+            yield source.name, read_rows(source.plain, source.kind, source.name)
+            continue
+        check_text(source.plain, source.name)
+        lines = source.plain.read_text(encoding="utf-8-sig").splitlines()
+        yield source.name, datasets.Dataset.from_dict({"text": lines})
+
+
+def check_exists(data: Sequence[str]) -> None:
+    """Raise `InputError` now for a name that cannot be found when it is read at the end; nothing is read."""
+    for item in data:
+        if item != labelled_tasks.LIBRARY_AREAS and not is_hub_name(item):
+            find_files(item)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def _tables(item: str, held_out: bool) -> list[tuple[str, datasets.Dataset, dict[str, Any]]]:
+    """The tables that a name leads to: the name of each, its rows, and where they come from."""
+    if item == labelled_tasks.LIBRARY_AREAS:
+        return [(item, labelled_tasks.library_areas()["test" if held_out else "train"], labelled_tasks.source())]
+    if is_hub_name(item):
+        tables, rows = load_tables([item])
+        return [(name, table, row) for (name, table), row in zip(tables, rows)]
+    found = []
+    for source in find_files(item):
+        row = {"name": source.name, "bytes": source.path.stat().st_size, "sha256": source.sha256}
+        if source.kind in TEXT_KINDS:
+            check_text(source.plain, source.name)
+            found.append((source.name, _table_of_lines(source.plain, source.name), row))
+        else:
+            found.append((source.name, read_rows(source.plain, source.kind, source.name), row))
+    return found
+
+
+def _table_of_lines(path: Path, name: str) -> datasets.Dataset:
+    """Lines of two fields with a tab between them, no header and no quoting: the labels are the fewer of the two."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = [line for line in file.read().splitlines() if line.strip()]
+    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    bad = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
+    if bad is not None or not rows:
+        where = f"line {bad} has not" if bad else "it is empty, no line has"
+        raise InputError(f"{name}: {where} two fields with a tab between; give label TAB text, or CSV, JSONL, Parquet")
+    first, second = (list(fields) for fields in zip(*rows))
+    label, text = (first, second) if len(set(first)) <= len(set(second)) else (second, first)
+    return datasets.Dataset.from_dict({"label": label, "text": text})
+
+
+def find_columns(table: datasets.Dataset, given: Columns, name: str) -> Columns:
+    """The columns of text and label: those given, else those with a usual name, else by what they hold.
+
+    Where no name helps, a table of two columns has its label in the one with fewer different values. Raises
+    `InputError`, naming the columns there are, when it is not clear.
+    """
+    columns = table.column_names
+    for option, column in (("--text-column", given.text), ("--label-column", given.label)):
+        if column is not None and column not in columns:
+            raise InputError(f"{option} {column!r}{near(column, columns)}: {name} has {', '.join(columns)}")
+    label = given.label or _usual_label(columns, given.text)
+    if label is None and len(columns) == 2:
+        label = min((c for c in columns if c != given.text), key=lambda c: len(set(map(str, table[c]))))
+    if label is None:
+        raise InputError(f"which column of {name} holds the label? It has {', '.join(columns)}: give --label-column")
+    text = given.text or find_text_column(table.remove_columns([label]), name)
+    if text == label:
+        raise InputError(f"--text-column and --label-column are both {text!r}: name two")
+    return Columns(text, label)
+
+
+def _usual_label(columns: Sequence[str], text: str | None) -> str | None:
+    lowered = {column.lower(): column for column in reversed(columns) if column != text}
+    return next((lowered[usual] for usual in LABEL_COLUMNS if usual in lowered), None)
+
+
+def _examples_of(table: datasets.Dataset, columns: Columns, name: str) -> Examples:
+    texts, values = list(table[columns.text or ""]), list(table[columns.label or ""])
+    kind = table.features[columns.label]
+    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
+    if isinstance(values[0] if values else "", list | dict):
+        raise InputError(f"column {columns.label!r} of {name} holds no single label a row")
+    missing = (None, "", -1) if names else (None, "")  # -1: a class that the Hub's test sets do not tell
+    rows = [(text or "", value) for text, value in zip(texts, values) if value not in missing]
+    if len(rows) < len(values):
+        say(f"{name}: {len(values) - len(rows):,} of {len(values):,} rows have no label and are left out")
+    labels = [names[value] if names else _label(value) for _, value in rows]
+    different = Counter(labels)
+    if columns.label in different and columns.label not in LABEL_COLUMNS:
+        raise InputError(f"{name}: its first line is data, not a header: put `text,label` or the like above it")
+    if len(different) > MOST_LABELS or (len(rows) > 20 and len(different) > len(rows) / 2):
+        raise InputError(
+            f"column {columns.label!r} of {name} has {len(different):,} different values in {len(rows):,} rows: "
+            "these are no classes, give --label-column"
+        )
+    return Examples([text for text, _ in rows], labels)
+
+
+def _label(value: Any) -> str:
+    """A label as a word: 1.0, as a table with gaps stores it, is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Splits
+
+
+def label_names(labels: Sequence[str]) -> list[str]:
+    """The different labels in a fixed order: as numbers where all are, else as words. Raises `InputError` for one."""
+    names = sorted(set(labels))
+    if len(names) < 2:
+        raise InputError(f"all rows have the label {names[0] if names else ''!r}: a classifier needs at least two")
+    numeric = all(name.lstrip("-").isdigit() for name in names)
+    return sorted(names, key=int) if numeric else names
+
+
+def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[Places, Places]:
+    """Places to keep and places to hold back, `share` of every label's rows, drawn by `seed`; both in order.
+
+    Rounding is by label, so that each side has its part of a rare one; of every label at least one row is kept.
+    """
+    generator = np.random.default_rng([seed, 1])
+    places: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        places.setdefault(label, []).append(place)
+    held_back = [
+        generator.permutation(places[label])[: min(round(share * len(places[label])), len(places[label]) - 1)]
+        for label in sorted(places)
+    ]
+    back = np.sort(np.concatenate(held_back)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels)), back), back
+
+
+def also_in(texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """(N,), whether each text also stands among `others`, capitals and white space aside."""
+    known = {same_text(text) for text in others}
+    return np.array([same_text(text) in known for text in texts], bool)

@@ -1,0 +1,192 @@
+"""A classifier's predictions -> numbers, with baselines beside them, a picture of what it confuses, and a plain word.
+
+Accuracy, macro-averaged F1 and Matthews' correlation are scikit-learn's; the baselines learn from the same rows.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
+from sklearn.svm import LinearSVC
+from transformers import PreTrainedModel
+
+from groundup.data.example_rows import ExampleRows
+from groundup.data.examples import Examples
+
+MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"
+UNKNOWN = "(a label that training had not)"
+BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # the most of either that go through the model at once
+MOST_MISTAKES = 200
+TEXT_SHOWN = 2000  # characters of a mistaken text
+
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was predicted for rows: the rows, their true labels and the predicted ones as numbers, by whom."""
+
+    truth: Numbers
+    model: Numbers
+    baselines: dict[str, Numbers]
+
+    def take(self, places: npt.NDArray[np.bool_]) -> "Measured":
+        """The same for the rows where a mask is true."""
+        baselines = {name: predicted[places] for name, predicted in self.baselines.items()}
+        return Measured(self.truth[places], self.model[places], baselines)
+
+
+@torch.no_grad()
+def predict(
+    model: PreTrainedModel, rows: ExampleRows, pad_id: int, progress: Callable[[float], None] | None = None
+) -> npt.NDArray[np.float64]:
+    """The probability of each label for each row, (N, labels)."""
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda place: len(rows.ids[place]))
+    found: list[npt.NDArray[np.float64]] = []
+    at = 0
+    while at < len(order):
+        longest = len(rows.ids[order[min(len(order), at + BATCH_ROWS) - 1]])  # rows come sorted by length
+        places = order[at : at + max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))]
+        batch = rows.batch(places, pad_id)
+        logits = model(
+            input_ids=batch["input_ids"].to(model.device), attention_mask=batch["attention_mask"].to(model.device)
+        ).logits
+        found.append(logits.double().softmax(-1).cpu().numpy())
+        at += len(places)
+        if progress is not None:
+            progress(at / len(order))
+    model.train(was_training)
+    probabilities = np.empty((len(order), found[0].shape[1] if found else 0))
+    if found:
+        probabilities[order] = np.concatenate(found)
+    return probabilities
+
+
+def log_loss(probabilities: npt.NDArray[np.float64], truth: Numbers) -> float:
+    """The mean negative log probability of the true labels [nats]."""
+    return float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)).mean())
+
+
+def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str, float]:
+    """Accuracy, macro-averaged F1 over the labels of `truth`, Matthews' correlation; for two labels F1 of the rarer."""
+    present = np.unique(truth)
+    measured = {
+        "accuracy": accuracy_score(truth, predicted),
+        "f1_macro": f1_score(truth, predicted, labels=present, average="macro", zero_division=0.0),  # type: ignore[arg-type] (its stub says str)
+        "mcc": matthews_corrcoef(truth, predicted),
+    }
+    if len(names) == 2:
+        rarer = int(np.argmin(np.bincount(truth[truth >= 0], minlength=2)))
+        measured[f"f1_{names[rarer]}"] = f1_score(truth == rarer, predicted == rarer, zero_division=0.0)  # type: ignore[arg-type]
+    return {name: float(value) for name, value in measured.items()}
+
+
+def baselines(train: Examples, texts: Sequence[str], names: Sequence[str]) -> dict[str, Numbers]:
+    """What the simplest two methods predict for `texts` after learning from `train`, as places in `names`.
+
+    The commonest label; and words and pairs of words, weighed by TF-IDF, with a linear SVM (Wang and Manning 2012 show
+    how hard it is to beat), all of scikit-learn's defaults.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    truth = np.array([numbers[label] for label in train.labels])
+    majority = np.full(len(texts), np.bincount(truth).argmax())
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2))
+    try:
+        features = vectorizer.fit_transform(train.texts)
+    except ValueError:  # not one word in all of the texts: nothing to count
+        return {MAJORITY: majority, SVM: majority}
+    svm = LinearSVC(random_state=0).fit(features, truth)
+    return {MAJORITY: majority, SVM: np.asarray(svm.predict(vectorizer.transform(texts)))}
+
+
+def classification_rows(
+    measured: Measured, names: Sequence[str], *, dataset: str, split: str, seed: int
+) -> list[dict[str, Any]]:
+    """Rows for metrics.json: each score of the model, and the same of each baseline."""
+    common = {"dataset": dataset, "split": split, "count": len(measured.truth), "seed": seed}
+    by_whom = {None: measured.model, **measured.baselines}
+    found = {who: scores(measured.truth, predicted, names) for who, predicted in by_whom.items()}
+    return [
+        {"name": name, "value": found[who][name], **common, "baseline": who} for name in found[None] for who in by_whom
+    ]
+
+
+def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of the same measures from several seeds as one: the mean, and the standard deviation (n - 1) beside it."""
+    together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for rows in runs:
+        for row in rows:
+            together.setdefault((row["name"], row["dataset"], row["split"], row["baseline"]), []).append(row)
+    means = []
+    for rows in together.values():
+        values = [row["value"] for row in rows]
+        spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        seeds = [row["seed"] for row in rows]
+        means.append(rows[0] | {"value": float(np.mean(values)), "std": spread, "seed": None, "seeds": seeds})
+    return means
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str:
+    """One sentence on whether the model was worth it: its accuracy beside the best baseline's, on the same rows."""
+    first = next((row for row in rows if row["name"] == "accuracy" and not row["baseline"]), None)
+    if first is None:
+        return "nothing was measured"
+    place = ("name", "dataset", "split")
+    rivals = [row for row in rows if row["baseline"] and all(row[key] == first[key] for key in place)]
+    best = max(rivals, key=lambda row: row["value"])
+    points = 100 * (first["value"] - best["value"])
+    if points > 0:
+        return f"accuracy {first['value']:.2%}: {points:.2f} points above {best['baseline']} ({best['value']:.2%})"
+    what = "no better than" if points == 0 else f"{-points:.2f} points below"
+    return (
+        f"accuracy {first['value']:.2%}: {what} {best['baseline']} ({best['value']:.2%}). This model does not beat the "
+        "baseline: use the baseline, or give it more rows, more --adapt-minutes or a pretrained --model"
+    )
+
+
+def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], path: Path) -> None:
+    """Draw how often each true label (rows) was taken for each label (columns); shades are shares of the row."""
+    counts = confusion_matrix(truth, predicted, labels=range(len(names)))
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    size = 2.5 + 0.55 * len(names)
+    figure = Figure(figsize=(size, size), dpi=150 if len(names) <= 30 else 60, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axes.set_xticks(ticks, names, rotation=45, ha="right")
+    axes.set_yticks(ticks, names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for row, column in np.argwhere(counts > 0):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    figure.savefig(path)
+
+
+def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> int:
+    """Write the mistakes the model was surest of, one JSON object a line, and return how many it made in all."""
+    predicted = probabilities.argmax(1)
+    wrong = [place for place, label in enumerate(examples.labels) if names[predicted[place]] != label]
+    wrong.sort(key=lambda place: -probabilities[place].max())
+    lines = [
+        {
+            "label": examples.labels[place],
+            "predicted": names[predicted[place]],
+            "probability": round(float(probabilities[place].max()), 4),
+            "text": examples.texts[place][:TEXT_SHOWN],
+        }
+        for place in wrong[:MOST_MISTAKES]
+    ]
+    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    path.write_text(content, encoding="utf-8")
+    return len(wrong)

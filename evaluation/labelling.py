@@ -1,0 +1,44 @@
+"""A trained classifier and a file of texts -> a table of labels with their probabilities."""
+
+import csv
+import io
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification
+
+from groundup.common.console import ProgressBar, say
+from groundup.common.errors import InputError
+from groundup.data.example_rows import encode_examples
+from groundup.data.examples import load_texts
+from groundup.evaluation.classification import predict
+from groundup.evaluation.language import context_of
+from groundup.evaluation.loading import load_model
+
+
+def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
+    """Label the texts of a table, or the lines of a text file, in their order.
+
+    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one for each label's. A text
+    longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model that is
+    no classifier and for texts that cannot be read.
+    """
+    texts = load_texts(data, text_column)
+    model, tokenizer = load_model(
+        classifier, trust_remote_code=trust_remote_code, kind=AutoModelForSequenceClassification
+    )
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    context = min(context_of(model), tokenizer.model_max_length)
+    rows = encode_examples(texts, [""] * len(texts), names, tokenizer, context)
+    if rows.cut:
+        say(f"{rows.cut:,} of {len(texts):,} texts are longer than {context} tokens: cut there")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of {classifier} has no padding token: train it with groundup classify")
+    with ProgressBar("labelling", total=1.0) as bar:
+        probabilities = predict(model, rows, int(tokenizer.pad_token_id), bar.update)  # type: ignore[arg-type]
+    written = io.StringIO()
+    table = csv.writer(written, lineterminator="\n")
+    table.writerow(["text", "label", "probability", *names])
+    for text, row in zip(texts, probabilities):
+        best = int(np.argmax(row))
+        table.writerow([text, names[best], f"{row[best]:.4f}", *(f"{value:.4f}" for value in row)])
+    return written.getvalue()

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from groundup.data.example_rows import ExampleBatches, ExampleRows, encode_examples, for_classifying
+from groundup.data.windows import IGNORED, BatchOrder
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import END_OF_TEXT, load_tokenizer, save_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe(["the cat sat on the mat and the dog saw the cat"] * 20, 300)
+
+
+def rows_of(lengths, labels=None):
+    ids = [np.full(length, place + 1, np.int32) for place, length in enumerate(lengths)]
+    return ExampleRows(ids, np.array(labels or [place % 2 for place in range(len(lengths))]))
+
+
+def test_a_text_stands_between_end_of_text_tokens_and_an_empty_one_has_tokens_too(tokenizer):
+    ready = for_classifying(tokenizer, 32)
+    end = tokenizer.eos_token_id
+    assert ready("")["input_ids"] == [end, end]
+    assert ready("the cat")["input_ids"] == [end, *tokenizer("the cat")["input_ids"], end]
+    assert tokenizer("")["input_ids"] == []  # the one given is as it was
+
+
+def test_special_tokens_spelt_out_in_a_text_are_text_also_after_saving(tokenizer, tmp_path):
+    save_tokenizer(for_classifying(tokenizer, 32), tmp_path)
+    saved = load_tokenizer(tmp_path)
+    end = tokenizer.eos_token_id
+    assert saved(f"a{END_OF_TEXT}b")["input_ids"].count(end) == 2
+    assert saved.model_max_length == 32
+
+
+def test_long_texts_keep_their_beginning_and_are_counted(tokenizer):
+    ready = for_classifying(tokenizer, 6)
+    texts = ["the cat", "the cat sat on the mat and the dog", "cat cat cat cat"]
+    rows = encode_examples(texts, ["x", "y", "unknown"], ["x", "y"], ready, 6)
+    assert rows.cut == 1
+    assert [len(ids) for ids in rows.ids] == [4, 6, 6]
+    assert list(rows.labels) == [0, 1, IGNORED]
+    whole = ready(texts[1])["input_ids"]
+    assert list(rows.ids[1]) == [*whole[:5], whole[-1]]
+
+
+def test_every_row_comes_once_an_epoch_whatever_the_order_by_length():
+    chance = np.random.default_rng(0)
+    rows = rows_of(chance.integers(1, 40, 101))
+    batches = ExampleBatches(rows, BatchOrder(101, 7, seed=3, limit=202), 0, micro_batch_tokens=64)
+    seen, step = [], 0
+    while micro := batches.micro_batches(step):
+        for batch in micro:
+            assert batch["input_ids"].numel() <= 64
+            seen += [int(ids[0]) for ids in batch["input_ids"]]
+        step += 1
+    assert sorted(seen) == sorted([*range(1, 102)] * 2)
+    assert step == 29
+
+
+def test_a_step_is_the_same_whichever_was_asked_before():
+    rows = rows_of(list(range(1, 60)))
+
+    def step(*steps):
+        batches = ExampleBatches(rows, BatchOrder(59, 4, seed=0), 0, 10**6)
+        return [batches.micro_batches(number)[0]["input_ids"].tolist() for number in steps][-1]
+
+    assert step(20) == step(0, 5, 20) == step(40, 20)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_a_step_with_as_many_micro_batches_each_and_count_each_row_once(processes):
+    rows = rows_of([3, 9, 4, 7, 5, 6, 8, 2, 9, 3])
+    order = BatchOrder(10, 7, seed=1, limit=10)
+    parts = [ExampleBatches(rows, order, 0, 18, rank, processes) for rank in range(processes)]
+    counted = []
+    for step in range(2):
+        micro = [part.micro_batches(step) for part in parts]
+        assert len({len(batches) for batches in micro}) == 1
+        for batch in (batch for batches in micro for batch in batches):
+            counted += [int(ids[0]) for ids, label in zip(batch["input_ids"], batch["labels"]) if label != IGNORED]
+    assert sorted(counted) == list(range(1, 11))

@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from groundup.data.example_rows import ExampleRows
+from groundup.data.examples import Examples
+from groundup.evaluation.classification import (
+    MAJORITY,
+    SVM,
+    Measured,
+    baselines,
+    classification_rows,
+    draw_confusion,
+    mean_rows,
+    predict,
+    scores,
+    verdict,
+    write_mistakes,
+)
+from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
+
+TRAIN = Examples(["win money now", "free money", "see you at home", "on my way home", "home soon"], list("ssggg"))
+
+
+def test_scores_are_what_they_are_by_hand():
+    truth, predicted = np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 0, 0])
+    found = scores(truth, predicted, ["ham", "spam"])
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["f1_spam"] == pytest.approx(0.5)  # 1 right, 1 false, 1 missed
+    assert found["f1_macro"] == pytest.approx((0.5 + 0.75) / 2)
+    assert found["mcc"] == pytest.approx((1 * 3 - 1 * 1) / (2 * 2 * 4 * 4) ** 0.5)
+
+
+def test_f1_is_averaged_over_the_labels_that_occur():
+    truth, predicted = np.array([0, 0, 2]), np.array([0, 0, 2])
+    assert scores(truth, predicted, ["a", "b", "c"])["f1_macro"] == 1.0
+    assert f1_score(truth, predicted, labels=[0, 1, 2], average="macro", zero_division=0) < 1
+
+
+def test_a_label_that_training_had_not_counts_as_a_mistake():
+    assert scores(np.array([0, 1, -100]), np.array([0, 1, 1]), ["a", "b"])["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_baselines_learn_from_the_training_rows_alone():
+    found = baselines(TRAIN, ["free money", "at home"], ["g", "s"])
+    assert list(found[MAJORITY]) == [0, 0]
+    assert list(found[SVM]) == [1, 0]
+
+
+def test_texts_without_a_word_leave_the_svm_at_the_majority():
+    found = baselines(Examples(["!", "?", "?"], ["a", "b", "b"]), ["!"], ["a", "b"])
+    assert list(found[SVM]) == list(found[MAJORITY]) == [1]
+
+
+def measured(right, by_svm):
+    truth = np.zeros(100, np.int64)
+    truth[:50] = 1
+    wrong = {"model": 100 - right, "svm": 100 - by_svm}
+    predicted = {who: np.where(np.arange(100) < count, 1 - truth, truth) for who, count in wrong.items()}
+    return Measured(truth, predicted["model"], {MAJORITY: np.zeros(100, np.int64), SVM: predicted["svm"]})
+
+
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [(95, "5.00 points above TF-IDF"), (90, "does not beat the baseline"), (85, "5.00 points below TF-IDF")],
+)
+def test_the_verdict_says_whether_it_was_worth_it(right, words):
+    rows = classification_rows(measured(right, 90), ["a", "b"], dataset="d", split="test", seed=0)
+    assert words in verdict(rows)
+
+
+def test_seeds_become_a_mean_and_a_standard_deviation():
+    runs = [
+        classification_rows(measured(right, 90), ["a", "b"], dataset="d", split="test", seed=seed)
+        for seed, right in enumerate((90, 92, 97))
+    ]
+    row = next(row for row in mean_rows(runs) if row["name"] == "accuracy" and row["baseline"] is None)
+    assert row["value"] == pytest.approx(0.93)
+    assert row["std"] == pytest.approx(np.std([0.90, 0.92, 0.97], ddof=1))
+    assert row["seeds"] == [0, 1, 2]
+
+
+def test_mistakes_are_written_with_the_surest_first(tmp_path):
+    examples = Examples(["one", "two", "three"], ["a", "b", "a"])
+    probabilities = np.array([[0.4, 0.6], [0.1, 0.9], [0.05, 0.95]])
+    assert write_mistakes(tmp_path / "m.jsonl", examples, probabilities, ["a", "b"]) == 2
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(row["text"], row["predicted"], row["probability"]) for row in rows] == [
+        ("three", "b", 0.95),
+        ("one", "b", 0.6),
+    ]
+
+
+def test_the_confusion_is_drawn_for_few_labels_and_for_many(tmp_path):
+    draw_confusion(np.array([0, 1]), np.array([1, 1]), ["a", "b"], tmp_path / "two.png")
+    many = np.arange(40)
+    draw_confusion(many, many, [str(n) for n in many], tmp_path / "many.png")
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_predictions_do_not_depend_on_the_batch_a_row_is_in():
+    config = GroundupConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_labels=3, max_position_embeddings=64, pad_token_id=0
+    )
+    model = GroundupForSequenceClassification(config).eval()
+    chance = np.random.default_rng(0)
+    ids = [chance.integers(1, 50, length).astype(np.int32) for length in chance.integers(1, 60, 300)]
+    rows = ExampleRows(ids, np.zeros(300, np.int64))
+    together = predict(model, rows, 0)
+    alone = [predict(model, ExampleRows([ids[place]], np.zeros(1, np.int64)), 0)[0] for place in (0, 7, 150)]
+    np.testing.assert_allclose(together[[0, 7, 150]], alone, atol=1e-5)
+    np.testing.assert_allclose(together.sum(1), 1.0)

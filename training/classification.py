@@ -1,0 +1,329 @@
+"""The verb `classify`: labelled texts to a classifier, its score beside two baselines, and labels for a file.
+
+rows -> split -> (pretraining on their texts) -> loop -> checkpoint -> scores, confusion, worst mistakes
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.state import PartialState
+from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from groundup.common import clock
+from groundup.common.console import ProgressBar, console, say
+from groundup.common.errors import InputError
+from groundup.common.files import atomic_write, output_folder, require_new
+from groundup.common.settings import verb
+from groundup.data.example_rows import ExampleBatches
+from groundup.data.examples import Examples, also_in, load_examples
+from groundup.data.sources import short_name
+from groundup.data.windows import IGNORED, BatchOrder
+from groundup.evaluation.classification import (
+    Measured,
+    baselines,
+    classification_rows,
+    draw_confusion,
+    log_loss,
+    predict,
+    scores,
+    verdict,
+    write_mistakes,
+)
+from groundup.evaluation.labelling import label_texts
+from groundup.evaluation.language import structure_ids
+from groundup.evaluation.loading import load_network
+from groundup.training.checkpoint import Position
+from groundup.training.classification_preparation import (
+    PreparedExamples,
+    open_classification,
+    prepare_classification,
+)
+from groundup.training.classification_settings import ClassifySettings
+from groundup.training.label_loss import LabelLoss
+from groundup.training.loop import Batches
+from groundup.training.lora import add_lora
+from groundup.training.pretraining import Pretraining
+from groundup.training.repeating import repeat
+from groundup.training.run import TrainingRun, carry_out
+from groundup.training.run_folder import RunFolder
+from groundup.training.schedule import Budget
+from groundup.training.settings import PretrainSettings
+from groundup.training.starting import open_prepared, prepare_run
+
+BASE = "base"  # under work/: the model after pretraining on the texts
+CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"
+FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
+FINISH_SECONDS = 8.0  # and for the last files
+PATIENCE = 4  # validations, of ten in a run, without a better one
+TIE = 1e-6  # of the loss, that decides between two steps with the same score
+
+
+@verb(ClassifySettings)
+def classify(settings: ClassifySettings) -> Path:
+    """Train a classifier on the rows of `settings.data`, label `settings.predict`, or both; return the folder.
+
+    Takes a `ClassifySettings` or its fields by keyword.
+
+    Raises:
+        InputError: for data, options or a folder that will not do; nothing that was there is lost.
+        Interrupted: after Ctrl-C, with the state saved.
+        Diverged: when the loss stops being a number.
+    """
+    if settings.predict is not None and not settings.data:
+        return _label_only(settings)
+    out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
+    if settings.predict is not None and PartialState().is_main_process:
+        atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
+    say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
+    return out
+
+
+def _train(settings: ClassifySettings) -> Path:
+    return carry_out(
+        settings,
+        verb="classify",
+        name=short_name(settings.data),
+        prepare=prepare_classification,
+        start=_start,
+    )
+
+
+def _start(run: RunFolder, began: float) -> "ClassificationRun":
+    """The run of a prepared folder; the model has gone through its pretraining on the texts before."""
+    prepared = open_classification(run)
+    if prepared.plan.base is not None and not (run.out / "final").is_dir():
+        _pretrain_base(prepared, began)
+    return ClassificationRun(prepared, run, began)
+
+
+def _pretrain_base(prepared: PreparedExamples, began: float) -> None:
+    """Pretrain in `work/base`, unless an earlier process has done it: a new model, or `--model` a little longer."""
+    settings, plan = prepared.settings, prepared.plan
+    base: dict[str, Any] = plan.base or {}
+    minutes = settings.adapt_minutes
+    if minutes is not None:
+        minutes = max(0.05, minutes + (began - clock.began()) / 60)  # it counts from where the command began
+    model = base["model"]
+    carry_out(
+        PretrainSettings(
+            data=[str(prepared.work / "texts.jsonl")],
+            tokenizer=str(prepared.work / "tokenizer") if settings.model is None else None,
+            init_from=settings.model,
+            objective=base["objective"],
+            out=str(prepared.work / BASE),
+            minutes=minutes,
+            epochs=settings.adapt_epochs,
+            context_length=plan.context_length,
+            hidden_size=model.get("hidden_size"),
+            num_hidden_layers=model.get("num_hidden_layers"),
+            model_config=model,
+            optimizer="muon" if plan.optimizer == "muon" else "adamw",
+            learning_rate=settings.learning_rate * base["rate"],
+            precision=settings.precision,
+            seed=settings.seed,
+            resume=True,
+            quiet=settings.quiet,
+        ),
+        verb="pretrain",
+        name=BASE,
+        prepare=prepare_run,
+        start=lambda run, began: Pretraining(open_prepared(run), run, began),
+    )
+
+
+class ClassificationRun(TrainingRun):
+    """A prepared run of `classify`."""
+
+    best_by = "selection"
+    higher_is_better = True
+    patience = PATIENCE
+
+    def __init__(self, prepared: PreparedExamples, folder: RunFolder, began: float):
+        self.prepared = prepared
+        settings = prepared.settings
+        self.train_examples = prepared.examples("train")
+        self.train_rows = prepared.encode(self.train_examples, "training")
+        self.selection_rows = prepared.encode(prepared.examples("selection"), "selection")
+        self.pad_id = int(prepared.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        super().__init__(
+            folder,
+            prepared.tokenizer,
+            prepared.plan,
+            seed=settings.seed,
+            began=began,
+            save_every=settings.save_every,
+        )
+
+    def make_model(self) -> PreTrainedModel:
+        """The language model with a new head for the labels, and what is not to be trained frozen."""
+        settings, plan = self.prepared.settings, self.prepared.plan
+        source = settings.model if plan.base is None else self.prepared.work / BASE
+        fields: dict[str, Any] = {
+            "id2label": dict(enumerate(plan.labels)),
+            "label2id": {name: number for number, name in enumerate(plan.labels)},
+            "pad_token_id": self.pad_id,
+            **plan.model_fields,
+        }
+        model = load_network(
+            source or "",
+            AutoModelForSequenceClassification,
+            trust_remote_code=settings.trust_remote_code,
+            new_head=True,
+            **fields,
+        )
+        if settings.lora:
+            return add_lora(model, settings)  # type: ignore[return-value]
+        freeze(model, settings.train)
+        return model
+
+    def make_objective(self) -> nn.Module:
+        """The summed cross entropy of the labels."""
+        settings, plan = self.prepared.settings, self.prepared.plan
+        weights = None
+        if settings.class_weights:
+            counts = np.array(plan.label_counts, np.float64)
+            weights = counts.sum() / (len(counts) * counts)
+        return LabelLoss(
+            self.model,
+            label_weights=weights,
+            smoothing=settings.label_smoothing,
+            token_dropout=plan.token_dropout,
+            kept_ids=sorted(structure_ids(self.tokenizer)),
+        )
+
+    def make_batches(self) -> Batches:
+        """Rows in the order that the seed decides, those of like length together."""
+        plan, state = self.prepared.plan, PartialState()
+        order = BatchOrder(len(self.train_rows), plan.batch_rows, self.prepared.settings.seed, self._row_limit())
+        return ExampleBatches(
+            self.train_rows, order, self.pad_id, plan.micro_batch_tokens, state.process_index, state.num_processes
+        )
+
+    def budget(self, position: Position) -> Budget:
+        """Steps, as given or made of epochs; under a clock the seconds left, and no more passes than are of use."""
+        limit = self._row_limit()
+        steps = self.prepared.settings.max_steps if limit is None else -(-limit // self.prepared.plan.batch_rows)
+        return Budget(steps=steps, seconds=position.budget_seconds)
+
+    def _row_limit(self) -> int | None:
+        epochs = self.prepared.settings.epochs or self.prepared.plan.most_epochs
+        return None if epochs is None else max(1, round(epochs * len(self.train_rows)))
+
+    def first_position(self) -> Position:
+        """The beginning; under a clock, with the time that is left once the last scores and files are provided for."""
+        minutes = self.prepared.settings.minutes
+        if minutes is None:
+            return Position()
+        finish = FINISH_SHARE * minutes * 60 + FINISH_SECONDS
+        return Position(budget_seconds=max(1.0, self.began + minutes * 60 - time.time() - finish))
+
+    def validate(self, position: Position) -> dict[str, float]:
+        """Scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals."""
+        names = self.prepared.plan.labels
+        with self.accelerator.autocast():
+            probabilities = predict(self.model, self.selection_rows, self.pad_id)
+        truth = self.selection_rows.labels
+        values = {"loss": log_loss(probabilities, truth)} | scores(truth, probabilities.argmax(1), names)
+        best_by = self.prepared.settings.best_by
+        chosen = -values["loss"] if best_by == "loss" else values[best_by] - TIE * values["loss"]
+        return {"selection": chosen} | {f"validation_{name}": round(value, 6) for name, value in values.items()}
+
+    def describe(self, position: Position) -> dict[str, Any]:
+        """What every run says of itself, and how often the rows were seen; a label a row, so no tokens are counted."""
+        described = super().describe(position)
+        rows = described.pop("tokens")
+        trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+        return described | {
+            "rows": rows,
+            "epochs": round(rows / len(self.train_rows), 3),
+            "selection": position.best_value,
+            "trained_parameters": trained,
+            "cut_texts": self.train_rows.cut,
+        }
+
+    def score(self) -> list[dict[str, Any]]:
+        """Scores of the rows for selection and of the test, baselines beside them; confusion and worst mistakes."""
+        prepared = self.prepared
+        rows = self._rows(prepared.examples("selection"), "validation")
+        test = self._test()
+        if len(test):
+            rows = self._rows(test, "test", self.folder.out) + rows
+        say(verdict(rows))
+        return rows
+
+    def _test(self) -> Examples:
+        """The rows to test on; `--eval-data` is read only now."""
+        settings = self.prepared.settings
+        if not settings.eval_data:
+            return self.prepared.examples("test")
+        given = self.prepared.columns
+        return load_examples(settings.eval_data, given, held_out=True)[0]
+
+    def _rows(self, examples: Examples, split: str, out: Path | None = None) -> list[dict[str, Any]]:
+        """Rows for metrics.json; where texts of the training stand among the examples, others without them."""
+        prepared, names = self.prepared, self.prepared.plan.labels
+        encoded = prepared.encode(examples, split)
+        with ProgressBar(f"scoring, {split}", total=1.0) as bar, self.accelerator.autocast():
+            probabilities = predict(self.model, encoded, self.pad_id, bar.update)
+        measured = Measured(
+            encoded.labels, probabilities.argmax(1), baselines(self.train_examples, examples.texts, names)
+        )
+        about = {"dataset": prepared.name, "seed": prepared.settings.seed}
+        rows = classification_rows(measured, names, split=split, **about)
+        unknown = int((encoded.labels == IGNORED).sum())
+        if unknown:
+            say(f"{split}: {unknown:,} of {len(examples):,} rows have a label that no training row has: all mistakes")
+        seen = also_in(examples.texts, self.train_examples.texts)
+        if seen.any() and not seen.all():
+            say(f"{split}: {seen.sum():,} of {len(examples):,} texts stand in the training rows too")
+            rows += classification_rows(measured.take(~seen), names, split=f"{split} without overlap", **about)
+        if out is not None:
+            draw_confusion(measured.truth, measured.model, names, out / CONFUSION_FILE)
+            write_mistakes(out / MISTAKES_FILE, examples, probabilities, names)
+        return rows
+
+
+def freeze(model: PreTrainedModel, what: str) -> None:
+    """Leave of a classifier's weights trainable: "all"; the "last" block, what follows it and the head; or the "head".
+
+    The head is what lies outside the base model. Raises `InputError` for a base whose blocks cannot be found.
+    """
+    if what == "all":
+        return
+    base = model.base_model
+    base.requires_grad_(False)
+    if what == "head":
+        return
+    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    if not stacks:
+        raise InputError(f"--train last: {type(base).__name__} has no list of blocks: use --train all or head")
+    blocks = max(stacks, key=lambda stack: sum(weight.numel() for weight in stack.parameters()))
+    blocks[-1].requires_grad_(True)
+    inside = {id(weight) for weight in blocks.parameters()}
+    for module in base.children():  # the norm behind the blocks, but no embedding in front of them
+        if not isinstance(module, nn.Embedding) and not inside & {id(weight) for weight in module.parameters()}:
+            if any(isinstance(part, nn.Embedding) for part in module.modules()):
+                continue
+            module.requires_grad_(True)
+
+
+def _label(settings: ClassifySettings, classifier: str) -> str:
+    """The CSV of `--predict` by a trained classifier."""
+    return label_texts(classifier, settings.predict or "", settings.text_column, settings.trust_remote_code)
+
+
+def _label_only(settings: ClassifySettings) -> Path:
+    """Label a file with a trained classifier, into a new folder."""
+    console.quiet = settings.quiet
+    if settings.model is None:
+        raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
+    out = output_folder(settings.out, "classify", short_name([settings.predict or ""]))
+    require_new(out)
+    content = _label(settings, settings.model)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / PREDICTIONS_FILE, content.encode())
+    say(f"labels and their probabilities are in {out / PREDICTIONS_FILE}")
+    return out

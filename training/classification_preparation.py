@@ -1,0 +1,358 @@
+"""Before the first step of `classify`: rows split, sizes and rates chosen, all kept in the run's folder.
+
+What is prepared is read back from the folder even by the run that made it, so that a resumed run starts from the same.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from groundup.common.console import say
+from groundup.common.errors import InputError
+from groundup.common.files import require_new
+from groundup.data.example_rows import ExampleRows, encode_examples, for_classifying
+from groundup.data.examples import (
+    Columns,
+    Examples,
+    also_in,
+    check_exists,
+    label_names,
+    load_examples,
+    stratified,
+)
+from groundup.data.sources import short_name
+from groundup.evaluation.language import context_of
+from groundup.evaluation.loading import load_network
+from groundup.modeling import GroundupConfig
+from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
+from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.training.classification_settings import ClassifySettings
+from groundup.training.plan import Optimization, Plan, make_plan, suitable_minutes
+from groundup.training.run_folder import RunFolder
+from groundup.training.settings import PretrainSettings
+from groundup.training.starting import PUBLIC_PATHS, with_budget
+
+PATHS = (*PUBLIC_PATHS, "model", "predict")
+LONGEST_MINUTES = 10.0  # of a run without a budget
+ADAPT_SHARE = 0.4  # of a budget, for pretraining on the texts of a model that starts from nothing
+ADAPT_EPOCHS = 10.0  # passes over the texts, where the budget is no clock
+MOST_EPOCHS = 8.0  # passes over the rows under a clock: what a model can learn from them it has learnt by then
+SMOKE_EPOCHS = 1.0
+LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
+WHOLE_TEXTS = 0.98  # share of the texts that a new model's context holds whole
+LARGEST_VOCABULARY = 8192
+BATCH_ROWS = 32
+# Of the rates for training from nothing. A small model of our own has little to forget; one of somebody else, trained
+# for weeks, is moved as its makers move theirs (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
+FINE_TUNING, GENTLE = 0.3, 0.05
+ADAPTER_RATE = 1e-3  # of LoRA's factors at a width of 256
+DROPOUT, TOKEN_DROPOUT = 0.1, 0.1  # for a model of our own
+OUR_DROPOUTS = ("embedding_dropout", "residual_dropout", "classifier_dropout")
+OTHER_DROPOUTS = (
+    "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "classifier_dropout", "embd_pdrop",
+    "hidden_dropout_prob", "resid_pdrop",
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class ClassifyPlan(Optimization):
+    """Every choice of a run. `base` is the plan of the pretraining that comes first, None where there is none."""
+
+    context_length: int
+    batch_rows: int
+    micro_batch_tokens: int
+    labels: list[str]
+    label_counts: list[int]
+    model_fields: dict[str, Any]
+    token_dropout: float
+    most_epochs: float | None
+    base: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What the choices depend on: the longest row in tokens, and of `--model` its width and kind."""
+
+    context_length: int
+    width: int | None = None
+    is_ours: bool = True
+    objective: str = "clm"
+    dropouts: tuple[str, ...] = OUR_DROPOUTS
+
+
+@dataclass
+class PreparedExamples:
+    """A run before (or between) its steps, as it lies in its folder."""
+
+    settings: ClassifySettings
+    plan: ClassifyPlan
+    columns: Columns
+    name: str
+    tokenizer: PreTrainedTokenizerFast
+    work: Path
+
+    def examples(self, part: str) -> Examples:
+        """The rows of `train`, `selection` or `test` (the last only where it was split off `--data`)."""
+        return read_examples(self.work / f"{part}.jsonl")
+
+    def encode(self, examples: Examples, what: str) -> ExampleRows:
+        """Rows of ids; says how many texts were longer than the context."""
+        plan = self.plan
+        rows = encode_examples(examples.texts, examples.labels, plan.labels, self.tokenizer, plan.context_length)
+        if rows.cut:
+            say(f"{what}: {rows.cut:,} of {len(rows):,} texts are longer than {plan.context_length} tokens: cut there")
+        return rows
+
+
+def prepare_classification(settings: ClassifySettings, run: RunFolder, began: float) -> None:
+    """Read the rows, split them, train the tokenizer of a new model, plan; the recipe is written last.
+
+    Raises `InputError` for data or options that will not do.
+    """
+    settings = cast(ClassifySettings, with_budget(cast(Any, settings)))
+    _check(settings)
+    if not settings.resume:
+        require_new(run.out, ", or add --resume to go on with it")
+    run.work.mkdir(parents=True, exist_ok=True)
+    try:
+        _prepare(settings, run)
+    except BaseException:
+        # What is wrong can be mended and the same command given again: the folder must be as it was.
+        shutil.rmtree(run.work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            run.out.rmdir()
+        raise
+
+
+def open_classification(run: RunFolder) -> PreparedExamples:
+    """Read back what `prepare_classification` left."""
+    recipe, private = run.read_recipe()
+    plan = ClassifyPlan(**recipe["plan"])
+    return PreparedExamples(
+        settings=ClassifySettings(**recipe["settings"] | private),
+        plan=plan,
+        columns=Columns(**recipe["columns"]),
+        name=recipe["name"],
+        tokenizer=for_classifying(load_tokenizer(run.work / "tokenizer"), plan.context_length),
+        work=run.work,
+    )
+
+
+def _check(settings: ClassifySettings) -> None:
+    for name, least, below in (
+        ("test_share", 0.0, 1.0),
+        ("selection_share", 0.0, 1.0),
+        ("label_smoothing", 0.0, 1.0),
+        ("dropout", 0.0, 1.0),
+        ("token_dropout", 0.0, 1.0),
+    ):
+        value = getattr(settings, name)
+        if value is not None and not least <= value < below:
+            raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least:g} and below {below:g}")
+    for name in ("batch_rows", "context_length", "adapt_minutes", "adapt_epochs"):
+        value = getattr(settings, name)
+        if value is not None and value < (0 if name.startswith("adapt") else 1):
+            raise InputError(f"--{name.replace('_', '-')} {value} is too small")
+    if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
+        raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
+    if settings.lora and (settings.model is None or settings.adapt_minutes or settings.adapt_epochs):
+        raise InputError("--lora adapts a model that lies somewhere: give --model, and no --adapt-minutes")
+    if settings.lora and settings.train != "all":
+        raise InputError(f"--lora chooses the weights that are trained: leave out --train {settings.train}")
+    check_exists(settings.eval_data)
+
+
+def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
+    columns = Columns(settings.text_column, settings.label_column)
+    examples, sources, columns = load_examples(settings.data, columns)
+    parts, dropped = _split(examples, settings)
+    for part, rows in parts.items():
+        write_examples(run.work / f"{part}.jsonl", rows)
+    write_texts(run.work / "texts.jsonl", parts["train"].texts)
+    size = sum(len(text.encode()) for text in parts["train"].texts)
+    settings = _with_minutes(settings, size)
+    tokenizer = _tokenizer(settings, parts["train"].texts, size)
+    save_tokenizer(tokenizer, run.work / "tokenizer")
+    plan = _plan(settings, parts["train"], tokenizer, size)
+    recipe = {
+        "name": short_name(settings.data),
+        "verb": "classify",
+        "settings": {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()},
+        "plan": dataclasses.asdict(plan),
+        "columns": dataclasses.asdict(columns),
+        "rows": {part: len(rows) for part, rows in parts.items()} | {"dropped_from_selection": dropped},
+        "sources": sources,
+        "tokenizer_sha256": fingerprint(tokenizer),
+    }
+    run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS})
+
+
+def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Examples], int]:
+    """Rows for training, selection and, without `--eval-data`, the test; a text of training does not select."""
+    label_names(examples.labels)
+    parts = {}
+    if not settings.eval_data and settings.test_share:
+        kept, held_back = stratified(examples.labels, settings.test_share, settings.seed)
+        examples, parts["test"] = examples.take(kept), examples.take(held_back)
+    kept, held_back = stratified(examples.labels, settings.selection_share, settings.seed + 1)
+    parts["train"], selection = examples.take(kept), examples.take(held_back)
+    known = also_in(selection.texts, parts["train"].texts)
+    parts["selection"] = selection.take(~known)
+    for part, rows in parts.items():
+        if not len(rows):
+            share = "--test-share" if part == "test" else "--selection-share"
+            raise InputError(f"{len(examples)} rows leave none for the {part}: give more, or a larger {share}")
+    return parts, int(known.sum())
+
+
+def _with_minutes(settings: ClassifySettings, text_bytes: int) -> ClassifySettings:
+    """The settings with a budget, and the pretraining's part of it."""
+    from_nothing = settings.model is None
+    if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
+        minutes = min(LONGEST_MINUTES, 3 * suitable_minutes(text_bytes)) if from_nothing else LONGEST_MINUTES
+        say(f"no budget given: until the score on the rows for selection stops rising, at most {minutes:g} minutes")
+        settings = dataclasses.replace(settings, minutes=minutes)
+    if not from_nothing or settings.adapt_minutes is not None or settings.adapt_epochs is not None:
+        return settings
+    if settings.minutes is not None:
+        return dataclasses.replace(settings, adapt_minutes=round(ADAPT_SHARE * settings.minutes, 3))
+    return dataclasses.replace(settings, adapt_epochs=SMOKE_EPOCHS if settings.smoke else ADAPT_EPOCHS)
+
+
+def _tokenizer(settings: ClassifySettings, texts: list[str], text_bytes: int) -> PreTrainedTokenizerFast:
+    """The model's own, or one trained on the training texts alone."""
+    if settings.model is not None:
+        return load_tokenizer(settings.model)
+    size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(text_bytes), LARGEST_VOCABULARY))
+    return train_bpe(texts, size)
+
+
+def _plan(
+    settings: ClassifySettings, train: Examples, tokenizer: PreTrainedTokenizerFast, text_bytes: int
+) -> ClassifyPlan:
+    """Sizes and rates, by the plan of pretraining; gentler, the more the model knows already."""
+    start = _start_of(settings, tokenizer, train.texts)
+    optimizer = settings.optimizer or ("muon" if start.is_ours else "adamw")
+    base = make_plan(
+        PretrainSettings(
+            hidden_size=settings.hidden_size or start.width,
+            num_hidden_layers=settings.num_hidden_layers,
+            context_length=start.context_length,
+            vocab_size=len(tokenizer),
+            optimizer=optimizer,
+            learning_rate=settings.learning_rate,
+            precision=settings.precision,
+            smoke=settings.smoke,
+        ),
+        text_bytes,
+        None if settings.adapt_minutes is None else 60 * settings.adapt_minutes,
+    )
+    scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
+    rates = {name: rate * scale for name, rate in base.rates.items()}
+    rates["adapter"] = ADAPTER_RATE * (base.model["hidden_size"] / 256) ** -0.5 * settings.learning_rate
+    names = label_names(train.labels)
+    return ClassifyPlan(
+        precision=base.precision,
+        optimizer=optimizer,
+        rates=rates,
+        weight_decay=base.weight_decay,
+        warmup=0.05,
+        decay=0.7,
+        clip=None if optimizer == "muon" else 1.0,
+        context_length=start.context_length,
+        batch_rows=min(len(train), settings.batch_rows or BATCH_ROWS),
+        micro_batch_tokens=base.micro_batch_rows * start.context_length,
+        labels=names,
+        label_counts=[train.labels.count(name) for name in names],
+        model_fields=_model_fields(settings, start),
+        token_dropout=_token_dropout(settings, start),
+        most_epochs=MOST_EPOCHS if settings.minutes is not None else None,
+        base=_base(base, settings, start),
+    )
+
+
+def _model_fields(settings: ClassifySettings, start: _Start) -> dict[str, Any]:
+    """What the settings change in the model's config: pooling and dropout."""
+    fields: dict[str, Any] = {"classifier_pooling": settings.pooling or "mean"} if start.is_ours else {}
+    dropout = DROPOUT if settings.dropout is None and start.is_ours else settings.dropout
+    return fields if dropout is None else fields | dict.fromkeys(start.dropouts, dropout)
+
+
+def _token_dropout(settings: ClassifySettings, start: _Start) -> float:
+    if settings.token_dropout is not None:
+        return settings.token_dropout
+    return TOKEN_DROPOUT if start.is_ours and settings.train == "all" and not settings.lora else 0.0
+
+
+def _base(plan: Plan, settings: ClassifySettings, start: _Start) -> dict[str, Any] | None:
+    """What the pretraining on the texts needs beside the settings; None where `--model` is taken as it is."""
+    if settings.model is None:
+        return {"model": plan.model, "objective": "clm", "rate": 1.0}
+    if not (settings.adapt_minutes or settings.adapt_epochs):
+        return None
+    return {"model": {}, "objective": start.objective, "rate": FINE_TUNING if start.is_ours else GENTLE}
+
+
+def _start_of(settings: ClassifySettings, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> _Start:
+    lengths = [len(ids) for ids in for_classifying(tokenizer, LONGEST_CONTEXT)(texts, truncation=True)["input_ids"]]
+    enough = min(LONGEST_CONTEXT, max(SHORTEST_CONTEXT, -(-int(np.quantile(lengths, WHOLE_TEXTS)) // 32) * 32))
+    if settings.model is None:
+        return _Start(settings.context_length or enough)
+    model = load_network(
+        settings.model, AutoModelForSequenceClassification, trust_remote_code=settings.trust_remote_code, new_head=True
+    )
+    limit, config = context_of(model), model.config.get_text_config()
+    if settings.context_length is not None and settings.context_length > limit:
+        raise InputError(f"--context-length {settings.context_length}: {settings.model} looks at {limit:,} tokens")
+    is_ours = config.model_type == GroundupConfig.model_type
+    if settings.pooling is not None and not is_ours:
+        raise InputError(f"--pooling is for our own models: {settings.model} ({config.model_type}) has its own")
+    masked = any(name.endswith("ForMaskedLM") for name in config.architectures or [])
+    return _Start(
+        context_length=settings.context_length or min(limit, enough),
+        width=config.hidden_size,
+        is_ours=is_ours,
+        objective="mlm" if masked else "clm",
+        dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),
+    )
+
+
+def write_examples(path: Path, examples: Examples) -> None:
+    """Write rows as JSONL with the columns `text` and `label`."""
+    rows = zip(examples.texts, examples.labels)
+    _write_lines(path, [{"text": text, "label": label} for text, label in rows])
+
+
+def read_examples(path: Path) -> Examples:
+    """What `write_examples` wrote; nothing where there is no such file."""
+    if not path.is_file():
+        return Examples()
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return Examples([row["text"] for row in rows], [row["label"] for row in rows])
+
+
+def write_texts(path: Path, texts: list[str]) -> None:
+    """Write texts as JSONL with the one column `text`: what a language model learns from."""
+    _write_lines(path, [{"text": text} for text in texts])
+
+
+def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _public(name: str, value: Any) -> Any:
+    """A setting as it may be published: paths on this machine by their last part alone."""
+    if name not in PATHS or value is None:
+        return value
+    if isinstance(value, list):
+        return [_public(name, item) for item in value]
+    path = Path(value).expanduser()
+    return path.name if path.exists() or path.is_absolute() or name == "out" else value
