@@ -22,8 +22,9 @@ class TokenLoss(nn.Module):
         self._head_is_plain = plain_head(model) is not None
         self._pieces = torch.nn.LinearCrossEntropyOptions()
 
-    def summed(self, input_ids: torch.Tensor, labels: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    def summed(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Ids (B, T) and what each position is to predict (B, T), -100 where nothing -> the sum over all, a scalar."""
+        inputs = {} if position_ids is None else {"position_ids": position_ids}  # not every model takes them
         counted = labels != IGNORED
         if not self._head_is_plain:
             logits = self.model(input_ids=input_ids, use_cache=False, **inputs).logits
@@ -50,15 +51,20 @@ class NextTokenLoss(TokenLoss):
 
         `position_ids` (B, T) begin again at each document of a packed row.
         """
-        return self.summed(input_ids, shift_labels, **({} if position_ids is None else {"position_ids": position_ids}))
+        return self.summed(input_ids, shift_labels, position_ids)
 
 
 class MaskedTokenLoss(TokenLoss):
     """The summed loss of predicting the tokens that were hidden (Devlin et al. 2019, section 3.1)."""
 
-    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Ids with masks (B, T) and the hidden ids (B, T), -100 elsewhere -> the sum over the hidden ones, a scalar."""
-        return self.summed(input_ids, labels)
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Ids with masks (B, T) and the hidden ids (B, T), -100 elsewhere -> the sum over the hidden ones, a scalar.
+
+        `position_ids` (B, T) begin again at each document of a packed row.
+        """
+        return self.summed(input_ids, labels, position_ids)
 
 
 class PairLoss(nn.Module):

@@ -16,7 +16,7 @@ from groundup.common.settings import verb
 from groundup.data.masking import Masking
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.data.windows import IGNORED, BatchOrder, SlidingWindow
+from groundup.data.windows import IGNORED, BatchOrder, PackedRows, SlidingWindow
 from groundup.evaluation.language import (
     LanguageScore,
     language_rows,
@@ -68,7 +68,7 @@ class WindowBatches:
 
     def __init__(
         self,
-        windows: SlidingWindow,
+        windows: SlidingWindow | PackedRows,
         order: BatchOrder,
         micro_batch_rows: int,
         state: PartialState,
@@ -87,7 +87,8 @@ class WindowBatches:
         if self.masking is not None:
             places = [*range(self.rank, len(rows), self.processes), *range(missing)]
             samples = [step * self.order.batch_rows + place for place in places]
-            batch, labels = self.masking.apply(batch["input_ids"], samples), "labels"
+            del batch["shift_labels"]
+            batch, labels = batch | self.masking.apply(batch["input_ids"], samples), "labels"
         batch[labels][len(mine) :] = IGNORED
         parts = range(0, len(mine) + missing, self.micro_batch_rows)
         return [{name: part[at : at + self.micro_batch_rows] for name, part in batch.items()} for at in parts]
@@ -113,7 +114,8 @@ class Pretraining(TrainingRun):
         self.masking = None
         if settings.objective == "mlm":
             self.masking = Masking(cast(int, self.tokenizer.mask_token_id), self.special_ids, settings.seed)
-        self.windows = SlidingWindow(prepared.train, prepared.plan.context_length)
+        rows = PackedRows if settings.packing == "documents" else SlidingWindow
+        self.windows = rows(prepared.train, prepared.plan.context_length)
         self.batch_rows = prepared.plan.batch_tokens // prepared.plan.context_length
 
     def make_model(self) -> PreTrainedModel:

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from groundup.training.lora_settings import LoraOptions
+
 
 @dataclass(kw_only=True)
-class PretrainSettings:
+class PretrainSettings(LoraOptions):
     """Train a language model from scratch, or go on with one, on any text.
 
     With nothing but --data and a budget it trains its own tokenizer, keeps back the last tenth of the text, and chooses
@@ -44,6 +46,8 @@ class PretrainSettings:
     """Tokens in a training row, and the longest text the model can look at (default: by the plan)."""
     model_config: dict[str, Any] = field(default_factory=dict)
     """Further fields of GroundupConfig, as a mapping: '{"qk_norm": false}'."""
+    packing: Literal["contiguous", "documents"] = "contiguous"
+    """contiguous: a row is the next stretch of the text; documents: rows in which every document sees only itself."""
     batch_tokens: int | None = None
     """Tokens in one update of the weights (default: by the plan)."""
     micro_batch_rows: int | None = None

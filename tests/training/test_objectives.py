@@ -1,0 +1,56 @@
+"""What is minimised, against the loss that the model itself gives."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from groundup.data.masking import Masking
+from groundup.data.tokens import TokenStream
+from groundup.data.windows import PackedRows
+from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
+from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
+
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "zero_init": False}
+DOCUMENTS = [[7, 8, 9], [10, 11, 12, 13, 14], [15, 16], [17] * 20, [18, 19, 20, 21]]
+
+
+def decoder():
+    torch.manual_seed(0)
+    return GroundupForCausalLM(GroundupConfig(**SIZES)).eval()
+
+
+def stock():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)).eval()
+
+
+@pytest.mark.parametrize("make", [decoder, stock])
+def test_the_summed_loss_is_the_models_own_mean_times_the_labels(make):
+    model, ids = make(), torch.randint(0, 60, (3, 20))
+    labels = torch.cat((ids[:, 1:], torch.full((3, 1), -100)), 1)
+    labels[0, 3:9] = -100
+    mean = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(NextTokenLoss(model)(ids, labels), mean * (labels != -100).sum())
+
+
+@pytest.mark.parametrize("make", [decoder, stock])
+def test_packed_rows_have_the_loss_of_the_documents_alone(make):
+    model = make()
+    ids = np.concatenate([[0, *document] for document in DOCUMENTS])
+    rows = PackedRows(TokenStream([ids], {}), context_length=24, end_of_text=0)
+    packed = sum(NextTokenLoss(model)(**rows.batch([row])) for row in range(len(rows)))
+    alone = 0
+    for number, document in enumerate(DOCUMENTS):
+        following = [0] if number + 1 < len(DOCUMENTS) else []  # what ends a document is predicted too
+        text = torch.tensor([[0, *document, *following]])
+        alone = alone + NextTokenLoss(model)(text[:, :-1], text[:, 1:])
+    torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_masked_loss_is_the_encoders_own():
+    torch.manual_seed(0)
+    model = GroundupForMaskedLM(GroundupConfig(**SIZES, is_causal=False)).eval()
+    batch = Masking(5, {0}, seed=0).apply(torch.randint(6, 60, (3, 20)), range(3))
+    counted = (batch["labels"] != -100).sum()
+    torch.testing.assert_close(MaskedTokenLoss(model)(**batch), model(**batch).loss * counted)

@@ -1,0 +1,80 @@
+"""`groundup plan`: what it says is what pretrain does, and its arithmetic is right."""
+
+import pytest
+
+from groundup.common.errors import InputError
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU
+from groundup.training.plan import cost_of, make_plan, suitable_batch
+from groundup.training.planning import forecast_of, plan
+from groundup.training.planning_settings import PlanSettings
+from groundup.training.settings import PretrainSettings
+
+
+def test_the_plan_shown_is_the_plan_that_pretrain_makes():
+    shown = forecast_of(PlanSettings(text_bytes=2e6, max_steps=100)).plan
+    made = make_plan(PretrainSettings(max_steps=100), 2e6, None)
+    assert shown == made
+
+
+def test_the_cost_of_a_token_is_that_of_its_multiplications():
+    fields = {"hidden_size": 64, "num_hidden_layers": 2}
+    parameters, flop = cost_of(fields, 300, 32)
+    model = GroundupForCausalLM(GroundupConfig(**fields, vocab_size=300, max_position_embeddings=32))
+    assert parameters == model.num_parameters()
+    # Weights that are multiplied, not looked up: 2 FLOP forward and 4 backward. Half of the scores and of the mixing.
+    assert flop == 6 * (parameters - 300 * 64) + 6 * 2 * 64 * 32
+
+
+def test_hours_and_dollars_follow_from_compute_speed_and_price():
+    few = forecast_of(PlanSettings(text_bytes=1e10, preset="gpt2", tokens=1e9, hardware="h100"))
+    many = forecast_of(PlanSettings(text_bytes=1e10, preset="gpt2", tokens=2e9, hardware="h100", cards=4))
+    assert many.flop == pytest.approx(2 * few.flop)
+    timed = forecast_of(PlanSettings(text_bytes=1e10, preset="gpt2", minutes=60, hardware="h100", cards=2))
+    assert timed.flop == pytest.approx(2 * HARDWARE["h100"].peak_flops * USED_SHARE_OF_GPU * 3600)
+
+
+def test_more_tokens_never_mean_a_smaller_batch_or_model():
+    batches = [suitable_batch(10**power) for power in range(4, 13)]
+    assert batches == sorted(batches)
+    assert batches[2] == 2048
+    widths = [
+        forecast_of(PlanSettings(text_bytes=1e10, tokens=10.0**power)).plan.model["hidden_size"]
+        for power in range(5, 12)
+    ]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+
+
+def test_every_choice_can_be_overridden():
+    chosen = forecast_of(
+        PlanSettings(
+            text_bytes=1e6, minutes=1, hardware="a100", hidden_size=96, num_hidden_layers=3, context_length=48,
+            vocab_size=700, batch_tokens=960, optimizer="adamw",
+        )
+    ).plan  # fmt: skip
+    assert (chosen.model["hidden_size"], chosen.model["num_hidden_layers"]) == (96, 3)
+    assert (chosen.context_length, chosen.vocab_size, chosen.batch_tokens, chosen.optimizer) == (48, 700, 960, "adamw")
+    assert chosen.reasons["size"] == chosen.reasons["batch"] == "as given"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"text_bytes": 1e6, "hardware": "h10"}, "did you mean"),
+        ({"text_bytes": 1e6, "minutes": 1, "tokens": 1e6}, "one budget"),
+        ({"text_bytes": 1e6, "minutes": -1}, "above 0"),
+        ({"minutes": 1}, "needs --data"),
+        ({"text_bytes": 1e6, "hidden_size": 100, "model_config": {"num_attention_heads": 7}}, "do not fit together"),
+    ],
+)
+def test_what_makes_no_plan_is_said(options, words):
+    with pytest.raises(InputError, match=words):
+        forecast_of(PlanSettings(**options))
+
+
+def test_the_verb_prints_both_tables(groundup, story):
+    printed = groundup("plan", "--data", story, "--max-steps", 10).stderr
+    for words in ("vocabulary", "tokens an update", "over the text", "NVIDIA H100", "US dollars"):
+        assert words in printed
+    assert plan(text_bytes=1e6, max_steps=3).steps == 3
