@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
 from groundup.common.settings import read_yaml
 from groundup.evaluation.generation import Sampling, stream_text
 from groundup.evaluation.language import context_of
+from groundup.tokenization.chat import ChatEncoder
 
 Messages = list[dict[str, str]]
 """A conversation: dicts of `role` ("system", "user", "assistant") and `content`."""
@@ -85,16 +85,12 @@ def conversation_ids(
     opening = [message for message in messages[:1] if message["role"] == "system"]
     rest = messages[len(opening) :]
     left_out = 0
-    ids = _encode(tokenizer, messages)
-    while len(ids) + room > context and left_out + 2 < len(rest):
-        left_out += 2
-        ids = _encode(tokenizer, opening + rest[left_out:])
-    return ids, left_out
-
-
-def _encode(tokenizer: PreTrainedTokenizerFast, messages: Messages) -> list[int]:
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
-        raise InputError(f"the model's chat template refuses this conversation: {error}") from error
-    return tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        encoder = ChatEncoder(tokenizer)
+        ids = encoder.prompt_ids(messages)
+        while len(ids) + room > context and left_out + 2 < len(rest):
+            left_out += 2
+            ids = encoder.prompt_ids(opening + rest[left_out:])
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return ids, left_out

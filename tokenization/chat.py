@@ -1,10 +1,21 @@
-"""Conversations as text: the chat template and its mark around what the assistant says.
+"""Conversations as text and as ids: the chat templates, and what in their text the assistant says.
 
-`apply_chat_template(..., return_assistant_tokens_mask=True)` needs `{% generation %}`; without it the mask is empty and
-training on answers only would train on nothing.
+A template marks what the assistant says by `{% generation %}`; the loss of `instruct` counts there and nowhere else.
+`ChatEncoder` is the one way from messages to ids, for training, `generate` and `chat` alike.
 """
 
-from groundup.tokenization.folder import ASSISTANT, END, SYSTEM, USER
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from groundup.tokenization.folder import ASSISTANT, END, SYSTEM, USER, plain_backend
+
+Message = dict[str, str]
 
 # The assistant's turn counts from after <|assistant|> up to and with <|end|>: a model must learn to stop, not to start.
 CHAT_TEMPLATE = f"""\
@@ -22,3 +33,140 @@ CHAT_TEMPLATE = f"""\
 {{%- endfor -%}}
 {{%- if add_generation_prompt -%}}{{{{- '{ASSISTANT}' -}}}}{{%- endif -%}}
 """
+
+# Taori et al. 2023, as in Raschka's book, chapter 7: words instead of special tokens, so that any tokenizer with an
+# end-of-text token will do. A system message takes the place of the first sentence.
+ALPACA_TEMPLATE = """\
+{%- if messages[0]['role'] == 'system' -%}
+{{- messages[0]['content'] -}}
+{%- else -%}
+{{- 'Below is an instruction that describes a task. ' -}}
+{{- 'Write a response that appropriately completes the request.' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{{- '\\n\\n### Response:\\n' -}}
+{%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+{%- elif message['role'] == 'user' -%}
+{{- '\\n\\n### Instruction:\\n' + message['content'] -}}
+{%- elif message['role'] != 'system' -%}
+{{- raise_exception("the role must be 'system', 'user' or 'assistant', not '" + message['role'] + "'") -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '\\n\\n### Response:\\n' -}}{%- endif -%}
+"""
+
+# What stands between an instruction and its input in the user's message.
+INPUT_JOINTS = {CHAT_TEMPLATE: "\n", ALPACA_TEMPLATE: "\n\n### Input:\n"}
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_STAND_IN = re.compile("\ufdd0(\\d+)\ufdd1")  # noncharacters: Unicode keeps them for use inside a program
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a conversation's text, and whether the assistant says it."""
+
+    text: str
+    spoken: bool
+
+
+class ChatEncoder:
+    """Messages to text and ids by a tokenizer's chat template.
+
+    A special token that is spelt out in a message stays text: its characters get ids, never the special one. `forged`
+    counts the messages in which that happened. Raises `ValueError` for a tokenizer without a template.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast):
+        if not isinstance(tokenizer.chat_template, str):
+            raise ValueError("the tokenizer has no chat template")
+        self.tokenizer, self.template, self.forged = tokenizer, tokenizer.chat_template, 0
+        self.is_marked = _MARKS.search(self.template) is not None
+        self._backend = plain_backend(tokenizer)
+        self._backend.encode_special_tokens = False
+        self._plain = plain_backend(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self.special = {str(token.content): index for index, token in added.items() if token.special}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self._spellings = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation, ready for the assistant's next answer.
+
+        Raises `ValueError` for a message without role or text, and for one that the template refuses.
+        """
+        return self.encode([self._render(self._shielded(messages), prompt=True)])[0]
+
+    def segments(self, messages: Sequence[Message]) -> list[Segment]:
+        """The text of a conversation in turn read and spoken; the texts are for `encode`.
+
+        Raises `ValueError` for a message without role or text, for one that the template refuses, and where what the
+        assistant says does not follow what stands there when it is asked to answer.
+        """
+        return self._segments(self._shielded(messages))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each segment's text. Segments are encoded apart, as they are when a model answers."""
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [self._encode_forged(text) if "\ufdd0" in text else ids for text, ids in zip(texts, rows)]
+
+    def _encode_forged(self, text: str) -> list[int]:
+        """The ids of a text in which stand-ins become the characters, and only real special tokens are special."""
+        spellings, ids, at = list(self.special), [], 0
+        ends = [*((found.start(), found.end()) for found in self._spellings.finditer(text)), (len(text), len(text))]
+        for start, end in ends:
+            part = _STAND_IN.sub(lambda found: spellings[int(found[1])], text[at:start])
+            ids += self._plain.encode(part, add_special_tokens=False).ids
+            ids += [self.special[text[start:end]]] if end > start else []
+            at = end
+        return ids
+
+    def _shielded(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with a stand-in for every special token that is spelt out in them."""
+        places = {spelling: place for place, spelling in enumerate(self.special)}
+        shielded = []
+        for message in messages:
+            content = message.get("content")
+            if not isinstance(content, str) or not isinstance(message.get("role"), str):
+                raise ValueError("a message needs a role and a content, both text")
+            safe, count = self._spellings.subn(lambda found: f"\ufdd0{places[found[0]]}\ufdd1", content)
+            self.forged += count > 0
+            shielded.append({**message, "content": safe})
+        return shielded
+
+    def _segments(self, messages: list[Message]) -> list[Segment]:
+        text, spans = self._render_marked(messages)
+        turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        begins = []
+        for turn in turns:
+            prompt = self._render(messages[:turn], prompt=True)
+            if not text.startswith(prompt):
+                raise ValueError("the template writes another text for training than for an answer to be generated")
+            begins.append(len(prompt))
+        if not self.is_marked:
+            spans = [(begin, len(self._render(messages[: turn + 1]))) for begin, turn in zip(begins, turns)]
+        if [begin for begin, _ in spans] != begins:
+            raise ValueError("the template's generation marks do not begin where an answer is to be generated")
+        segments, at = [], 0
+        for begin, end in spans:
+            segments += [Segment(text[at:begin], spoken=False), Segment(text[begin:end], spoken=True)]
+            at = end
+        return [*segments, Segment(text[at:], spoken=False)] if at < len(text) else segments
+
+    def _render_marked(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation and what in it lies between generation marks (characters)."""
+        if not self.is_marked:
+            return self._render(messages), []
+        texts, spans = self._call(messages, return_assistant_tokens_mask=True)
+        return texts[0], spans[0]
+
+    def _render(self, messages: list[Message], prompt: bool = False) -> str:
+        return self._call(messages, add_generation_prompt=prompt)[0][0]
+
+    def _call(self, messages: list[Message], **options: Any) -> Any:
+        names: Any = self.tokenizer.special_tokens_map
+        try:
+            return render_jinja_template([messages], chat_template=self.template, **options, **names)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template refuses this conversation: {error}") from error

@@ -1,0 +1,209 @@
+"""How well a model answers what it was asked: by its loss, and by what it writes.
+
+Answers are written greedily, many at a time. For each group of rows the share that is exactly right stands beside
+measures of likeness, and beside three signs of a model that went wrong: it does not stop, repeats itself, or says an
+answer from training word for word.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.data.conversations import Conversation, ConversationRows
+from groundup.data.windows import IGNORED
+from groundup.evaluation.language import context_of, evaluating
+
+BATCH_TOKENS = 2**13  # scored at once
+BATCH_PROMPTS = 64  # answered at once
+SAMPLES = 10
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class AnswerLoss:
+    """The summed loss [nats] over the answers' tokens, and how many tokens those are."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats for each token of the answers, their end tokens included; NaN where there is none."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+
+@torch.inference_mode()
+def answer_loss(
+    model: PreTrainedModel, rows: ConversationRows, indices: Sequence[int] | np.ndarray | None = None, pad_id: int = 0
+) -> AnswerLoss:
+    """The loss of a model on what is trained in the rows (all of them, or those of `indices`)."""
+    chosen = np.arange(len(rows)) if indices is None else np.asarray(indices)
+    chosen = chosen[np.argsort(rows.lengths[chosen], kind="stable")]
+    nats, tokens = 0.0, 0
+    with evaluating(model):
+        for part in by_size(chosen, rows.lengths, BATCH_TOKENS):
+            if model.config.is_encoder_decoder:
+                batch = rows.pairs(part, pad_id)
+                labels = batch["labels"]
+            else:
+                batch = rows.batch(part, pad_id)
+                labels = batch.pop("shift_labels")
+            logits = model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).logits
+            counted = labels.to(logits.device) != IGNORED
+            targets = labels.to(logits.device)[counted]
+            nats += functional.cross_entropy(logits[counted].float(), targets, reduction="sum").item()
+            tokens += len(targets)
+    return AnswerLoss(nats, tokens)
+
+
+def by_size(indices: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Cut rows, in order of their length, into batches of about `batch_tokens`, the filling included."""
+    parts, start = [], 0
+    for stop in range(1, len(indices) + 1):
+        if stop == len(indices) or (stop + 1 - start) * lengths[indices[stop]] > batch_tokens:
+            parts.append(indices[start:stop])
+            start = stop
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote, and whether it ended by itself."""
+
+    text: str
+    stopped: bool
+
+
+@torch.inference_mode()
+def write_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    stop_ids: Collection[int],
+    longest: int,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """The likeliest answer, token by token, to each prompt's ids; at most `longest` tokens, and what the context holds.
+
+    Prompts are answered together in their order. One that fills the context gets an empty answer that did not stop.
+    """
+    answers = [Answer("", stopped=False)] * len(prompts)
+    context = context_of(model) - (0 if model.config.is_encoder_decoder else 1)
+    fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= context]
+    with evaluating(model):
+        for start in range(0, len(fitting), BATCH_PROMPTS):
+            part = [prompts[place] for place in fitting[start : start + BATCH_PROMPTS]]
+            room = context + 1 - (0 if model.config.is_encoder_decoder else max(map(len, part)))
+            written = _generate(model, part, stop_ids, min(longest, room))
+            for place, ids in zip(fitting[start : start + BATCH_PROMPTS], written):
+                answers[place] = _read(tokenizer, ids, stop_ids)
+            if progress:
+                progress((start + len(part)) / len(fitting), f"{start + len(part):,} answers")
+    return answers
+
+
+def _generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], new_tokens: int
+) -> list[list[int]]:
+    """The ids that follow each prompt, filled up after the end."""
+    length = max(map(len, prompts))
+    fill = min(stop_ids)  # never looked at: the mask hides it before a prompt, and after an answer it is cut off
+    ids = torch.tensor([[fill] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    generate: Any = model.generate
+    written = generate(
+        input_ids=ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        eos_token_id=sorted(stop_ids),
+        pad_token_id=fill,
+    )
+    return written[:, 1 if model.config.is_encoder_decoder else length :].tolist()
+
+
+def _read(tokenizer: PreTrainedTokenizerFast, ids: list[int], stop_ids: Collection[int]) -> Answer:
+    """The text before the first end token."""
+    end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
+    return Answer(str(tokenizer.decode(ids[:end], skip_special_tokens=True)), stopped=end is not None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scoring
+
+
+def score_answers(
+    answers: Sequence[Answer], references: Sequence[str], trained: Collection[str] = ()
+) -> dict[str, float]:
+    """Measures of answers by name; all but chrF (0 to 100) are shares.
+
+    `exact_match`, `chrf`, `rouge_l`: see `AnswerMetric`. `stopped`: answers that end by themselves. `repetition`:
+    sequences of four words that stood before in the same answer (Welleck et al. 2020). `copied`: wrong answers that
+    are an answer of `trained`, word for word.
+    """
+    from groundup.evaluation.answer_metrics import AnswerMetric  # a slow import that training does not need
+
+    texts = [answer.text for answer in answers]
+    measures: dict[str, float] = AnswerMetric().compute(predictions=texts, references=list(references))  # type: ignore
+    wrong = [text.strip() for text, right in zip(texts, references) if text.strip() != right.strip()]
+    known = {text.strip() for text in trained}
+    return {
+        **measures,
+        "stopped": sum(answer.stopped for answer in answers) / len(answers),
+        "repetition": sum(map(repetition, texts)) / len(texts),
+        "copied": sum(text in known for text in wrong if text) / len(texts),
+    }
+
+
+def repetition(text: str, length: int = 4) -> float:
+    """The share of sequences of `length` words that stood before in the same text; 0 for a shorter text."""
+    words = text.split()
+    sequences = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
+
+
+def answer_rows(
+    conversations: Sequence[Conversation],
+    answers: Sequence[Answer],
+    trained: Collection[str],
+    about: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Rows for metrics.json: the measures over all conversations, then those of each family where there are several.
+
+    `about` has `dataset`, `split` and `seed`; a family's rows have the dataset `DATASET/FAMILY`.
+    """
+    families = dict.fromkeys(conversation.family for conversation in conversations)
+    groups = {about["dataset"]: list(range(len(conversations)))}
+    if len(families) > 1:
+        for family in families:
+            places = [place for place, row in enumerate(conversations) if row.family == family]
+            groups[f"{about['dataset']}/{family or 'other'}"] = places
+    rows = []
+    for dataset, places in groups.items():
+        measures = score_answers(
+            [answers[place] for place in places], [conversations[place].answer for place in places], trained
+        )
+        shared = {**about, "dataset": dataset, "count": len(places), "baseline": None}
+        rows += [{"name": name, "value": value, **shared} for name, value in measures.items()]
+    return rows
+
+
+def sample_table(conversations: Iterable[Conversation], before: Iterable[Answer], after: Iterable[Answer]) -> str:
+    """A Markdown table of prompts, right answers, and what a model answered before and after training."""
+    lines = ["| asked | right | before | after |", "|---|---|---|---|"]
+    for conversation, old, new in zip(conversations, before, after):
+        cells = (conversation.prompt[-1]["content"] if conversation.prompt else "", conversation.answer)
+        texts = [*cells, *(answer.text + ("" if answer.stopped else " …") for answer in (old, new))]
+        lines.append("| " + " | ".join(" ".join(text[:400].replace("|", "\\|").split()) for text in texts) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,210 @@
+"""The verb from outside, on rows that a tiny model learns in seconds: the answer is the last word of the question."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import groundup as package
+from groundup.common.console import console
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+from groundup.data.conversations import ConversationRows
+from groundup.data.windows import IGNORED, BatchOrder
+from groundup.tokenization.word_level import train_word_level
+from groundup.training.instruction import ConversationBatches
+
+WORDS = ("red", "green", "blue", "black", "white", "pink")
+TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "context_length": 64, "quiet": True}
+
+
+def rows_of(count, seed=0):
+    chance = np.random.default_rng(seed)
+    for number in range(count):
+        colours = chance.choice(WORDS, 2)
+        yield {"instruction": f"{number} of {seed}:", "input": " ".join(colours), "output": str(colours[-1])}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("instruct")
+    data, test = write(folder / "rows.jsonl", rows_of(300)), write(folder / "test.jsonl", rows_of(40, seed=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        package.instruct(data=[data], eval_data=[test], out=str(folder / "out"), max_steps=40, **TINY)
+    return folder
+
+
+def metrics_of(folder):
+    rows = json.loads((folder / "metrics.json").read_text())["metrics"]
+    return {(row["name"], row["split"], row["baseline"]): row for row in rows}
+
+
+def test_a_new_model_learns_to_answer_and_to_stop(made):
+    metrics = metrics_of(made / "out")
+    for split in ("validation", "test"):
+        before = metrics["answer_loss", split, "before training"]["value"]
+        assert metrics["answer_loss", split, None]["value"] < before / 2
+    assert metrics["stopped", "test", None]["value"] > 0.9
+    assert metrics["exact_match", "test", None]["count"] == 40
+
+
+def test_the_checkpoint_is_a_hub_repository_with_samples_and_nothing_of_the_machine(made):
+    out = made / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
+        "generation_config.json", "log.jsonl", "metrics.json", "model.safetensors", "modeling_groundup.py",
+        "recipe.yaml", "samples.md", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    assert len((out / "samples.md").read_text().splitlines()) == 12
+    for path in out.rglob("*"):
+        assert not path.is_file() or str(made).encode() not in path.read_bytes(), path
+
+
+def test_transformers_alone_answers_with_the_saved_template_and_stops(made):
+    tokenizer = AutoTokenizer.from_pretrained(made / "out")
+    model = AutoModelForCausalLM.from_pretrained(made / "out")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "7 of 1:\nred blue"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    written = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(written[-1]) == "<|end|>" and len(written) < 20
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_weights_and_a_finished_run_is_left_alone(made, tmp_path):
+    options = {"data": [str(made / "rows.jsonl")], "max_steps": 40, **TINY}
+    package.instruct(out=str(tmp_path / "again"), **options)
+    assert sha256_of(tmp_path / "again" / "model.safetensors") == sha256_of(made / "out" / "model.safetensors")
+    before = {path: path.stat().st_mtime_ns for path in (made / "out").rglob("*")}
+    package.instruct(out=str(made / "out"), resume=True, **options)
+    assert {path: path.stat().st_mtime_ns for path in (made / "out").rglob("*")} == before
+
+
+def test_a_stock_model_without_a_chat_template_learns_the_layout_in_words(tmp_path):
+    data = write(tmp_path / "rows.jsonl", rows_of(60))
+    tokenizer = train_word_level([" ".join(row.values()) for row in rows_of(60)], 200)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    out = package.instruct(
+        data=[data],
+        model=str(tmp_path / "base"),
+        split=[0.5, 0.3, 0.2],
+        out=str(tmp_path / "out"),
+        max_steps=3,
+        quiet=True,
+    )
+    metrics = metrics_of(out)
+    assert metrics["answer_loss", "test", None]["value"] < metrics["answer_loss", "test", "before training"]["value"]
+    assert metrics["exact_match", "test", None]["count"] == 18
+    assert "### Response:" in AutoTokenizer.from_pretrained(out).chat_template
+    assert type(AutoModelForCausalLM.from_pretrained(out)) is GPT2LMHeadModel
+
+
+def test_the_chat_layout_gives_a_stock_model_the_tokens_it_lacks(tmp_path):
+    data = write(tmp_path / "rows.jsonl", rows_of(60))
+    tokenizer = train_word_level([" ".join(row.values()) for row in rows_of(60)], 200)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    out = package.instruct(
+        data=[data], model=str(tmp_path / "base"), layout="chat", out=str(tmp_path / "out"), max_steps=2, quiet=True
+    )
+    again = AutoTokenizer.from_pretrained(out)
+    assert len(again("<|user|><|assistant|><|end|>").input_ids) == 3
+    assert AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().num_embeddings == len(again)
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert again.convert_tokens_to_ids("<|end|>") in generation["eos_token_id"]
+
+
+@pytest.mark.slow
+def test_an_encoder_and_a_decoder_learn_the_same_rows(made, tmp_path):
+    out = package.instruct(
+        data=[str(made / "rows.jsonl")],
+        eval_data=[str(made / "test.jsonl")],
+        architecture="encoder-decoder",
+        out=str(tmp_path / "out"),
+        max_steps=40,
+        **TINY,
+    )
+    metrics = metrics_of(out)
+    assert (
+        metrics["answer_loss", "test", None]["value"] < metrics["answer_loss", "test", "before training"]["value"] / 2
+    )
+    assert metrics["stopped", "test", None]["value"] > 0.9
+    assert AutoModelForSeq2SeqLM.from_pretrained(out).config.is_encoder_decoder
+
+
+def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
+    from groundup.training import instruction_preparation as preparation
+
+    monkeypatch.setattr(console, "quiet", False)
+    settings = preparation.InstructSettings(data=["rows"])
+    assert preparation._with_minutes(settings, 100_000).minutes == 1.0
+    assert preparation._with_minutes(settings, 10**9).minutes == 10.0
+    assert "until the loss on the rows kept back stops falling, at most 10 minutes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"lora": True}, "--lora adapts a model that has learnt something"),
+        ({"split": [0.5, 0.2]}, "three shares that sum to 1"),
+        ({"split": [0.8, 0.1, 0.1], "eval_data": ["x"]}, "give one of them"),
+        ({"architecture": "encoder-decoder", "model": "x"}, "makes a new model"),
+        ({"pretrain_share": 1.0}, "must be at least 0 and below 1"),
+        ({"minutes": 1, "max_steps": 2}, "give one budget"),
+        ({"context_length": 4}, "no token would be trained"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_and_leave_no_folder(tmp_path, options, says):
+    data = write(tmp_path / "rows.jsonl", rows_of(20))
+    with pytest.raises(InputError, match=says):
+        package.instruct(data=[data], out=str(tmp_path / "out"), quiet=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys):
+    rows = [{"prompt": f"What is {number % 30}?", "completion": "blue"} for number in range(60)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(InputError, match="leave none for training or none to keep back"):
+        package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **TINY)
+    rows[-1]["prompt"] = "What is new?"
+    write(tmp_path / "rows.jsonl", rows)
+    loud = TINY | {"quiet": False}
+    package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **loud)
+    assert "29 of 30 rows kept back are in training too: dropped" in capsys.readouterr().err
+
+
+LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)
+
+
+@given(LENGTHS, st.integers(1, 8), st.integers(1, 4), st.integers(20, 200))
+@settings(deadline=None)
+def test_processes_share_a_steps_rows_in_as_many_micro_batches_each(lengths, batch_rows, processes, tokens):
+    """Together they hold every trained label of the step once, and each has as many backward passes as the others."""
+    rows = ConversationRows.from_lists(
+        [([index + 1] * length, [True] * length) for index, length in enumerate(lengths)]
+    )
+    order = BatchOrder(len(lengths), batch_rows, seed=0)
+    shares = []
+    for rank in range(processes):
+        state = SimpleNamespace(process_index=rank, num_processes=processes)
+        shares.append(ConversationBatches(rows, order, tokens, state, pad_id=0, pairs=False).micro_batches(0))
+    assert len({len(share) for share in shares}) == 1
+    labels = torch.cat([batch["shift_labels"].flatten() for share in shares for batch in share])
+    expected = [index + 1 for index in order.indices(0) for _ in range(lengths[index] - 1)]
+    assert sorted(labels[labels != IGNORED].tolist()) == sorted(expected)

@@ -1,0 +1,363 @@
+"""The verb `instruct`: instructions with answers, or conversations, to a model that answers.
+
+rows -> chat template -> ids and loss mask -> loop -> checkpoint -> answers, measured
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from accelerate.state import PartialState
+from torch import nn
+from transformers import PreTrainedModel
+
+from groundup.common import clock
+from groundup.common.console import ProgressBar, say
+from groundup.common.files import atomic_write
+from groundup.common.settings import verb
+from groundup.data.conversations import (
+    Conversation,
+    ConversationRows,
+    RowCounts,
+    encode_conversations,
+    load_conversations,
+)
+from groundup.data.sources import short_name
+from groundup.data.windows import IGNORED, BatchOrder
+from groundup.evaluation.instruction import (
+    SAMPLES,
+    Answer,
+    AnswerLoss,
+    answer_loss,
+    answer_rows,
+    by_size,
+    sample_table,
+    write_answers,
+)
+from groundup.evaluation.loading import load_model, quiet_transformers
+from groundup.modeling import GroundupForConditionalGeneration
+from groundup.tokenization.chat import INPUT_JOINTS, ChatEncoder
+from groundup.training.checkpoint import Position
+from groundup.training.instruction_preparation import (
+    PreparedInstructions,
+    open_instructions,
+    prepare_instructions,
+    write_texts,
+)
+from groundup.training.instruction_settings import InstructSettings
+from groundup.training.loop import Batch, Batches
+from groundup.training.lora import add_lora
+from groundup.training.objectives import NextTokenLoss, PairLoss
+from groundup.training.pretraining import Pretraining
+from groundup.training.run import TrainingRun, carry_out
+from groundup.training.run_folder import RunFolder
+from groundup.training.schedule import Budget
+from groundup.training.settings import PretrainSettings
+from groundup.training.starting import make_config, open_prepared, prepare_run
+
+BASE = "base"  # under work/: the new model after its first pretraining
+SAMPLES_FILE = "samples.md"
+VALIDATION_ROWS = 500  # measured at each validation
+LAST_ROWS = 2000  # of those kept back, measured at the end
+VALIDATION_ANSWERS = 200  # written at the end where no rows to test on are given
+SHORTEST_PRETRAINING = 3.0  # seconds
+FINISH_SHARE = 0.15  # of the time, what the last answers may take; beyond it fewer are written
+FINISH_SECONDS = 10.0  # to load the base again and to write the last files
+LONGEST_ANSWER = 2  # times the longest right answer: what does not stop by then does not stop
+
+
+@verb(InstructSettings)
+def instruct(settings: InstructSettings) -> Path:
+    """Teach a model on the rows of `settings.data` and return the folder of the checkpoint.
+
+    Takes an `InstructSettings` or its fields by keyword.
+
+    Raises:
+        InputError: for data, options or a folder that will not do; nothing that was there is lost.
+        Interrupted: after Ctrl-C, with the state saved.
+        Diverged: when the loss stops being a number.
+    """
+    out = carry_out(
+        settings,
+        verb="instruct",
+        name=short_name(settings.data),
+        prepare=prepare_instructions,
+        start=_start,
+    )
+    say(f"written to {out}, with answers before and after in {SAMPLES_FILE}; try: groundup chat --model {out}")
+    return out
+
+
+def _start(run: RunFolder, began: float) -> "InstructionRun":
+    """The run of a prepared folder; a new decoder has been pretrained on the rows' own text before."""
+    prepared = open_instructions(run)
+    settings = prepared.settings
+    if settings.model is None and settings.architecture == "decoder":
+        _pretrain_base(prepared, began)
+    return InstructionRun(prepared, run, began)
+
+
+def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
+    """Pretrain a new model in `work/base`, unless an earlier process has done it."""
+    settings, plan = prepared.settings, prepared.plan
+    texts = prepared.work / "texts.jsonl"
+    if not texts.exists():
+        write_texts(texts, prepared.conversations("train"))
+    share = settings.pretrain_share
+    minutes = None
+    if settings.minutes is not None:
+        now = time.time()
+        left = began + settings.minutes * 60 - now
+        minutes = max(SHORTEST_PRETRAINING, now - clock.began() + share * left) / 60
+    base = PretrainSettings(
+        data=[str(texts)],
+        tokenizer=str(prepared.work / "tokenizer"),
+        out=str(prepared.work / BASE),
+        minutes=minutes,
+        max_steps=None if settings.max_steps is None else max(1, round(share * settings.max_steps)),
+        epochs=None if settings.epochs is None else max(0.01, share * settings.epochs),
+        context_length=plan.context_length,
+        model_config=plan.model,
+        hidden_size=plan.model["hidden_size"],
+        num_hidden_layers=plan.model["num_hidden_layers"],
+        optimizer=settings.optimizer,
+        learning_rate=settings.learning_rate,
+        precision=settings.precision,
+        seed=settings.seed,
+        resume=True,
+        quiet=settings.quiet,
+    )
+    carry_out(
+        base,
+        verb="pretrain",
+        name=BASE,
+        prepare=prepare_run,
+        start=lambda run, began: Pretraining(open_prepared(run), run, began),
+    )
+
+
+class ConversationBatches:
+    """The rows of each step, those of like length together in a micro-batch, of which this process reads its part."""
+
+    def __init__(
+        self,
+        rows: ConversationRows,
+        order: BatchOrder,
+        micro_batch_tokens: int,
+        state: PartialState,
+        pad_id: int,
+        pairs: bool,
+    ):
+        self.rows, self.order, self.micro_batch_tokens, self.pad_id = rows, order, micro_batch_tokens, pad_id
+        self.rank, self.processes, self.pairs = state.process_index, state.num_processes, pairs
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """The micro-batches of a step, as many on every process: a missing row is filled by one that counts nothing.
+
+        Rows are sorted by length and dealt out, so that neighbours on all processes are of a length; where a
+        micro-batch ends follows from the longest of them.
+        """
+        chosen = self.order.indices(step)
+        if not len(chosen):
+            return []
+        chosen = chosen[np.argsort(self.rows.lengths[chosen], kind="stable")]
+        missing = -len(chosen) % self.processes
+        dealt = np.concatenate([chosen, np.repeat(chosen[-1:], missing)]).reshape(-1, self.processes)
+        cuts = by_size(np.arange(len(dealt)), self.rows.lengths[dealt[:, -1]], self.micro_batch_tokens)
+        make = self.rows.pairs if self.pairs else self.rows.batch
+        batches = [make(dealt[part, self.rank], self.pad_id) for part in cuts]
+        if missing and self.rank >= self.processes - missing:
+            batches[-1]["labels" if self.pairs else "shift_labels"][-1] = IGNORED
+        return batches
+
+
+def evenly(rows: int, at_most: int) -> np.ndarray:
+    """The numbers of all rows, or of `at_most` that are spread evenly over them."""
+    count = min(rows, at_most)
+    return np.arange(count) * rows // max(1, count)
+
+
+class InstructionRun(TrainingRun):
+    """A prepared run of `instruct`."""
+
+    def __init__(self, prepared: PreparedInstructions, folder: RunFolder, began: float):
+        self.prepared = prepared
+        settings = prepared.settings
+        self.patience = settings.patience
+        self.pairs = settings.architecture == "encoder-decoder"
+        pad = prepared.tokenizer.pad_token_id
+        self.pad_id = pad if isinstance(pad, int) else 0  # never looked at
+        super().__init__(
+            folder,
+            prepared.tokenizer,
+            prepared.plan,
+            seed=settings.seed,
+            began=began,
+            save_every=settings.save_every,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+
+    def make_model(self) -> PreTrainedModel:
+        """The model to teach, with the end tokens of its answers in its generation config."""
+        model = self._base()
+        known = model.generation_config.eos_token_id
+        ends = {*self.prepared.plan.stop_ids, *(known if isinstance(known, list) else [known])} - {None}
+        model.generation_config.eos_token_id = sorted(ends)
+        model.generation_config.pad_token_id = self.prepared.tokenizer.pad_token_id
+        if self.prepared.settings.lora:
+            return add_lora(model, self.prepared.settings)  # type: ignore[return-value]
+        return model
+
+    def _base(self) -> PreTrainedModel:
+        """The model as it is before the first step, with an embedding for each token of the tokenizer."""
+        prepared = self.prepared
+        if self.pairs:
+            return self._new_pair()
+        source = prepared.settings.model or prepared.work / BASE
+        model, _ = load_model(source, trust_remote_code=prepared.settings.trust_remote_code)
+        if len(prepared.tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
+            with quiet_transformers():
+                model.resize_token_embeddings(len(prepared.tokenizer))
+        return model
+
+    def _new_pair(self) -> PreTrainedModel:
+        """An encoder and a decoder with fresh weights, of the plan's sizes."""
+        plan, tokenizer = self.prepared.plan, self.prepared.tokenizer
+        fields = {"is_encoder_decoder": True, "decoder_start_token_id": tokenizer.bos_token_id}
+        whole: Any = dataclasses.replace(plan, model=plan.model | fields)
+        return GroundupForConditionalGeneration(make_config(whole, tokenizer))
+
+    def make_objective(self) -> nn.Module:
+        """The summed loss on the answers."""
+        return PairLoss(self.model) if self.pairs else NextTokenLoss(self.model)
+
+    def make_batches(self) -> Batches:
+        """Rows in the order that the seed decides."""
+        plan, seed = self.prepared.plan, self.prepared.settings.seed
+        order = BatchOrder(len(self.prepared.train), plan.batch_rows, seed, self._row_limit())
+        return ConversationBatches(
+            self.prepared.train, order, plan.micro_batch_tokens, PartialState(), self.pad_id, self.pairs
+        )
+
+    def budget(self, position: Position) -> Budget:
+        """Steps, as given or made of epochs, or the seconds that are left for training."""
+        limit = self._row_limit()
+        steps = self.prepared.settings.max_steps if limit is None else -(-limit // self.prepared.plan.batch_rows)
+        return Budget(steps=steps, seconds=position.budget_seconds)
+
+    def _row_limit(self) -> int | None:
+        epochs = self.prepared.settings.epochs
+        return None if epochs is None else max(1, round(epochs * len(self.prepared.train)))
+
+    def first_position(self) -> Position:
+        """The beginning; under a clock, with the time that is left once the last answers and files are provided for."""
+        minutes = self.prepared.settings.minutes
+        if minutes is None:
+            return Position()
+        finish = FINISH_SHARE * minutes * 60 + FINISH_SECONDS
+        return Position(budget_seconds=max(1.0, self.began + minutes * 60 - time.time() - finish))
+
+    def validate(self, position: Position) -> dict[str, float]:
+        """The loss on the answers of rows that were kept back."""
+        with self.accelerator.autocast():
+            rows = self.prepared.validation
+            score = answer_loss(self.model, rows, evenly(len(rows), VALIDATION_ROWS), self.pad_id)
+        return {"validation_loss": round(score.mean, 6)}
+
+    def describe(self, position: Position) -> dict[str, Any]:
+        """What every run says of itself, and how often the rows were seen."""
+        rows = position.step * self.prepared.plan.batch_rows
+        return super().describe(position) | {"epochs": round(rows / len(self.prepared.train), 3)}
+
+    def score(self) -> list[dict[str, Any]]:
+        """The loss on answers and the answers themselves, of all rows to test on, else of some that were kept back."""
+        settings, prepared = self.prepared.settings, self.prepared
+        base = self._base().to(self.accelerator.device)
+        about = {"dataset": prepared.name, "seed": settings.seed}
+        validation = prepared.conversations("validation")
+        tests = self._tests()
+        rows = self._loss_rows(prepared.validation, base, about | {"split": "validation"})
+        if tests:
+            counts = RowCounts(rows=len(tests))
+            encoded, places, _ = encode_conversations(tests, self.tokenizer, prepared.plan.context_length, counts)
+            for line in counts.warnings():
+                say(f"to test on: {line}")
+            rows += self._loss_rows(encoded, base, about | {"split": "test"})
+            return rows + self._answered([tests[place] for place in places], base, about | {"split": "test"})
+        chosen = [validation[place] for place in evenly(len(validation), VALIDATION_ANSWERS)]
+        return rows + self._answered(chosen, base, about | {"split": "validation"})
+
+    def _tests(self) -> list[Conversation]:
+        """The rows to test on, read only now."""
+        settings = self.prepared.settings
+        if settings.eval_data:
+            joint = INPUT_JOINTS.get(str(self.tokenizer.chat_template), "\n")
+            return load_conversations(settings.eval_data, joint, held_out=True)[0]
+        return self.prepared.conversations("test")
+
+    def _loss_rows(self, rows: ConversationRows, base: PreTrainedModel, about: dict[str, Any]) -> list[dict[str, Any]]:
+        """The loss on answers, after training and before."""
+
+        def row(score: AnswerLoss, baseline: str | None) -> dict[str, Any]:
+            return {"name": "answer_loss", "value": score.mean, **about, "count": score.tokens, "baseline": baseline}
+
+        chosen = evenly(len(rows), LAST_ROWS) if about["split"] == "validation" else None
+        scores = [(answer_loss(model, rows, chosen, self.pad_id), name) for model, name in self._both(base)]
+        return [row(*score) for score in scores]
+
+    def _both(self, base: PreTrainedModel) -> list[tuple[PreTrainedModel, str | None]]:
+        return [(self.model, None), (base, "before training")]
+
+    def _answered(
+        self, conversations: list[Conversation], base: PreTrainedModel, about: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Measures of written answers, and the table of samples; rows that were trained on are left out of a second."""
+        train = self.prepared.conversations("train")
+        order = np.random.default_rng(self.prepared.settings.seed).permutation(len(conversations))
+        conversations = [conversations[place] for place in order]
+        conversations = conversations[: self._affordable(conversations)]
+        answers = self._write(self.model, conversations)
+        before = self._write(base, conversations[:SAMPLES])
+        table = sample_table(conversations[:SAMPLES], before, answers)
+        atomic_write(self.folder.out / SAMPLES_FILE, table.encode())
+        trained_answers = {row.answer for row in train}
+        rows = answer_rows(conversations, answers, trained_answers, about)
+        asked = {row.key for row in train}
+        fresh = [place for place, row in enumerate(conversations) if row.key not in asked]
+        if len(fresh) < len(conversations):
+            say(f"{len(conversations) - len(fresh):,} of {len(conversations):,} rows to test on are in training, too")
+            kept = [conversations[place] for place in fresh], [answers[place] for place in fresh]
+            rows += answer_rows(*kept, trained_answers, about | {"split": f"{about['split']} without them"})
+        return rows
+
+    def _affordable(self, conversations: list[Conversation]) -> int:
+        """How many answers may be written: all, unless under a clock that would take more than its share."""
+        minutes = self.prepared.settings.minutes
+        few = conversations[:: max(1, len(conversations) // 64)][:64]
+        if minutes is None or len(few) == len(conversations):
+            return len(conversations)
+        started = time.monotonic()
+        self._write(self.model, few)
+        each = (time.monotonic() - started) / len(few)
+        affordable = max(len(few), int(FINISH_SHARE * minutes * 60 / each))
+        if affordable < len(conversations):
+            say(f"answers are written to {affordable:,} of {len(conversations):,} rows: the time allows no more")
+        return min(affordable, len(conversations))
+
+    def _write(self, model: PreTrainedModel, conversations: list[Conversation]) -> list[Answer]:
+        encoder = ChatEncoder(self.tokenizer)
+        prompts = [encoder.prompt_ids(row.prompt) for row in conversations]
+        lengths = [len(ids) for ids in encoder.encode([row.answer for row in conversations])]
+        order = np.argsort(lengths, kind="stable")  # answers written together should end together
+        with ProgressBar("answering", total=1.0) as bar:
+            written = write_answers(
+                model,
+                self.tokenizer,
+                [prompts[place] for place in order],
+                self.prepared.plan.stop_ids,
+                LONGEST_ANSWER * max(lengths),
+                bar.update,
+            )
+        return [written[place] for place in np.argsort(order)]

@@ -1,0 +1,300 @@
+"""Before the first step of `instruct`: rows to ids, sizes and rates, all kept in the run's folder.
+
+What is prepared is read back from the folder even by the run that made it, so that a resumed run starts from the same.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from groundup.common.console import say
+from groundup.common.errors import InputError
+from groundup.common.files import require_new
+from groundup.data.conversations import (
+    Conversation,
+    ConversationRows,
+    RowCounts,
+    encode_conversations,
+    load_conversations,
+)
+from groundup.data.sources import short_name
+from groundup.evaluation.language import context_of
+from groundup.evaluation.loading import load_model
+from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
+from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
+from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
+from groundup.training.instruction_settings import InstructSettings
+from groundup.training.plan import Optimization, make_plan, suitable_minutes
+from groundup.training.run_folder import RunFolder
+from groundup.training.settings import PretrainSettings
+from groundup.training.starting import PUBLIC_PATHS, with_budget
+
+VALIDATION_SHARE = 0.1
+LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
+SHORTEST_CONTEXT = 128
+PASSES = 8  # over the rows, that a budget is made for where none is given
+FINE_TUNING = 0.3  # of the rates for training from nothing: a model that can do something already must not forget it
+PATHS = (*PUBLIC_PATHS, "model")
+_TEMPLATES = {"chat": CHAT_TEMPLATE, "alpaca": ALPACA_TEMPLATE}
+
+
+@dataclass(kw_only=True)
+class InstructPlan(Optimization):
+    """Every choice of a run. `model` are fields of `GroundupConfig`, for a new model; `stop_ids` end an answer."""
+
+    context_length: int
+    batch_rows: int
+    micro_batch_tokens: int
+    stop_ids: list[int]
+    model: dict[str, Any]
+
+
+@dataclass
+class PreparedInstructions:
+    """A run before (or between) its steps, as it lies in its folder."""
+
+    settings: InstructSettings
+    plan: InstructPlan
+    name: str
+    tokenizer: PreTrainedTokenizerFast
+    train: ConversationRows
+    validation: ConversationRows
+    work: Path
+
+    def conversations(self, part: str) -> list[Conversation]:
+        """The messages of `train`, `validation` or `test` (empty without `--split`), in the order of their ids."""
+        return read_conversations(self.work / f"{part}.jsonl")
+
+
+def prepare_instructions(settings: InstructSettings, run: RunFolder, began: float) -> None:
+    """Read the rows, plan, train the tokenizer of a new model, encode; the recipe is written last.
+
+    Raises `InputError` for data or options that will not do.
+    """
+    settings = cast(InstructSettings, with_budget(cast(Any, settings)))
+    _check(settings)
+    if not settings.resume:
+        require_new(run.out, ", or add --resume to go on with it")
+    run.work.mkdir(parents=True, exist_ok=True)
+    try:
+        _prepare(settings, run, began)
+    except BaseException:
+        # What is wrong can be mended and the same command given again: the folder must be as it was.
+        shutil.rmtree(run.work, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            run.out.rmdir()
+        raise
+
+
+def open_instructions(run: RunFolder) -> PreparedInstructions:
+    """Read back what `prepare_instructions` left."""
+    recipe, private = run.read_recipe()
+    return PreparedInstructions(
+        settings=InstructSettings(**recipe["settings"] | private),
+        plan=InstructPlan(**recipe["plan"]),
+        name=recipe["name"],
+        tokenizer=load_tokenizer(run.work / "tokenizer"),
+        train=ConversationRows.open(run.work / "train"),
+        validation=ConversationRows.open(run.work / "validation"),
+        work=run.work,
+    )
+
+
+def _check(settings: InstructSettings) -> None:
+    if settings.split and (len(settings.split) != 3 or min(settings.split) < 0 or abs(sum(settings.split) - 1) > 1e-6):
+        raise InputError(f"--split {settings.split}: give three shares that sum to 1, as [0.85, 0.1, 0.05]")
+    if settings.split and settings.eval_data:
+        raise InputError("--split and --eval-data both name rows to test on: give one of them")
+    if settings.model is not None and settings.architecture == "encoder-decoder":
+        raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
+    if settings.model is None and settings.lora:
+        raise InputError("--lora adapts a model that has learnt something: give --model")
+    if not 0 <= settings.pretrain_share < 1:
+        raise InputError(f"--pretrain-share {settings.pretrain_share} must be at least 0 and below 1")
+
+
+def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
+    tokenizer = None if settings.model is None else load_tokenizer(settings.model)
+    template = _template(settings, tokenizer)
+    conversations, counts, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
+    parts = _split(conversations, settings)
+    size = sum(len(text.encode()) for text in _texts(parts["train"]))
+    if tokenizer is None:
+        vocab_size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(size), 16384))
+        tokenizer = train_bpe(_texts(parts["train"]), vocab_size)
+    _lay_out(tokenizer, template)
+    context, width = _limits(settings)
+    rows, stop_ids = {}, frozenset()
+    for part in ("train", "validation"):
+        kept = counts if part == "train" else RowCounts(rows=len(parts[part]))
+        rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, kept)
+        parts[part] = [parts[part][place] for place in places]
+        stop_ids |= ends
+    for line in [*counts.warnings(), *_padding_warnings(tokenizer, stop_ids)]:
+        say(line)
+    settings = _with_minutes(settings, size)
+    seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
+    plan = _plan(settings, rows["train"], context, width, size, seconds)
+    plan.stop_ids = sorted(stop_ids)
+    for part, members in parts.items():
+        write_conversations(run.work / f"{part}.jsonl", members)
+    for part, encoded in rows.items():
+        encoded.save(run.work / part)
+    save_tokenizer(tokenizer, run.work / "tokenizer")
+    recipe = {
+        "name": short_name(settings.data),
+        "verb": "instruct",
+        "settings": {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()},
+        "plan": dataclasses.asdict(plan),
+        "rows": dataclasses.asdict(counts) | {part: len(members) for part, members in parts.items()},
+        "sources": sources,
+        "tokenizer_sha256": fingerprint(tokenizer),
+    }
+    run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS})
+
+
+def _template(settings: InstructSettings, tokenizer: PreTrainedTokenizerFast | None) -> str:
+    """The chat template: the one asked for, the tokenizer's own, or a layout that needs no new tokens."""
+    if settings.layout is not None:
+        return _TEMPLATES[settings.layout]
+    if tokenizer is None:
+        return CHAT_TEMPLATE
+    return tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ALPACA_TEMPLATE
+
+
+def _lay_out(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    """Give the tokenizer the template, and the special tokens that ours names."""
+    tokenizer.chat_template = template
+    if template == CHAT_TEMPLATE and (missing := [t for t in CHAT_TOKENS if t not in tokenizer.get_vocab()]):
+        tokenizer.add_special_tokens({"additional_special_tokens": missing}, replace_extra_special_tokens=False)
+    if template == ALPACA_TEMPLATE and tokenizer.eos_token is None:
+        raise InputError("--layout alpaca needs an end-of-text token, the tokenizer has none: take --layout chat")
+
+
+def _split(conversations: list[Conversation], settings: InstructSettings) -> dict[str, list[Conversation]]:
+    """The conversations for training, validation and testing; one that is asked in training is not validated on."""
+    if settings.split:
+        borders = [int(len(conversations) * share) for share in settings.split[:2]]
+        train, test = conversations[: borders[0]], conversations[borders[0] : sum(borders)]
+        validation = conversations[sum(borders) :]
+    else:
+        chance = np.random.default_rng(settings.seed)
+        kept_back = chance.permutation(len(conversations)) < VALIDATION_SHARE * len(conversations)
+        train = [row for row, kept in zip(conversations, kept_back) if not kept]
+        validation, test = [row for row, kept in zip(conversations, kept_back) if kept], []
+    asked = {row.key for row in train}
+    fresh = [row for row in validation if row.key not in asked]
+    if len(fresh) < len(validation):
+        say(f"{len(validation) - len(fresh):,} of {len(validation):,} rows kept back are in training too: dropped")
+    if not train or not fresh:
+        raise InputError(f"{len(conversations)} rows leave none for training or none to keep back: give more")
+    return {"train": train, "validation": fresh, "test": test}
+
+
+def _limits(settings: InstructSettings) -> tuple[int, int | None]:
+    """The longest row in tokens, and the width of the model to teach; a new one has none yet."""
+    if settings.model is None:
+        return settings.context_length or LONGEST_CONTEXT, None
+    model, _ = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
+    context = context_of(model)
+    if settings.context_length is not None and settings.context_length > context:
+        raise InputError(f"--context-length {settings.context_length}: {settings.model} looks at {context:,} tokens")
+    return settings.context_length or context, model.config.get_text_config().hidden_size
+
+
+def _padding_warnings(tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]) -> list[str]:
+    """What to say of a padding token that is an end token: here padding is told by its place, elsewhere it is not."""
+    pad: Any = tokenizer.pad_token_id
+    if pad is None or pad not in stop_ids:
+        return []
+    return [
+        f"the padding token {tokenizer.pad_token} ends answers, too: here it is trained all the same, but trainers "
+        "that leave padding out by its id would never teach the model to stop"
+    ]
+
+
+def _with_minutes(settings: InstructSettings, text_bytes: int) -> InstructSettings:
+    """The settings with a budget; one made here ends earlier when the validation loss stops falling."""
+    if settings.minutes is not None or settings.max_steps is not None or settings.epochs is not None:
+        return settings
+    minutes = 10.0 if settings.model is not None else max(1.0, suitable_minutes(PASSES * text_bytes))
+    say(f"no budget given: until the loss on the rows kept back stops falling, at most {minutes:g} minutes")
+    return dataclasses.replace(settings, minutes=minutes)
+
+
+def _plan(
+    settings: InstructSettings,
+    rows: ConversationRows,
+    context: int,
+    width: int | None,
+    text_bytes: int,
+    seconds: float | None,
+) -> InstructPlan:
+    """Sizes and rates, by the plan of pretraining; gentler for a model that was trained before."""
+    if settings.model is None and settings.context_length is None:
+        context = max(SHORTEST_CONTEXT, -(-int(rows.lengths.max()) // 64) * 64)
+    shared = {field.name for field in dataclasses.fields(PretrainSettings)} & set(vars(settings))
+    options = {name: getattr(settings, name) for name in shared if name not in PATHS}
+    options["context_length"] = context
+    if width is not None:
+        options["hidden_size"] = width
+    plan = make_plan(PretrainSettings(**options), text_bytes, seconds)
+    scale = 1.0 if settings.model is None else FINE_TUNING
+    return InstructPlan(
+        precision=plan.precision,
+        optimizer=plan.optimizer,
+        rates={name: rate * scale for name, rate in plan.rates.items()},
+        weight_decay=plan.weight_decay,
+        warmup=plan.warmup,
+        decay=plan.decay,
+        clip=plan.clip,
+        context_length=context,
+        batch_rows=max(1, min(len(rows), round(plan.batch_tokens / rows.lengths.mean()))),
+        micro_batch_tokens=plan.micro_batch_rows * context,
+        stop_ids=[],
+        model=plan.model,
+    )
+
+
+def _texts(conversations: Iterable[Conversation]) -> Iterable[str]:
+    """The bare text of each conversation: what a tokenizer and a first pretraining learn from."""
+    return ("\n".join(message["content"] for message in row.messages) for row in conversations)
+
+
+def write_texts(path: Path, conversations: Sequence[Conversation]) -> None:
+    """Write the bare text of each conversation as rows of JSONL, column `text`."""
+    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in _texts(conversations))
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
+    """Write conversations as rows of JSONL."""
+    lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in conversations)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def read_conversations(path: Path) -> list[Conversation]:
+    """What `write_conversations` wrote."""
+    with path.open(encoding="utf-8") as file:
+        return [Conversation(**json.loads(line)) for line in itertools.filterfalse(str.isspace, file)]
+
+
+def _public(name: str, value: Any) -> Any:
+    """A setting as it may be published: paths on this machine by their last part alone."""
+    if name not in PATHS or value is None:
+        return value
+    if isinstance(value, list):
+        return [_public(name, item) for item in value]
+    path = Path(value).expanduser()
+    return path.name if path.exists() or path.is_absolute() or name == "out" else value
