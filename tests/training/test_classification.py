@@ -1,0 +1,322 @@
+"""The verb from outside, on rows that a tiny model learns in seconds: which of two words stands in the text."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    pipeline,
+)
+
+import groundup as package
+from groundup.common.console import console
+from groundup.common.errors import InputError
+from groundup.common.settings import read_yaml
+from groundup.data.example_rows import for_classifying
+from groundup.evaluation.classification import MAJORITY, SVM
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import save_tokenizer
+from groundup.training.classification import freeze
+from groundup.training.label_loss import LabelLoss
+
+TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
+
+
+@pytest.fixture(autouse=True)
+def loud_again():
+    yield
+    console.quiet = False
+
+
+def texts_of(count, seed=0):
+    chance = np.random.default_rng(seed)
+    words = ["cat", "dog", "house", "river", "stone", "bread", "apple", "window", "road", "light"]
+    for number in range(count):
+        label = "pos" if chance.random() < 0.4 else "neg"
+        body = [*chance.choice(words, 4), "good" if label == "pos" else "bad"]
+        chance.shuffle(body)
+        yield {"text": f"{number + 1000 * seed} {' '.join(body)}", "label": label}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classify")
+    write(folder / "rows.jsonl", texts_of(400))
+    # Two texts of the test stand in training too; a label occurs that training has not.
+    train = list(texts_of(400))
+    test = [*texts_of(60, seed=1), train[0], train[1], {"text": "what", "label": "other"}]
+    write(folder / "test.jsonl", test)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    package.classify(
+        data=[str(folder / "rows.jsonl")],
+        eval_data=[str(folder / "test.jsonl")],
+        out=str(folder / "out"),
+        epochs=12,
+        learning_rate=3.0,
+        **TINY,
+    )
+    console.quiet = False
+    return folder / "out"
+
+
+def values_of(out):
+    rows = json.loads((out / "metrics.json").read_text())["metrics"]
+    return {(row["name"], row["split"], row["baseline"]): row for row in rows}
+
+
+def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made):
+    values = values_of(made)
+    assert values["accuracy", "validation", None]["value"] > 0.95
+    assert values["accuracy", "test", None]["value"] > 0.9
+    for name in ("accuracy", "f1_macro", "mcc", "f1_pos"):
+        for baseline in (MAJORITY, SVM):
+            assert values[name, "test", baseline]["count"] == 63
+
+
+def test_rows_of_the_test_that_stand_in_training_are_left_out_of_a_second_score(made):
+    values = values_of(made)
+    train = read_yaml(made / "recipe.yaml")["rows"]["train"]
+    without = values["accuracy", "test without overlap", None]["count"]
+    assert 61 <= without <= 62  # one of the two may have been kept for selection
+    assert train < 400
+
+
+def test_the_best_step_is_the_one_kept_as_the_log_proves(made):
+    rows = [json.loads(line) for line in (made / "log.jsonl").read_text().splitlines()]
+    measured = {row["step"]: row["selection"] for row in rows if "selection" in row}
+    training = json.loads((made / "metrics.json").read_text())["training"]
+    assert measured[training["best_step"]] == max(measured.values()) == training["selection"]
+    model = AutoModelForSequenceClassification.from_pretrained(made)
+    accuracy = values_of(made)["accuracy", "validation", None]["value"]
+    logged = next(row for row in rows if row["step"] == training["best_step"] and "selection" in row)
+    assert accuracy == pytest.approx(logged["validation_accuracy"], abs=1e-6)
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+
+
+def test_the_checkpoint_labels_in_a_pipeline_as_it_does_by_predict(made, tmp_path):
+    texts = ["9 cat good road light dog", "8 bad bread stone", "x <|endoftext|> good"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    out = package.classify(model=str(made), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "out"), quiet=True)
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows[:2]] == ["pos", "neg"]
+    for row, scores in zip(rows, pipeline("text-classification", model=str(made))(texts, top_k=None)):
+        assert row["text"] in texts
+        for score in scores:
+            assert float(row[score["label"]]) == pytest.approx(score["score"], abs=1e-4)
+
+
+def test_pictures_mistakes_and_recipe_lie_beside_the_weights(made):
+    assert (made / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    mistakes = [json.loads(line) for line in (made / "mistakes.jsonl").read_text().splitlines()]
+    assert {"text": "what", "label": "other"}.items() <= next(m for m in mistakes if m["text"] == "what").items()
+    recipe = read_yaml(made / "recipe.yaml")
+    assert recipe["settings"]["data"] == ["rows.jsonl"]
+    assert recipe["plan"]["labels"] == ["neg", "pos"]
+    assert not (made / "work").exists()
+
+
+def test_the_same_command_gives_the_same_weights_and_a_finished_run_is_left_alone(folder, tmp_path):
+    options = {"data": [str(folder / "rows.jsonl")], "max_steps": 12, **TINY}
+    first = package.classify(out=str(tmp_path / "a"), **options)
+    second = package.classify(out=str(tmp_path / "b"), **options)
+    weights = (first / "model.safetensors").read_bytes()
+    assert weights == (second / "model.safetensors").read_bytes()
+    package.classify(out=str(tmp_path / "a"), resume=True, **options)
+    assert weights == (first / "model.safetensors").read_bytes()
+
+
+def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_path):
+    with pytest.raises(InputError, match=r"no file or folder .*missing.csv"):
+        package.classify(
+            data=[str(folder / "rows.jsonl")], eval_data=["missing.csv"], out=str(tmp_path / "x"), max_steps=2, **TINY
+        )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": True}, "give --model"),
+        ({"test_share": 1.5}, "must be at least 0 and below 1"),
+        ({"adapt_minutes": 1.0}, "give one of them"),
+        ({"predict": "x.txt", "data": []}, "give --model"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(folder, tmp_path, options, message):
+    given = {"data": [str(folder / "rows.jsonl")], "out": str(tmp_path / "out"), "max_steps": 2, **TINY}
+    with pytest.raises(InputError, match=message):
+        package.classify(**given | options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(folder, tmp_path):
+    out = package.classify(
+        data=[str(folder / "rows.jsonl")], out=str(tmp_path / "out"), max_steps=10, seeds=2, seed=5, **TINY
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    row = metrics["metrics"][0]
+    assert (row["name"], row["split"], row["seeds"]) == ("accuracy", "test", [5, 6])
+    each = [json.loads((out / f"seed-{n}" / "metrics.json").read_text()) for n in range(2)]
+    values = [one["metrics"][0]["value"] for one in each]
+    assert row["value"] == pytest.approx(np.mean(values))
+    assert row["std"] == pytest.approx(np.std(values, ddof=1))
+    best = max(range(2), key=lambda n: each[n]["training"]["selection"])
+    assert metrics["training"]["kept"] == f"seed-{best}"
+    assert (out / "model.safetensors").read_bytes() == (out / f"seed-{best}" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def stock(folder):
+    """A GPT-2 and a BERT of transformers' own classes, tiny and untrained, with a tokenizer each."""
+    tokenizer = train_bpe((row["text"] for row in texts_of(400)), 300)
+    sizes = {"vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=64, **sizes))
+    bert = BertForMaskedLM(
+        BertConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+            **sizes,
+        )
+    )
+    for name, model in (("gpt2", gpt2), ("bert", bert)):
+        model.save_pretrained(folder / name)
+        save_tokenizer(tokenizer, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "train"), [("gpt2", "all"), ("gpt2", "last"), ("bert", "all"), ("bert", "head")])
+def test_a_stock_decoder_or_encoder_is_a_model_to_start_from(stock, tmp_path, name, train):
+    out = package.classify(
+        data=[str(stock / "rows.jsonl")],
+        model=str(stock / name),
+        train=train,
+        max_steps=5,
+        out=str(tmp_path / "out"),
+        quiet=True,
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.model_type == name
+    base = AutoModelForSequenceClassification.from_pretrained(stock / name, num_labels=2)
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, base.state_dict()[key])}
+    blocks = {key.split(".")[2 if name == "gpt2" else 3] for key in changed if ".h." in key or ".layer." in key}
+    assert blocks == {"all": {"0", "1"}, "last": {"1"}, "head": set()}[train]
+
+
+def test_a_stock_model_can_go_on_with_its_pretraining_first(stock, tmp_path):
+    for name in ("gpt2", "bert"):
+        out = package.classify(
+            data=[str(stock / "rows.jsonl")],
+            model=str(stock / name),
+            adapt_epochs=0.5,
+            max_steps=2,
+            out=str(tmp_path / name),
+            quiet=True,
+        )
+        assert AutoModelForSequenceClassification.from_pretrained(out).config.model_type == name
+
+
+def test_lora_trains_an_adapter_alone(stock, tmp_path):
+    out = package.classify(
+        data=[str(stock / "rows.jsonl")],
+        model=str(stock / "gpt2"),
+        lora=True,
+        lora_rank=2,
+        max_steps=3,
+        out=str(tmp_path / "out"),
+        quiet=True,
+    )
+    assert (out / "adapter_model.safetensors").is_file()
+    assert not (out / "model.safetensors").exists()
+    (tmp_path / "texts.txt").write_text("cat good\n", encoding="utf-8")
+    package.classify(model=str(out), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "p"), quiet=True)
+    assert len((tmp_path / "p" / "predictions.csv").read_text().splitlines()) == 2
+
+
+def test_what_is_frozen_gets_no_gradient():
+    config = GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=50, num_labels=2, pad_token_id=0)
+    for what, expected in (("head", {"score"}), ("last", {"score", "transformer.h.2", "transformer.ln_f"})):
+        model = AutoModelForSequenceClassification.from_config(config)
+        freeze(model, what)
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        assert {next(e for e in expected if name.startswith(e)) for name in trained} == expected
+
+
+def test_the_loss_is_the_sum_over_rows_that_count_weighted_by_label():
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, num_labels=2, pad_token_id=0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids, mask = torch.randint(1, 50, (3, 5)), torch.ones(3, 5, dtype=torch.long)
+    objective = LabelLoss(model, label_weights=[1.0, 3.0]).eval()
+    logs = model(input_ids=ids, attention_mask=mask).logits.log_softmax(-1)
+    expected = -(logs[0, 0] + 3 * logs[1, 1])
+    torch.testing.assert_close(objective(ids, mask, torch.tensor([0, 1, -100])), expected)
+
+
+def test_token_dropout_replaces_about_its_share_and_never_what_marks_structure():
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, num_labels=2, pad_token_id=0)
+    objective = LabelLoss(AutoModelForSequenceClassification.from_config(config), token_dropout=0.25, kept_ids=[0, 1])
+    ids = torch.randint(0, 50, (200, 100))
+    noisy = objective._with_noise(ids)
+    marks = ids < 2
+    assert torch.equal(noisy[marks], ids[marks])
+    assert not (noisy[~marks] < 2).any()
+    share = (noisy != ids)[~marks].float().mean().item()
+    assert share == pytest.approx(0.25 * 47 / 48, abs=0.01)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_scores_of_one(folder, tmp_path, groundup):
+    import subprocess
+    import sys
+
+    options = ["--data", str(folder / "rows.jsonl"), "--max-steps", "6", "--token-dropout", "0", "--dropout", "0"]
+    options += ["--vocab-size", "300", "--hidden-size", "32", "--num-hidden-layers", "1", "--adapt-epochs", "1"]
+    options += ["--precision", "fp32"]
+    groundup("classify", *options, "--out", tmp_path / "one")
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup", "classify", *options,
+         "--out", str(tmp_path / "two")],
+        check=True, capture_output=True, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    one, two = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(value, two.state_dict()[key], atol=1e-3, rtol=1e-2)
+
+
+def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokenizer(folder, tmp_path, made):
+    base = package.pretrain(
+        data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,
+        context_length=32, out=str(tmp_path / "base"), quiet=True,
+    )  # fmt: skip
+    out = package.classify(
+        data=[str(folder / "rows.jsonl")], model=str(base), max_steps=3, pooling="last", out=str(tmp_path / "out"),
+        quiet=True,
+    )  # fmt: skip
+    assert AutoModelForSequenceClassification.from_pretrained(out).config.classifier_pooling == "last"
+    assert AutoModelForCausalLM.from_pretrained(base).config.vocab_size == 300
+    ours, theirs = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(base)
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours("a cat")["input_ids"] == for_classifying(theirs, 32)("a cat")["input_ids"]
