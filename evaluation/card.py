@@ -1,6 +1,8 @@
 """The model card (`README.md`), made from `metrics.json` and `recipe.yaml` alone: it can be made again at any time."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,61 +10,165 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from groundup.common.files import atomic_write
 from groundup.common.settings import read_yaml
-from groundup.evaluation.report import RECIPE_FILE, notes, read_metrics, result_lines, section
+from groundup.evaluation.kinds import ADAPTER_FILE, CONFIG_FILE, GGUF_WEIGHTS, auto_class_of, overrides_of, read_json
+from groundup.evaluation.report import RECIPE_FILE, notes, read_metrics, result_lines, section, shown, title
 
-CARD_FILE = "README.md"
+CARD_FILE, CURVE_FILE = "README.md", "curve.png"
 
 _USE = """\
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
 path = "."  # this folder, or the name of its repository on the Hub
-tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
-
-prompt = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50, do_sample=True, top_p=0.95)[0]))
+tokenizer = AutoTokenizer.from_pretrained(path)
+{load}
+{then}
 ```
+"""
 
-`trust_remote_code=True` runs the two modeling files that lie beside the weights: read them first. With the package
+_CODE = """
+`trust_remote_code=True` runs the modeling files that lie beside the weights: read them first. With the package
 `groundup` installed and `import groundup.modeling`, leave it out: the package's own code is used.
 """
 
-_LIMITS = """\
+# What to do with a model once it is loaded, by its Auto class.
+_THEN = {
+    "AutoModelForCausalLM": """
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50, do_sample=True, top_p=0.95)[0]))""",
+    "AutoModelForSeq2SeqLM": """
+question = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**question, max_new_tokens=50)[0], skip_special_tokens=True))""",
+    "AutoModelForSequenceClassification": """
+text = tokenizer("Once upon a time", return_tensors="pt")
+print(model.config.id2label[model(**text).logits.argmax(-1).item()])""",
+}
+_ELSE = """
+text = tokenizer("Once upon a time", return_tensors="pt")
+print(model(**text)[0].shape)"""
+
+_USE_GGUF = """\
+```bash
+llama-cli -m model.gguf -p "Once upon a time"
+```
+
+The file is read by llama.cpp and what is built on it (LM Studio, Ollama, ...); no Python is needed.
+"""
+
+# What a kind of model cannot do.
+_LIMITS = {
+    "writes": """\
 It continues text in the manner of what it was trained on. It was not taught to answer questions, to follow
 instructions or to be truthful: what it says may be wrong, unfit for use or offensive, and may repeat its training text
-word for word. The numbers above hold for text like the one they were taken on: measure it again for any other.
-"""
+word for word.""",
+    "instructed": """\
+It was taught to answer on the rows named above and on nothing else. What it says may be wrong, unfit for use or
+offensive, and may repeat its training text word for word.""",
+    "judges": """\
+It knows the labels above and no "none of these": a text of another kind gets one of them as well. Do not let it decide
+about people.""",
+}
+_HOLDS = "The numbers above hold for text like the one they were taken on: measure it again for any other."
+
+_PIPELINES = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSeq2SeqLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModel": "feature-extraction",
+}
+_NAMES = {
+    "text-generation": "causal language model",
+    "fill-mask": "masked language model",
+    "text-classification": "text classifier",
+    "token-classification": "token classifier",
+    "question-answering": "model that finds answers in a text",
+    "feature-extraction": "text encoder",
+}
+_MEMORISED = ("copied", "continued_word_for_word")
+_SHOWN_SAMPLES = 3
+_SHOWN_ELSEWHERE = ("name", "license", "language", "base_model", "sources")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a folder holds, and how it is loaded."""
+
+    auto_class: str
+    is_gguf: bool
+    base: str | None  # of an adapter
+    overrides: dict[str, Any]
+    has_code: bool
+
+    @property
+    def pipeline(self) -> str:
+        return _PIPELINES[self.auto_class]
+
+
+def _kind_of(folder: Path) -> _Kind:
+    """The kind by the folder's config; a folder without one counts as a language model of ours."""
+    if (folder / ADAPTER_FILE).is_file():
+        base = str(read_json(folder / ADAPTER_FILE).get("base_model_name_or_path"))
+        return _Kind(auto_class_of(folder), False, base, overrides_of(folder), True)
+    if (folder / CONFIG_FILE).is_file():
+        has_code = bool(read_json(folder / CONFIG_FILE).get("auto_map"))
+        return _Kind(auto_class_of(folder), False, None, {}, has_code)
+    is_gguf = (folder / GGUF_WEIGHTS).is_file()
+    return _Kind("AutoModelForCausalLM", is_gguf, None, {}, not is_gguf)
 
 
 def write_card(folder: Path) -> Path:
     """Write the model card `README.md` from `metrics.json` and `recipe.yaml` alone, and return its path.
 
-    Of the recipe it names `name`, `license` and `sources` (a list of name, bytes, sha256) are used where they are
-    given; every other setting is listed as it is.
+    Of the recipe it names `name`, `license`, `language`, `base_model` and `sources` (a list of name, bytes, sha256) are
+    used where they are given; every other setting is listed as it is. How to load the model follows from its config.
     """
     folder = Path(folder)
     metrics, recipe = read_metrics(folder), read_yaml(folder / RECIPE_FILE)
-    name = recipe.get("name") or "groundup"
+    name, kind = recipe.get("name") or "groundup", _kind_of(folder)
     sections = {
-        "Use": _USE,
+        "Use": _use(kind),
         "Results": _results(metrics),
+        "Samples": _samples(metrics),
         "Training data": _training_data(recipe),
-        "Training": _training(metrics, recipe),
-        "Limits": _LIMITS,
+        "Training": _training(metrics, recipe, (folder / CURVE_FILE).is_file()),
+        "Limits": _limits(kind, metrics, recipe),
     }
-    body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in sections.items())
-    data = _card_data(name, recipe, metrics["metrics"])
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{_summary(metrics)}\n\n{body}")
+    body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in sections.items() if text)
+    data = _card_data(name, kind, recipe, section(metrics["metrics"], "results"))
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{_summary(kind, metrics, recipe)}\n\n{body}")
     atomic_write(folder / CARD_FILE, str(card).encode())
     return folder / CARD_FILE
 
 
-def _card_data(name: str, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:
-    """What the Hub reads: how to load the model, what it is for, and the model's own results (no baselines)."""
+def _use(kind: _Kind) -> str:
+    """How to load the model, to be copied as it is."""
+    if kind.is_gguf:
+        return _USE_GGUF
+    trust = ", trust_remote_code=True" if kind.has_code else ""
+    load = f"model = {kind.auto_class}.from_pretrained(path{trust})"
+    if kind.base is not None:
+        told = "".join(f", {name}={value!r}" for name, value in kind.overrides.items())
+        load = f"base = {kind.auto_class}.from_pretrained({kind.base!r}{told}{trust})\n"
+        load += "model = PeftModel.from_pretrained(base, path)"
+    text = _USE.format(auto_class=kind.auto_class, load=load, then=_THEN.get(kind.auto_class, _ELSE))
+    if kind.base is not None:
+        text = text.replace("```python\n", "```python\nfrom peft import PeftModel\n")
+    return text + (_CODE if kind.has_code else "")
+
+
+def _card_data(name: str, kind: _Kind, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:
+    """What the Hub reads: how to load the model, what it is for, and the model's own results (no baselines).
+
+    Results go into `model-index`, which holds numbers on any data set; `.eval_results/` takes only those that the Hub
+    has registered as benchmarks (hub docs, eval-results).
+    """
     results = [
         EvalResult(
-            task_type="text-generation",
+            task_type=kind.pipeline,
             dataset_type=row["dataset"],
             dataset_name=row["dataset"],
             dataset_split=row["split"],
@@ -72,20 +178,64 @@ def _card_data(name: str, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]
         for row in rows
         if not row.get("baseline") and row["value"] is not None
     ]
+    base, relation = _base_model(kind, recipe)
     return ModelCardData(
         license=recipe.get("license"),
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["groundup", "custom_code"],
+        language=recipe.get("language") or None,
+        library_name="peft" if kind.base is not None else None if kind.is_gguf else "transformers",
+        pipeline_tag=kind.pipeline,
+        base_model=base,
+        base_model_relation=relation if base else None,
+        datasets=[source["name"] for source in recipe.get("sources") or [] if "revision" in source] or None,
+        tags=["groundup", *["custom_code"] * (kind.has_code and kind.base is None), *["gguf"] * kind.is_gguf],
         model_name=name,
         eval_results=results or None,
     )
 
 
-def _summary(metrics: dict[str, Any]) -> str:
+def _base_model(kind: _Kind, recipe: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The model that this one was made from, where it has a name on the Hub, and how they are related."""
+    settings = recipe.get("settings") or {}
+    candidates = (recipe.get("base_model"), kind.base, settings.get("model"), settings.get("init_from"))
+    base = next((name for name in candidates if isinstance(name, str) and _HUB_NAME.fullmatch(name)), None)
+    if kind.base is not None:
+        return base, "adapter"
+    # Of a twin the Hub has no word that fits: its weights are the same, only the class is another.
+    is_twin = recipe.get("verb") == "export"
+    return base, "quantized" if kind.is_gguf else None if is_twin else "finetune"
+
+
+def _summary(kind: _Kind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     parameters = metrics["training"].get("parameters")
     size = f" of {parameters:,} parameters" if parameters else ""
-    return f"A causal language model{size}, made with the package `groundup`."
+    what = f"A {_NAMES[kind.pipeline]}{size}, made with the package `groundup`."
+    if kind.base is not None:
+        what += f" It is a LoRA adapter and needs its base, `{kind.base}`."
+    if recipe.get("verb") == "export":
+        original = recipe.get("base_model") or recipe.get("settings", {}).get("checkpoint")
+        what += f" It has the weights of `{original}` in a form that needs no code of ours; its logits are the same."
+    return what
+
+
+def _limits(kind: _Kind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """What the model cannot do, and how much of its training text it gives back, where that was measured."""
+    if kind.pipeline == "text-generation":
+        text = _LIMITS["instructed" if recipe.get("verb") == "instruct" else "writes"]
+    else:
+        text = _LIMITS["judges"] if "classification" in kind.pipeline else ""
+    for row in metrics["metrics"]:
+        if row["name"] in _MEMORISED and not row.get("baseline") and row["value"] is not None:
+            text += f" Measured: {title(row)} {shown(row)}."
+    return f"{text} {_HOLDS}"
+
+
+def _samples(metrics: dict[str, Any]) -> str:
+    """Some of the texts that the model wrote when it was measured, unchosen."""
+    blocks = []
+    for sample in (metrics.get("samples") or [])[:_SHOWN_SAMPLES]:
+        text = (str(sample["prompt"]) + str(sample["text"])).replace("```", "` ` `")
+        blocks.append(f"Seed {sample['seed']}, the prompt is {sample['prompt']!r}:\n\n```text\n{text}\n```\n")
+    return "\n".join(blocks)
 
 
 def _results(metrics: dict[str, Any]) -> str:
@@ -111,9 +261,9 @@ def _training_data(recipe: dict[str, Any]) -> str:
     return _markdown_table(header, [[_plain(source.get(key)) for key in header] for source in sources])
 
 
-def _training(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
+def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) -> str:
     """Everything that was recorded about how the model came to be, as one table a kind."""
-    settings = {key: value for key, value in recipe.items() if key not in ("name", "license", "sources")}
+    settings = {key: value for key, value in recipe.items() if key not in _SHOWN_ELSEWHERE}
     tables = [
         _markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
         for title, values in (
@@ -123,7 +273,8 @@ def _training(metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
         )
         if values
     ]
-    return "\n".join(tables) or "Not recorded."
+    curve = f"![The loss over the steps of training]({CURVE_FILE})\n\n" if has_curve else ""
+    return curve + "\n".join(tables) or "Not recorded."
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,23 +27,25 @@ from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.hub import SECRET
 from groundup.common.settings import read_yaml, write_yaml
+from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.card import CARD_FILE, write_card
-from groundup.evaluation.proof import (
+from groundup.evaluation.kinds import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     CONFIG_FILE,
-    PROBE,
-    Proof,
+    GGUF_WEIGHTS,
+    MODEL_WEIGHTS,
+    OVERRIDES_FILE,
     auto_class_of,
-    prove,
+    read_json,
 )
+from groundup.evaluation.proof import PROBE, Proof, prove
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
 from groundup.tokenization.folder import load_tokenizer
 
-MODEL_WEIGHTS, GGUF_WEIGHTS = "model.safetensors", "model.gguf"
 WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
 CODE = ("configuration_groundup.py", "modeling_groundup.py", "modeling_groundup_seq2seq.py")
-SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, "generation_config.json", "tokenizer_config.json")
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, "generation_config.json", "tokenizer_config.json")
 # The files of the contract: what a checkpoint's repository holds, and nothing else.
 CONTRACT = (
     *WEIGHTS,
@@ -114,6 +116,7 @@ def through_the_gate(
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / (checkpoint.resolve().name or "checkpoint")
         _copy(checkpoint, copy, files)
+        _rename_base(copy, (additions or {}).get("base_model"))
         sha256 = check_content(copy, additions or {}, trust_remote_code)
         base = _base_of(copy, fetch_base, trust_remote_code)
         proof = None if (copy / GGUF_WEIGHTS).is_file() else _prove(checkpoint, copy, base)
@@ -427,11 +430,20 @@ def _check_paths(folder: Path, findings: Findings) -> None:
             findings.add(f"{path.name} names a place on your machine ({_shown(shown[:80])})", "put a name in its stead")
 
 
+def _rename_base(copy: Path, name: str | None) -> None:
+    """Let an adapter name its base as strangers know it."""
+    path = copy / ADAPTER_FILE
+    if name and path.is_file():
+        settings = read_json(path) | {"base_model_name_or_path": name, "revision": None}
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_code: bool) -> Path | None:
     """The folder of an adapter's base model; what the adapter says of it must hold for strangers."""
     if not (copy / ADAPTER_FILE).is_file():
         return None
-    name = json.loads((copy / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    settings = read_json(copy / ADAPTER_FILE)
+    name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or fetch_base is None:
         raise InputError(
             f"{ADAPTER_FILE} names {_shown(str(name))} as its base, which nobody else has: publish the base first, "
@@ -444,6 +456,10 @@ def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_
         findings.add(f"{name} has no {CONFIG_FILE}", "give another --base-model")
     else:
         _check_code(base, values, findings, trust_remote_code)
+    known = read_json(copy / METRICS_FILE)["training"].get(BASE_SHA256)
+    weights = base / MODEL_WEIGHTS
+    if known and weights.is_file() and sha256_of(weights) != known:
+        findings.add(f"{name} has other weights than the base this adapter was trained on", "publish that one first")
     findings.stop()
     return base
 

@@ -5,7 +5,6 @@ every Auto class it names, with the code that travels in it, and must give the s
 same greedy text as this process.
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -24,31 +23,20 @@ from safetensors.torch import load_file
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.errors import InputError
 from groundup.evaluation.generation import encode_prompt
+from groundup.evaluation.kinds import (
+    ADAPTER_WEIGHTS,
+    CONFIG_FILE,
+    WRITERS,
+    auto_class_of,
+    overrides_of,
+    read_json,
+)
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import quiet_transformers
 from groundup.tokenization.folder import load_tokenizer
 
 TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
 PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\tand\u00a0goes on  twice.\n"
-CONFIG_FILE, ADAPTER_FILE, ADAPTER_WEIGHTS = "config.json", "adapter_config.json", "adapter_model.safetensors"
-# The Auto class of a model, by how the name of its class ends.
-AUTO_CLASSES = {
-    "ForCausalLM": "AutoModelForCausalLM",
-    "LMHeadModel": "AutoModelForCausalLM",
-    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
-    "EncoderDecoderModel": "AutoModelForSeq2SeqLM",
-    "ForMaskedLM": "AutoModelForMaskedLM",
-    "ForSequenceClassification": "AutoModelForSequenceClassification",
-    "ForTokenClassification": "AutoModelForTokenClassification",
-    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
-    "Model": "AutoModel",
-}
-_ADAPTER_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-}
-_WRITERS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
 @dataclass(frozen=True)
@@ -57,24 +45,6 @@ class Proof:
 
     largest_difference: float
     completion: str
-
-
-def auto_class_of(folder: Path) -> str:
-    """The Auto class that loads the model, or the base of the adapter, in `folder` for what it was made for.
-
-    Raises `InputError` where the config names no class that is known.
-    """
-    if (folder / ADAPTER_FILE).is_file():
-        task = _read(folder / ADAPTER_FILE).get("task_type")
-        if task in _ADAPTER_CLASSES:
-            return _ADAPTER_CLASSES[task]
-        raise InputError(f"{ADAPTER_FILE} has task_type {task!r}: known are {', '.join(_ADAPTER_CLASSES)}")
-    names = _read(folder / CONFIG_FILE).get("architectures")
-    name = str(names[0]) if isinstance(names, list) and names else ""
-    for end, auto_class in AUTO_CLASSES.items():
-        if name.endswith(end):
-            return auto_class
-    raise InputError(f"{CONFIG_FILE} has architectures {names!r}, which names no known class: save the model again")
 
 
 def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None = None) -> Proof:
@@ -98,7 +68,7 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
         raise InputError(
             f"{folder}: the tokenizer has a token {highest}, the model only {model.config.vocab_size} rows"
         )
-    code = sorted(_read(place / CONFIG_FILE).get("auto_map") or {})
+    code = sorted(read_json(place / CONFIG_FILE).get("auto_map") or {})
     question = {
         "base": base and str(base.resolve()),
         "tokenizer": tokenizer.name_or_path,
@@ -110,7 +80,7 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
         "text_ids": tokenizer.encode(PROBE),
         "ids": ids,
         "is_encoder_decoder": bool(model.config.is_encoder_decoder),
-        "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in _WRITERS else 0,
+        "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in WRITERS else 0,
     }
     answer = _ask_a_stranger(folder, question)
     return _compare(folder, model, tokenizer, question, answer)
@@ -150,6 +120,7 @@ def _load(folder: Path, base: Path | None, auto_class: str, options: dict[str, A
                 base or folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
             )
             if base is not None:
+                _make_room(model, len(load_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)))
                 return PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as error:  # of a broken checkpoint transformers may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -161,20 +132,19 @@ def _load(folder: Path, base: Path | None, auto_class: str, options: dict[str, A
     return model.eval()
 
 
+def _make_room(model: Any, tokens: int) -> None:
+    """Give the embedding a row for each token that came with an adapter."""
+    if tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokens, mean_resizing=False)
+
+
 def _labels(adapter: Path) -> dict[str, Any]:
-    """The number of labels of a classifier, which an adapter's repository says only by the shape of its head."""
+    """What the base must be told; of an adapter that peft alone wrote, the number of labels by its head's shape."""
+    if overrides := overrides_of(adapter):
+        return overrides
     with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as weights:
         heads = [name for name in weights.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
         return {"num_labels": weights.get_slice(heads[0]).get_shape()[0]} if heads else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold a mapping. Raises `InputError` when it does not."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(values, dict):
-            return values
-    raise InputError(f"{path.name} is missing or no mapping in JSON: save the model again")
 
 
 def _ask_a_stranger(folder: Path, question: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -138,7 +138,7 @@ def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
     values = {(*_place(row), row["baseline"]): row for row in rows if row.get("baseline")}
     lines = [
-        [_title(row), _on(row), shown(row), *(shown(values.get((*_place(row), baseline))) for baseline in baselines)]
+        [title(row), _on(row), shown(row), *(shown(values.get((*_place(row), baseline))) for baseline in baselines)]
         for row in rows
         if not row.get("baseline")
     ]
@@ -152,7 +152,7 @@ def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
 def comparison_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the differences between models allow to say, a sentence each."""
     return [
-        f"{_title(row)}, {_on(row)}, against {row['against']}: {shown(row)}: {verdict(row)}"
+        f"{title(row)}, {_on(row)}, against {row['against']}: {shown(row)}: {verdict(row)}"
         for row in section(rows, "comparison")
     ]
 
@@ -178,10 +178,11 @@ def _on(row: dict[str, Any]) -> str:
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Why a number of the table is missing, each reason once."""
-    return list(dict.fromkeys(f"{_title(row)}: {row['note']}" for row in rows if row.get("note")))
+    return list(dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note")))
 
 
-def _title(row: dict[str, Any]) -> str:
+def title(row: dict[str, Any]) -> str:
+    """What a number is called for a person."""
     name: str = row["name"]
     return _TITLES.get(name, name.replace("_", " "))
 

@@ -30,6 +30,8 @@ def main(folder: str, question_path: str, answer_path: str) -> None:
     if question["base"]:
         from peft import PeftModel
 
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         model = PeftModel.from_pretrained(model, folder)
     model.eval()
     ids = torch.tensor([question["ids"]])
