@@ -18,6 +18,8 @@ _PUBLIC = {
     "train_tokenizer": "groundup.data.preparation",
     "prepare": "groundup.data.preparation",
     "pretrain": "groundup.training.pretraining",
+    "classify": "groundup.training.classification",
+    "instruct": "groundup.training.instruction",
     "evaluate": "groundup.evaluation.measuring",
     "merge": "groundup.training.merging",
     "import_gpt2": "groundup.training.conversion",

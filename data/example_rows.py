@@ -63,7 +63,9 @@ def encode_examples(
     encoded = tokenizer(list(texts), truncation=True, max_length=context_length)["input_ids"] if texts else []
     ids = [np.asarray(row, np.int32) for row in encoded]
     full = [place for place, row in enumerate(ids) if len(row) == context_length]
-    lengths = [len(row) for row in tokenizer([texts[place] for place in full])["input_ids"]] if full else []
+    lengths = (
+        [len(row) for row in tokenizer([texts[place] for place in full], verbose=False)["input_ids"]] if full else []
+    )
     cut = sum(length > context_length for length in lengths)
     return ExampleRows(ids, np.array([numbers.get(label, IGNORED) for label in labels], np.int64), cut)
 

@@ -12,7 +12,6 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from groundup.common import clock
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write, output_folder, require_new
@@ -35,6 +34,7 @@ from groundup.evaluation.classification import (
 from groundup.evaluation.labelling import label_texts
 from groundup.evaluation.language import structure_ids
 from groundup.evaluation.loading import load_network
+from groundup.training.adaptation import BASE, adapt
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import (
     PreparedExamples,
@@ -45,15 +45,11 @@ from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
-from groundup.training.pretraining import Pretraining
 from groundup.training.repeating import repeat
 from groundup.training.run import TrainingRun, carry_out
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
-from groundup.training.settings import PretrainSettings
-from groundup.training.starting import open_prepared, prepare_run
 
-BASE = "base"  # under work/: the model after pretraining on the texts
 CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
 FINISH_SECONDS = 8.0  # and for the last files
@@ -95,43 +91,8 @@ def _start(run: RunFolder, began: float) -> "ClassificationRun":
     """The run of a prepared folder; the model has gone through its pretraining on the texts before."""
     prepared = open_classification(run)
     if prepared.plan.base is not None and not (run.out / "final").is_dir():
-        _pretrain_base(prepared, began)
+        adapt(prepared, began)
     return ClassificationRun(prepared, run, began)
-
-
-def _pretrain_base(prepared: PreparedExamples, began: float) -> None:
-    """Pretrain in `work/base`, unless an earlier process has done it: a new model, or `--model` a little longer."""
-    settings, plan = prepared.settings, prepared.plan
-    base: dict[str, Any] = plan.base or {}
-    minutes = settings.adapt_minutes
-    if minutes is not None:
-        minutes = max(0.05, minutes + (began - clock.began()) / 60)  # it counts from where the command began
-    model = base["model"]
-    carry_out(
-        PretrainSettings(
-            data=[str(prepared.work / "texts.jsonl")],
-            tokenizer=str(prepared.work / "tokenizer") if settings.model is None else None,
-            init_from=settings.model,
-            objective=base["objective"],
-            out=str(prepared.work / BASE),
-            minutes=minutes,
-            epochs=settings.adapt_epochs,
-            context_length=plan.context_length,
-            hidden_size=model.get("hidden_size"),
-            num_hidden_layers=model.get("num_hidden_layers"),
-            model_config=model,
-            optimizer="muon" if plan.optimizer == "muon" else "adamw",
-            learning_rate=settings.learning_rate * base["rate"],
-            precision=settings.precision,
-            seed=settings.seed,
-            resume=True,
-            quiet=settings.quiet,
-        ),
-        verb="pretrain",
-        name=BASE,
-        prepare=prepare_run,
-        start=lambda run, began: Pretraining(open_prepared(run), run, began),
-    )
 
 
 class ClassificationRun(TrainingRun):

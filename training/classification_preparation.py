@@ -42,7 +42,8 @@ from groundup.training.starting import PUBLIC_PATHS, with_budget
 PATHS = (*PUBLIC_PATHS, "model", "predict")
 LONGEST_MINUTES = 10.0  # of a run without a budget
 ADAPT_SHARE = 0.4  # of a budget, for pretraining on the texts of a model that starts from nothing
-ADAPT_EPOCHS = 10.0  # passes over the texts, where the budget is no clock
+ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
+MOST_ADAPT_EPOCHS = 6.0  # and where it is one
 MOST_EPOCHS = 8.0  # passes over the rows under a clock: what a model can learn from them it has learnt by then
 SMOKE_EPOCHS = 1.0
 LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
@@ -52,7 +53,6 @@ BATCH_ROWS = 32
 # Of the rates for training from nothing. A small model of our own has little to forget; one of somebody else, trained
 # for weeks, is moved as its makers move theirs (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
 FINE_TUNING, GENTLE = 0.3, 0.05
-ADAPTER_RATE = 1e-3  # of LoRA's factors at a width of 256
 DROPOUT, TOKEN_DROPOUT = 0.1, 0.1  # for a model of our own
 OUR_DROPOUTS = ("embedding_dropout", "residual_dropout", "classifier_dropout")
 OTHER_DROPOUTS = (
@@ -255,8 +255,7 @@ def _plan(
         None if settings.adapt_minutes is None else 60 * settings.adapt_minutes,
     )
     scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
-    rates = {name: rate * scale for name, rate in base.rates.items()}
-    rates["adapter"] = ADAPTER_RATE * (base.model["hidden_size"] / 256) ** -0.5 * settings.learning_rate
+    rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}
     names = label_names(train.labels)
     return ClassifyPlan(
         precision=base.precision,
@@ -294,7 +293,8 @@ def _token_dropout(settings: ClassifySettings, start: _Start) -> float:
 def _base(plan: Plan, settings: ClassifySettings, start: _Start) -> dict[str, Any] | None:
     """What the pretraining on the texts needs beside the settings; None where `--model` is taken as it is."""
     if settings.model is None:
-        return {"model": plan.model, "objective": "clm", "rate": 1.0}
+        dropouts = {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
+        return {"model": plan.model | dropouts, "objective": "clm", "rate": 1.0}
     if not (settings.adapt_minutes or settings.adapt_epochs):
         return None
     return {"model": {}, "objective": start.objective, "rate": FINE_TUNING if start.is_ours else GENTLE}
