@@ -158,11 +158,11 @@ def lay_out_for_decoding(model: PreTrainedModel) -> PreTrainedModel:
     head of GPT-2 small in about half of the time. Values and shapes stay; do not train or save the model afterwards,
     both want rows.
     """
-    seen: set[int] = set()
-    for layer in model.modules():
-        if type(layer) is not nn.Linear or layer.weight.device.type != "cpu" or id(layer.weight) in seen:
-            continue
-        if layer.out_features > layer.in_features:
-            seen.add(id(layer.weight))
-            layer.weight.data = layer.weight.data.t().contiguous().t()
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear]
+    wide = {id(layer.weight): layer.weight for layer in layers if layer.out_features > layer.in_features}
+    # In place, the largest first: weights from a file are in memory only once they are touched.
+    for weight in sorted(wide.values(), key=torch.Tensor.numel, reverse=True):
+        if weight.device.type == "cpu" and weight.is_contiguous():
+            columns = weight.data.t().contiguous()
+            weight.data = weight.data.view(columns.shape).copy_(columns).t()
     return model

@@ -214,7 +214,7 @@ def test_an_empty_prompt_begins_a_new_text(bpe, words):
 def test_the_layout_for_decoding_changes_no_value_and_keeps_ties(name, tiny):
     model = type(tiny(name))(tiny(name).config).eval()
     model.load_state_dict(tiny(name).state_dict())
-    lay_out_for_decoding(model)
+    lay_out_for_decoding(lay_out_for_decoding(model))
     for key, value in tiny(name).state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=0)
     tied = model.config.tie_word_embeddings
