@@ -44,7 +44,8 @@ def verb_help(name: str, positional: tuple[str, ...], examples: str, settings_cl
     lines += ["", "Example:" if len(commands) == 1 else "Examples:", *(f"  {command}" for command in commands)]
     lines += ["", "Options:", *_beside("  --config FILE", "A YAML file with the same settings.", 26, width)]
     hints, documents = typing.get_type_hints(settings_class), field_documents(settings_class)
-    for field in dataclasses.fields(settings_class):
+    own = settings_class.__annotations__  # what several verbs share comes last
+    for field in sorted(dataclasses.fields(settings_class), key=lambda field: field.name not in own):
         option = f"  --{field.name.replace('_', '-')} {kind_of(hints[field.name])}".rstrip()
         lines += _beside(option, documents.get(field.name, "") + _default(field), 26, width)
     return "\n".join(lines)

@@ -123,6 +123,7 @@ def fold(adapted: PeftModel) -> PreTrainedModel:
         head.weight = embedding.weight
     if head is not None:
         model.config.tie_word_embeddings = head.weight is embedding.weight
+    model.name_or_path = ""  # no more the base's: another adapter must not name it
     return model.eval()
 
 

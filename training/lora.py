@@ -102,7 +102,10 @@ def _base_name(model: PreTrainedModel) -> str:
     """Where the base can be loaded from again: a folder's whole path, or a name on the Hub."""
     name = model.name_or_path
     if not name:
-        raise InputError("LoRA adapts a model that is saved somewhere, this one is new: train it without --lora first")
+        raise InputError(
+            "LoRA adapts a model that is saved somewhere; this one is new, or an adapter folded into its base: "
+            "train it without --lora, or write it out with groundup merge, first"
+        )
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
 

@@ -43,6 +43,7 @@ SIZES = (
     Size(512, 8, 512, 8e15),
     Size(768, 12, 1024, 8e16),
 )
+ADAPTER_RATE = 5e-3  # of LoRA's factors, whatever the width and the rank (docs/domain.md)
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 SMOKE_SIZE = Size(64, 2, 64, 0)
 
@@ -239,10 +240,12 @@ def _rates(settings: PretrainSettings, width: int) -> dict[str, float]:
     scale = settings.learning_rate
     narrow = (width / 256) ** -0.5
     if settings.optimizer == "adamw":
-        return dict.fromkeys(("matrix", "embedding", "head", "vector"), 2e-3 * narrow * scale)
+        rates: dict[str, float] = dict.fromkeys(("matrix", "embedding", "head", "vector"), 2e-3 * narrow * scale)
+        return rates | {"adapter": ADAPTER_RATE * scale}
     return {
         "matrix": 0.015 * scale,
         "embedding": 0.04 * narrow * scale,
         "head": 0.005 * narrow * scale,
         "vector": 0.01 * scale,
+        "adapter": ADAPTER_RATE * scale,
     }

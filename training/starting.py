@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -37,6 +37,9 @@ from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 SMOKE_STEPS = 20
 USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
@@ -79,6 +82,8 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
 
 
 def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
+    if settings.lora and settings.init_from is None:
+        raise InputError("--lora adapts a model that is there: name it with --init-from")
     corpus = _corpus(settings)
     size = _text_bytes(corpus)
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
@@ -170,13 +175,18 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
     return data.train, data.validation
 
 
-def make_model(prepared: Prepared) -> PreTrainedModel:
-    """The model before its first step: fresh weights of the plan's sizes, or the model to go on with."""
+def make_model(prepared: Prepared) -> "PreTrainedModel | PeftModel":
+    """The model before its first step: fresh weights of the plan's sizes, or the model to go on with or to adapt."""
     settings, plan = prepared.settings, prepared.plan
     if settings.init_from is not None:
         model = _load_base(settings)
-        if cast(nn.Embedding, model.get_input_embeddings()).num_embeddings < len(prepared.tokenizer):
+        known = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+        if known < len(prepared.tokenizer):
             model.resize_token_embeddings(len(prepared.tokenizer))
+        if settings.lora:
+            from groundup.training.lora import add_lora  # peft takes a while to import
+
+            return add_lora(model, settings, trained_tokens=range(known, len(prepared.tokenizer)))
         return model
     config = make_config(plan, prepared.tokenizer)
     return GroundupForMaskedLM(config) if settings.objective == "mlm" else GroundupForCausalLM(config)
