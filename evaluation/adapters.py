@@ -24,13 +24,11 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter
 
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.evaluation.kinds import OVERRIDES_FILE
 from groundup.evaluation.loading import load_network, quiet_transformers
 from groundup.evaluation.report import METRICS_FILE
 from groundup.tokenization.folder import load_tokenizer
 
-# What a base must be told to become the model that was adapted: labels, pooling, padding. peft keeps none of it, and a
-# config.json beside the adapter would make transformers look for the whole model there.
-OVERRIDES_FILE = "config_overrides.json"
 BASE_SHA256 = "base_weights_sha256"  # among what metrics.json says of the training
 
 KINDS: dict[str | None, Any] = {

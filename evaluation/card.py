@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from groundup.common.files import atomic_write
+from groundup.common.files import atomic_write, public_name
 from groundup.common.settings import read_yaml
 from groundup.evaluation.kinds import ADAPTER_FILE, CONFIG_FILE, GGUF_WEIGHTS, auto_class_of, overrides_of, read_json
 from groundup.evaluation.report import RECIPE_FILE, notes, read_metrics, result_lines, section, shown, title
@@ -111,7 +111,7 @@ class _Kind:
 def _kind_of(folder: Path) -> _Kind:
     """The kind by the folder's config; a folder without one counts as a language model of ours."""
     if (folder / ADAPTER_FILE).is_file():
-        base = str(read_json(folder / ADAPTER_FILE).get("base_model_name_or_path"))
+        base = public_name(str(read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")))
         return _Kind(auto_class_of(folder), False, base, overrides_of(folder), True)
     if (folder / CONFIG_FILE).is_file():
         has_code = bool(read_json(folder / CONFIG_FILE).get("auto_map"))

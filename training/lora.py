@@ -22,7 +22,8 @@ from transformers.pytorch_utils import Conv1D
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
 from groundup.common.files import sha256_of
-from groundup.evaluation.adapters import BASE_SHA256, OVERRIDES_FILE
+from groundup.evaluation.adapters import BASE_SHA256
+from groundup.evaluation.kinds import OVERRIDES_FILE
 from groundup.training.lora_settings import LoraOptions
 
 # Fields of a config that say nothing of how a model computes.
@@ -135,8 +136,9 @@ def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list
 def save_adapter(folder: Path, adapted: PeftModel) -> None:
     """Write an adapter as peft has it, and beside it what its base must be told to become the model that was trained.
 
-    `config_overrides.json` has the fields in which the model's config differs from the base's (labels, pooling): the
-    keywords for `from_pretrained`. It is absent where there are none.
+    `config_overrides.json` has the fields in which the model's config differs from the base's (labels, pooling), as the
+    keywords for `from_pretrained`; it is absent where there are none. peft keeps none of them, and a config.json beside
+    the adapter would make transformers look for the whole model there.
     """
     model = cast(PreTrainedModel, adapted.get_base_model())
     settings = adapted.peft_config["default"]
