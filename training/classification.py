@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write, output_folder, require_new
-from groundup.common.settings import verb
+from groundup.common.settings import verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
 from groundup.data.examples import Examples, also_in, load_examples
 from groundup.data.sources import short_name
@@ -34,12 +34,14 @@ from groundup.evaluation.classification import (
 from groundup.evaluation.labelling import label_texts
 from groundup.evaluation.language import structure_ids
 from groundup.evaluation.loading import load_network
+from groundup.evaluation.report import RECIPE_FILE
 from groundup.training.adaptation import BASE, adapt
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import (
     PreparedExamples,
     open_classification,
     prepare_classification,
+    public_settings,
 )
 from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
@@ -53,7 +55,6 @@ from groundup.training.schedule import Budget
 CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
 FINISH_SECONDS = 8.0  # and for the last files
-PATIENCE = 4  # validations, of ten in a run, without a better one
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
 
 
@@ -100,11 +101,11 @@ class ClassificationRun(TrainingRun):
 
     best_by = "selection"
     higher_is_better = True
-    patience = PATIENCE
 
     def __init__(self, prepared: PreparedExamples, folder: RunFolder, began: float):
         self.prepared = prepared
         settings = prepared.settings
+        self.patience = prepared.plan.patience
         self.train_examples = prepared.examples("train")
         self.train_rows = prepared.encode(self.train_examples, "training")
         self.selection_rows = prepared.encode(prepared.examples("selection"), "selection")
@@ -116,6 +117,7 @@ class ClassificationRun(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
+            track=settings.track,
         )
 
     def make_model(self) -> PreTrainedModel:
@@ -285,6 +287,7 @@ def _label_only(settings: ClassifySettings) -> Path:
     require_new(out)
     content = _label(settings, settings.model)
     out.mkdir(parents=True, exist_ok=True)
+    write_yaml(out / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings)})
     atomic_write(out / PREDICTIONS_FILE, content.encode())
     say(f"labels and their probabilities are in {out / PREDICTIONS_FILE}")
     return out

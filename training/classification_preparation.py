@@ -44,12 +44,13 @@ LONGEST_MINUTES = 10.0  # of a run without a budget
 ADAPT_SHARE = 0.4  # of a budget, for pretraining on the texts of a model that starts from nothing
 ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
 MOST_ADAPT_EPOCHS = 6.0  # and where it is one
-MOST_EPOCHS = 8.0  # passes over the rows under a clock: what a model can learn from them it has learnt by then
+MOST_EPOCHS, MOST_STEPS = 3.0, 300  # under a clock the larger of both is the end: what there is to learn is learnt
 SMOKE_EPOCHS = 1.0
 LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
 WHOLE_TEXTS = 0.98  # share of the texts that a new model's context holds whole
 LARGEST_VOCABULARY = 8192
 BATCH_ROWS = 32
+PATIENCE = 4  # validations, of ten in a run, without a better one, that end a run without a budget
 # Of the rates for training from nothing. A small model of our own has little to forget; one of somebody else, trained
 # for weeks, is moved as its makers move theirs (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
 FINE_TUNING, GENTLE = 0.3, 0.05
@@ -73,6 +74,7 @@ class ClassifyPlan(Optimization):
     model_fields: dict[str, Any]
     token_dropout: float
     most_epochs: float | None
+    patience: int | None
     base: dict[str, Any] | None
 
 
@@ -177,14 +179,15 @@ def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
         write_examples(run.work / f"{part}.jsonl", rows)
     write_texts(run.work / "texts.jsonl", parts["train"].texts)
     size = sum(len(text.encode()) for text in parts["train"].texts)
+    patience = None if settings.minutes or settings.max_steps or settings.epochs else PATIENCE
     settings = _with_minutes(settings, size)
     tokenizer = _tokenizer(settings, parts["train"].texts, size)
     save_tokenizer(tokenizer, run.work / "tokenizer")
-    plan = _plan(settings, parts["train"], tokenizer, size)
+    plan = _plan(settings, parts["train"], tokenizer, size, patience)
     recipe = {
         "name": short_name(settings.data),
         "verb": "classify",
-        "settings": {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()},
+        "settings": public_settings(settings),
         "plan": dataclasses.asdict(plan),
         "columns": dataclasses.asdict(columns),
         "rows": {part: len(rows) for part, rows in parts.items()} | {"dropped_from_selection": dropped},
@@ -235,7 +238,11 @@ def _tokenizer(settings: ClassifySettings, texts: list[str], text_bytes: int) ->
 
 
 def _plan(
-    settings: ClassifySettings, train: Examples, tokenizer: PreTrainedTokenizerFast, text_bytes: int
+    settings: ClassifySettings,
+    train: Examples,
+    tokenizer: PreTrainedTokenizerFast,
+    text_bytes: int,
+    patience: int | None,
 ) -> ClassifyPlan:
     """Sizes and rates, by the plan of pretraining; gentler, the more the model knows already."""
     start = _start_of(settings, tokenizer, train.texts)
@@ -257,6 +264,7 @@ def _plan(
     scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
     rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}
     names = label_names(train.labels)
+    batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
     return ClassifyPlan(
         precision=base.precision,
         optimizer=optimizer,
@@ -266,13 +274,14 @@ def _plan(
         decay=0.7,
         clip=None if optimizer == "muon" else 1.0,
         context_length=start.context_length,
-        batch_rows=min(len(train), settings.batch_rows or BATCH_ROWS),
+        batch_rows=batch_rows,
         micro_batch_tokens=base.micro_batch_rows * start.context_length,
         labels=names,
         label_counts=[train.labels.count(name) for name in names],
         model_fields=_model_fields(settings, start),
         token_dropout=_token_dropout(settings, start),
-        most_epochs=MOST_EPOCHS if settings.minutes is not None else None,
+        most_epochs=None if settings.minutes is None else max(MOST_EPOCHS, MOST_STEPS * batch_rows / len(train)),
+        patience=patience,
         base=_base(base, settings, start),
     )
 
@@ -348,8 +357,12 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def public_settings(settings: ClassifySettings) -> dict[str, Any]:
+    """All settings as they may be published: paths on this machine by their last part alone."""
+    return {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()}
+
+
 def _public(name: str, value: Any) -> Any:
-    """A setting as it may be published: paths on this machine by their last part alone."""
     if name not in PATHS or value is None:
         return value
     if isinstance(value, list):

@@ -45,8 +45,8 @@ class ClassifySettings(LoraOptions):
     """Share of --data that is kept for the test where there is no --eval-data."""
     selection_share: float = 0.1
     """Share of the remaining rows that chooses the best step and is not trained on."""
-    best_by: Literal["accuracy", "f1_macro", "mcc", "loss"] = "accuracy"
-    """What is measured on the rows for selection to choose the best step."""
+    best_by: Literal["loss", "accuracy", "f1_macro", "mcc"] = "loss"
+    """What is measured on the rows for selection to choose the best step; of few rows the loss tells the most."""
     train: Literal["all", "last", "head"] = "all"
     """Weights that are trained: all; the last block, the last norm and the head; or the head alone."""
     pooling: Literal["last", "first", "mean", "max"] | None = None
@@ -86,6 +86,8 @@ class ClassifySettings(LoraOptions):
     seeds: int = 1
     """Repeat the run with so many seeds, from --seed on, each with a split of its own; report mean and spread, and keep
     the one that is best on its rows for selection."""
+    track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
+    """Where the log goes beside log.jsonl: trackio and tensorboard keep it on this machine, wandb sends it away."""
     resume: bool = False
     """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
     smoke: bool = False

@@ -10,6 +10,7 @@ from accelerate.state import PartialState
 
 from groundup.common import clock
 from groundup.common.console import console, say
+from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new
 from groundup.data.sources import short_name
 from groundup.evaluation.card import write_card
@@ -23,9 +24,11 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
 
     The folder itself becomes a copy of the run that is best on its own rows for selection (never on the test), with
     the mean and the standard deviation of every score over the seeds before its own in `metrics.json`. A budget in
-    minutes is for all seeds together.
+    minutes is for all seeds together. Raises what `train` does.
     """
     began = clock.began()
+    if settings.resume and settings.out is None:
+        raise InputError("--resume needs --out: the folder of the run to go on with")
     out = output_folder(settings.out, "classify", short_name(settings.data))
     if not settings.resume:
         require_new(out, ", or add --resume to go on with it")
@@ -44,6 +47,7 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
             folders.append(train(one))
     if PartialState().is_main_process and not (settings.resume and (out / "metrics.json").is_file()):
         _combine(out, folders)
+    PartialState().wait_for_everyone()
     return out
 
 

@@ -27,6 +27,7 @@ from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.classification import freeze
 from groundup.training.label_loss import LabelLoss
+from groundup.training.loop import Loop
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
 
@@ -142,6 +143,29 @@ def test_the_same_command_gives_the_same_weights_and_a_finished_run_is_left_alon
     assert weights == (second / "model.safetensors").read_bytes()
     package.classify(out=str(tmp_path / "a"), resume=True, **options)
     assert weights == (first / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(folder, tmp_path, made, monkeypatch):
+    base = package.pretrain(
+        data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,
+        context_length=32, out=str(tmp_path / "base"), quiet=True,
+    )  # fmt: skip
+    options = {"data": [str(folder / "rows.jsonl")], "model": str(base), "max_steps": 9, "save_every": 3, "quiet": True}
+    whole = package.classify(out=str(tmp_path / "whole"), **options)
+    update, done = Loop._update, []
+
+    def failing(loop):
+        done.append(1)
+        if len(done) == 6:
+            raise RuntimeError("the power is gone")
+        update(loop)
+
+    monkeypatch.setattr(Loop, "_update", failing)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        package.classify(out=str(tmp_path / "cut"), **options)
+    monkeypatch.undo()
+    cut = package.classify(out=str(tmp_path / "cut"), resume=True, **options)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_path):
