@@ -80,6 +80,8 @@ class RunSettings:
     """A YAML file, or the name of one of the recipes that come with the package (python_docs)."""
     out: str | None = None
     """The folder for all stages (default: runs/ and the recipe's name); what is there is used again."""
+    dry_run: bool = False
+    """Only say what would be done, and how long it may take."""
     smoke: bool = False
     """Walk the same path with tiny models in seconds."""
     quiet: bool = False

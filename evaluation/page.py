@@ -45,6 +45,21 @@ def write_page(folder: Path) -> Path:
 
 def page(metrics: dict[str, Any]) -> str:
     """The page of what `metrics.json` holds."""
+    return document("Evaluation", sections(metrics))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page in HTML, with its style inside, around `body`."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n"
+    )
+
+
+def sections(metrics: dict[str, Any], level: int = 2) -> str:
+    """What `metrics.json` holds, each part under a heading of this level."""
     rows = metrics["metrics"]
     results = section(rows, "results")
     parts = [
@@ -57,13 +72,7 @@ def page(metrics: dict[str, Any]) -> str:
         ("Not measured", _list([f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()])),
         ("How it was made", _facts(metrics)),
     ]
-    body = "".join(f"<h2>{html.escape(title)}</h2>\n{content}\n" for title, content in parts if content)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Evaluation</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>Evaluation</h1>\n{body}</body>\n</html>\n"
-    )
+    return "".join(f"<h{level}>{html.escape(title)}</h{level}>\n{content}\n" for title, content in parts if content)
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -39,6 +39,7 @@ from groundup.evaluation.instruction import (
 from groundup.evaluation.loading import load_model, quiet_transformers
 from groundup.modeling import GroundupForConditionalGeneration
 from groundup.tokenization.chat import INPUT_JOINTS, ChatEncoder
+from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.training.checkpoint import Position
 from groundup.training.instruction_preparation import (
     PreparedInstructions,
@@ -196,6 +197,7 @@ class InstructionRun(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
+            track=settings.track,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
 
@@ -207,7 +209,10 @@ class InstructionRun(TrainingRun):
         model.generation_config.eos_token_id = sorted(ends)
         model.generation_config.pad_token_id = self.prepared.tokenizer.pad_token_id
         if self.prepared.settings.lora:
-            return add_lora(model, self.prepared.settings)  # type: ignore[return-value]
+            # The base may never have seen the tokens that mark turns, and an adapter of the blocks cannot learn them.
+            vocabulary = self.prepared.tokenizer.get_vocab()
+            turns = [vocabulary[token] for token in CHAT_TOKENS if token in vocabulary]
+            return add_lora(model, self.prepared.settings, turns)  # type: ignore[return-value]
         return model
 
     def _base(self) -> PreTrainedModel:

@@ -70,6 +70,8 @@ class InstructSettings(LoraOptions):
     """Run code that comes with the model, if it is not one of ours."""
     seed: int = 0
     """Decides the initial weights, the rows kept back, the order of the others and dropout."""
+    track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
+    """Where the log goes beside log.jsonl: trackio and tensorboard keep it on this machine, wandb sends it away."""
     resume: bool = False
     """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
     smoke: bool = False

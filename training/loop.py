@@ -199,7 +199,8 @@ class Loop:
         return f"loss {row['loss'] or float('nan'):.3f}  {row['tokens_per_second']:,.0f} tokens/s"
 
     def write_log(self, row: dict[str, Any]) -> None:
-        """Add a row to log.jsonl, on the process that has one."""
+        """Add a row to log.jsonl, on the process that has one, and its numbers to the trackers if there are any."""
+        self.accelerator.log({name: value for name, value in row.items() if isinstance(value, float)}, row["step"])
         if self.log_path is not None:
             with self.log_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -107,6 +107,7 @@ class Pretraining(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
+            track=settings.track,
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         self.special_ids = structure_ids(prepared.tokenizer)

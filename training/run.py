@@ -114,6 +114,16 @@ def on_first_process(state: PartialState, action: Callable[[], None]) -> None:
         raise InputError(wrong[0])
 
 
+def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
+    """Let what the loop logs also go to a tracker. Raises `InputError` where its package is not installed."""
+    try:
+        accelerator.init_trackers("groundup", init_kwargs={"trackio": {"name": name}, "wandb": {"name": name}})
+    except (ImportError, ValueError) as error:
+        raise InputError(f"--track {track}: {str(error).splitlines()[0]}: try pip install {track}") from error
+    if accelerator.is_main_process and not accelerator.trackers:
+        raise InputError(f"--track {track}: it is not installed: try pip install {track}")
+
+
 class TrainingRun(abc.ABC):
     """A prepared run, from its first step, or the newest saved one, to its last file.
 
@@ -136,11 +146,19 @@ class TrainingRun(abc.ABC):
         began: float,
         save_every: int | None = None,
         gradient_checkpointing: bool = False,
+        track: str = "none",
     ):
         self.folder, self.tokenizer, self.plan, self.began, self.save_every = folder, tokenizer, plan, began, save_every
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=torch.accelerator.current_accelerator() is None)
+        self.accelerator = Accelerator(
+            mixed_precision=precision,
+            cpu=torch.accelerator.current_accelerator() is None,
+            log_with=None if track == "none" else track,
+            project_dir=folder.out / "tracking",
+        )
+        if track != "none":
+            start_tracking(self.accelerator, track, folder.out.name)
         set_seed(seed)
         made = self.make_model().to(self.accelerator.device)
         # With an adapter beside its matrices the model trains and measures as it would without, and is saved otherwise.
@@ -212,6 +230,7 @@ class TrainingRun(abc.ABC):
         if self.accelerator.is_main_process:
             self._finish(position)
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
 
     def _position(self, resume: bool) -> Position:
         newest = self.folder.newest_state() if resume else None

@@ -66,6 +66,8 @@ class PretrainSettings(LoraOptions):
     """Steps between two saved states (default: ten in a run, and at least one a minute)."""
     seed: int = 0
     """Decides the initial weights, the order of the rows and dropout."""
+    track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
+    """Where the log goes beside log.jsonl: trackio and tensorboard keep it on this machine, wandb sends it away."""
     resume: bool = False
     """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
     smoke: bool = False

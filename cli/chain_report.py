@@ -1,0 +1,97 @@
+"""The end of a recipe: the last model proven to load elsewhere, what it does, and `report.html` for all stages."""
+
+import base64
+import html
+import json
+from pathlib import Path
+
+from groundup.cli.recipe import Ledger, Recipe, Stage
+from groundup.common.console import console, say
+from groundup.common.files import atomic_write
+from groundup.evaluation.generation import Sampling, complete
+from groundup.evaluation.kinds import MODEL_WEIGHTS, auto_class_of
+from groundup.evaluation.loading import load_model
+from groundup.evaluation.page import PAGE_FILE, document, sections
+from groundup.evaluation.proof import prove
+from groundup.evaluation.report import read_metrics, summary_table
+
+SAMPLE_TOKENS = 80
+
+
+def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
+    """Prove the last model, print its scores and what it writes, and write the report of the whole chain."""
+    folders = [out / stage.name for stage in recipe.stages if (out / stage.name / MODEL_WEIGHTS).is_file()]
+    samples: list[tuple[str, str]] = []
+    if folders:
+        samples = _show_model(folders[-1], recipe.prompts, seconds)
+    path = write_report(recipe, out, ledger, samples)
+    say(f"\ndone in {seconds:.0f} s; everything on one page: {path}")
+
+
+def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[tuple[str, str]]:
+    kind = auto_class_of(folder)
+    proof = prove(folder, prompts[0] if prompts else "")
+    say()
+    say(f"{folder}: {seconds:.0f} s for the whole recipe. A process without this package loaded it by")
+    say(f"{kind}: logits equal (largest difference {proof.largest_difference:.0e}), the same greedy text.")
+    say()
+    if (folder / "metrics.json").is_file():
+        console.print(summary_table(read_metrics(folder)))
+    if kind != "AutoModelForCausalLM":
+        return []
+    model, tokenizer = load_model(folder)
+    samples = []
+    for seed, prompt in enumerate(prompts):
+        text = complete(model, tokenizer, prompt, Sampling(max_new_tokens=SAMPLE_TOKENS, seed=seed))
+        samples.append((prompt, text))
+        say(f"\n--- {prompt!r}, seed {seed}")
+        say(prompt + text)
+    return samples
+
+
+def write_report(recipe: Recipe, out: Path, ledger: Ledger, samples: list[tuple[str, str]]) -> Path:
+    """Write `report.html`: the tree of stages, and of each what it measured; one file that needs no network."""
+    body = "<h2>Stages</h2>\n" + _tree(recipe, ledger)
+    for stage in recipe.stages:
+        body += _stage_section(out / stage.name, stage)
+    if samples:
+        written = (f"<pre><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>" for prompt, text in samples)
+        body += "<h2>What the last model writes</h2>\n" + "\n".join(written)
+    path = out / PAGE_FILE
+    atomic_write(path, document(recipe.name, body).encode())
+    return path
+
+
+def _tree(recipe: Recipe, ledger: Ledger) -> str:
+    """The stages, each under those that it builds on."""
+    lines = []
+    depths: dict[str, int] = {}
+    for stage in recipe.stages:
+        parents = sorted(set(stage.references()))
+        depths[stage.name] = 1 + max((depths[name] for name in parents), default=-1)
+        seconds = ledger.seconds(stage)
+        facts = [f"groundup {stage.verb}", f"{seconds:.0f} s" if seconds is not None else "not done"]
+        facts += [f"from {' and '.join(parents)}"] if parents else []
+        lines.append("    " * depths[stage.name] + f"{stage.name}  ({', '.join(facts)})")
+    return f"<pre>{html.escape(chr(10).join(lines))}</pre>\n"
+
+
+def _stage_section(folder: Path, stage: Stage) -> str:
+    """What a stage left that can be shown: curve, pictures, numbers, or a tokenizer's report."""
+    parts = []
+    for picture in sorted(folder.glob("*.png")):
+        data = base64.b64encode(picture.read_bytes()).decode()
+        parts.append(
+            f'<img alt="{html.escape(picture.stem)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+        )
+    if (folder / "metrics.json").is_file():
+        parts.append(sections(read_metrics(folder), level=3))
+    if (folder / "tokenizer_report.json").is_file():
+        rows = json.loads((folder / "tokenizer_report.json").read_text(encoding="utf-8"))
+        items = (
+            f"<li>{html.escape(', '.join(f'{name}: {value}' for name, value in row.items()))}</li>" for row in rows
+        )
+        parts.append("<ul>" + "".join(items) + "</ul>")
+    if not parts:
+        return ""
+    return f"<h2>{html.escape(stage.name)}</h2>\n" + "\n".join(parts) + "\n"

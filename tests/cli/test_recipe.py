@@ -1,0 +1,95 @@
+"""Recipes: which stages are done again, what a dry run says, and the page at the end."""
+
+import pytest
+
+from groundup.cli.chain_report import write_report
+from groundup.cli.main import main
+from groundup.cli.recipe import Ledger, read_recipe
+from groundup.common.errors import InputError
+
+RECIPE = """
+name: small
+stages:
+  tokenizer: {data: [%s]}
+  base: {verb: pretrain, data: [%s], tokenizer: "{tokenizer}", minutes: 2}
+  scores: {verb: evaluate, model: ["{base}"], data: [%s]}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("once upon a time")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE % (text, text, text))
+    return path
+
+
+def done(ledger, stages):
+    return [stage.name for stage in stages if ledger.is_done(stage)]
+
+
+def finish_all(ledger, stages):
+    for stage in stages:
+        ledger.begin(stage)
+        ledger.finish(stage, 1.0)
+
+
+def test_only_what_depends_on_a_change_is_done_again(recipe, tmp_path):
+    stages = read_recipe(recipe).stages
+    ledger = Ledger(tmp_path, smoke=False)
+    assert done(ledger, stages) == []
+    finish_all(ledger, stages)
+    assert done(Ledger(tmp_path, smoke=False), stages) == ["tokenizer", "base", "scores"]
+    assert done(Ledger(tmp_path, smoke=True), stages) == []
+
+    recipe.write_text(recipe.read_text().replace("minutes: 2", "minutes: 3"))
+    changed = read_recipe(recipe).stages
+    again = Ledger(tmp_path, smoke=False)
+    assert done(again, changed) == ["tokenizer", "scores"]  # scores hang on the base that is there, until it is redone
+    again.begin(changed[1])
+    assert done(again, changed) == ["tokenizer"]
+
+    finish_all(again, changed)
+    (tmp_path / "text.txt").write_text("another text altogether")
+    assert done(again, changed) == []
+
+
+def test_a_stage_that_was_begun_goes_on_only_with_the_same_settings(recipe, tmp_path):
+    stages = read_recipe(recipe).stages
+    ledger = Ledger(tmp_path, smoke=False)
+    ledger.begin(stages[0])
+    assert Ledger(tmp_path, smoke=False).has_begun(stages[0])
+    recipe.write_text(recipe.read_text().replace("tokenizer: {", "tokenizer: {vocab_size: 300, "))
+    assert not ledger.has_begun(read_recipe(recipe).stages[0])
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["run", str(recipe), "--dry-run", "--out", str(out)]) == 0
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert ["base", "pretrain", "to", "do", "2", "minutes"] in lines
+    assert not out.exists()
+    out.mkdir()
+    stages = read_recipe(recipe).stages
+    finish_all(Ledger(out, smoke=False), stages[:1])
+    assert main(["run", str(recipe), "--dry-run", "--out", str(out)]) == 0
+    assert "kept: nothing has changed" in capsys.readouterr().err
+
+
+def test_the_report_is_one_file_that_names_every_stage_and_loads_nothing(recipe, tmp_path):
+    made = read_recipe(recipe)
+    ledger = Ledger(tmp_path, smoke=False)
+    finish_all(ledger, made.stages)
+    page = write_report(made, tmp_path, ledger, [("<b>", "goes & on")]).read_text()
+    for words in ("groundup pretrain", "from tokenizer", "&lt;b&gt;", "goes &amp; on"):
+        assert words in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+
+
+def test_a_stage_without_settings_of_its_own_must_not_be_a_word(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stages: {tokenizer: five}")
+    with pytest.raises(InputError, match="settings are wanted"):
+        read_recipe(path)
