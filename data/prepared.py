@@ -22,12 +22,13 @@ TRAIN, VALIDATION, TOKENIZER, RECIPE = "train", "validation", "tokenizer", "reci
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Text that has been tokenised, split, and the tokenizer that did it."""
+    """Text that has been split and tokenised, and the tokenizer that did it."""
 
     train: TokenStream
     validation: TokenStream
     tokenizer: PreTrainedTokenizerFast
     sources: list[dict[str, Any]]  # name, bytes, sha256 of each file the shards were made from
+    name: str  # of the text, short
 
 
 def is_prepared(item: str) -> bool:
@@ -46,12 +47,12 @@ def open_prepared_data(folder: Path, tokenizer: str | None = None) -> PreparedDa
     """
     parts = _parts(folder)
     if not parts and not (folder / TRAIN).is_dir():
-        return PreparedData(*open_datatrove(folder, tokenizer))
+        return PreparedData(*open_datatrove(folder, tokenizer), folder.resolve().name)
     folders = [parts[share] for share in _whole_set(folder, parts)] if parts else [folder]
     recipes = [read_yaml(part / RECIPE) for part in folders]
     own = load_tokenizer(folders[0] / TOKENIZER)
     if tokenizer is not None and fingerprint(load_tokenizer(tokenizer)) != fingerprint(own):
-        raise InputError(f"{folder} was prepared with another tokenizer than {tokenizer}: leave --tokenizer out")
+        raise InputError(f"{folder} was not prepared with the tokenizer of {tokenizer}: prepare the text with that one")
     streams = {name: [TokenStream.open(part / name) for part in folders] for name in (TRAIN, VALIDATION)}
     for part, stream in zip(folders, streams[TRAIN]):
         if stream.meta["tokenizer"] != fingerprint(own):
@@ -62,6 +63,7 @@ def open_prepared_data(folder: Path, tokenizer: str | None = None) -> PreparedDa
         TokenStream.joined(streams[VALIDATION]),
         own,
         [row for number, row in enumerate(sources) if row not in sources[:number]],
+        recipes[0]["name"],
     )
 
 
