@@ -153,8 +153,8 @@ def _streams(
         train, validation = (write_shards(documents, tokenizer, run.work / name) for name, documents in parts)
         return train, validation
     note = {
-        "folder": str(Path(settings.data[0]).expanduser().resolve()),
-        "tokenizer": str(run.work.resolve() / "tokenizer"),
+        "folder": _from_anywhere(settings.data[0]),
+        "tokenizer": _from_anywhere(settings.tokenizer or settings.init_from),
         "sha256": corpus.train.meta["sha256"],
     }
     (run.work / SHARDS_ELSEWHERE).write_text(json.dumps(note), encoding="utf-8")
@@ -169,10 +169,16 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
     note = json.loads(path.read_text(encoding="utf-8"))
     if not is_prepared(note["folder"]):
         raise InputError(f"{note['folder']}, from which {run.out} was trained, is not there: bring it back")
-    data = open_prepared_data(Path(note["folder"]))
+    data = open_prepared_data(Path(note["folder"]), note["tokenizer"])
     if data.train.meta["sha256"] != note["sha256"]:
-        raise InputError(f"{note['folder']} holds other text than {run.out} was begun with: start anew in another --out")
+        raise InputError(f"{note['folder']} holds other text than {run.out} was begun with: choose a new --out")
     return data.train, data.validation
+
+
+def _from_anywhere(name: str | None) -> str | None:
+    """A path that holds in any folder; a name on the Hub and None stay as they are."""
+    path = Path(name or "").expanduser()
+    return str(path.resolve()) if name and path.exists() else name
 
 
 def make_model(prepared: Prepared) -> "PreTrainedModel | PeftModel":
@@ -250,9 +256,8 @@ def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | Prepared
     """The one of the shards or of the model to go on with, the one named, or one trained on the training text."""
     if isinstance(corpus, PreparedData):
         if settings.vocab_size not in (None, len(corpus.tokenizer)):
-            raise InputError(
-                f"--vocab-size {settings.vocab_size}: the shards were made with {len(corpus.tokenizer)} tokens: leave it out"
-            )
+            known = len(corpus.tokenizer)
+            raise InputError(f"--vocab-size {settings.vocab_size}: the shards hold {known} tokens: leave it out")
         return corpus.tokenizer
     if settings.init_from is not None or settings.tokenizer is not None:
         return load_tokenizer(settings.tokenizer or settings.init_from or "")
