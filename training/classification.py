@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.state import PartialState
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
@@ -123,7 +124,6 @@ class ClassificationRun(TrainingRun):
     def make_model(self) -> PreTrainedModel:
         """The language model with a new head for the labels, and what is not to be trained frozen."""
         settings, plan = self.prepared.settings, self.prepared.plan
-        source = settings.model if plan.base is None else self.prepared.work / BASE
         fields: dict[str, Any] = {
             "id2label": dict(enumerate(plan.labels)),
             "label2id": {name: number for number, name in enumerate(plan.labels)},
@@ -131,7 +131,7 @@ class ClassificationRun(TrainingRun):
             **plan.model_fields,
         }
         model = load_network(
-            source or "",
+            self._source,
             AutoModelForSequenceClassification,
             trust_remote_code=settings.trust_remote_code,
             new_head=True,
@@ -155,7 +155,23 @@ class ClassificationRun(TrainingRun):
             smoothing=settings.label_smoothing,
             token_dropout=plan.token_dropout,
             kept_ids=sorted(structure_ids(self.tokenizer)),
+            language_head=self._language_head() if plan.language_weight else None,
+            language_weight=plan.language_weight,
         )
+
+    def _language_head(self) -> torch.Tensor | None:
+        """The weights of the head with which the base predicted next tokens; an encoder has none."""
+        if not getattr(self.model.config, "is_causal", True):
+            return None
+        base = load_network(
+            self._source, AutoModelForCausalLM, trust_remote_code=self.prepared.settings.trust_remote_code
+        )
+        return base.get_output_embeddings().weight.detach().clone()
+
+    @property
+    def _source(self) -> str | Path:
+        """What the model is made from: `--model`, or what the adaptation left."""
+        return self.prepared.work / BASE if self.prepared.plan.base is not None else self.prepared.settings.model or ""
 
     def make_batches(self) -> Batches:
         """Rows in the order that the seed decides, those of like length together."""

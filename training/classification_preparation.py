@@ -54,7 +54,7 @@ PATIENCE = 4  # validations, of ten in a run, without a better one, that end a r
 # Of the rates for training from nothing. A small model of our own has little to forget; one of somebody else, trained
 # for weeks, is moved as its makers move theirs (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
 FINE_TUNING, GENTLE = 0.3, 0.05
-DROPOUT, TOKEN_DROPOUT = 0.1, 0.1  # for a model of our own
+DROPOUT, TOKEN_DROPOUT, LANGUAGE_WEIGHT = 0.1, 0.1, 0.5  # for a model of our own
 OUR_DROPOUTS = ("embedding_dropout", "residual_dropout", "classifier_dropout")
 OTHER_DROPOUTS = (
     "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "classifier_dropout", "embd_pdrop",
@@ -73,6 +73,7 @@ class ClassifyPlan(Optimization):
     label_counts: list[int]
     model_fields: dict[str, Any]
     token_dropout: float
+    language_weight: float
     most_epochs: float | None
     patience: int | None
     base: dict[str, Any] | None
@@ -154,6 +155,7 @@ def _check(settings: ClassifySettings) -> None:
         ("label_smoothing", 0.0, 1.0),
         ("dropout", 0.0, 1.0),
         ("token_dropout", 0.0, 1.0),
+        ("language_weight", 0.0, float("inf")),
     ):
         value = getattr(settings, name)
         if value is not None and not least <= value < below:
@@ -177,7 +179,8 @@ def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
     parts, dropped = _split(examples, settings)
     for part, rows in parts.items():
         write_examples(run.work / f"{part}.jsonl", rows)
-    write_texts(run.work / "texts.jsonl", parts["train"].texts)
+    order = np.random.default_rng(settings.seed).permutation(len(parts["train"]))  # its last tenth measures
+    write_texts(run.work / "texts.jsonl", parts["train"].take(order).texts)
     size = sum(len(text.encode()) for text in parts["train"].texts)
     patience = None if settings.minutes or settings.max_steps or settings.epochs else PATIENCE
     settings = _with_minutes(settings, size)
@@ -279,7 +282,8 @@ def _plan(
         labels=names,
         label_counts=[train.labels.count(name) for name in names],
         model_fields=_model_fields(settings, start),
-        token_dropout=_token_dropout(settings, start),
+        token_dropout=_for_ours(settings.token_dropout, TOKEN_DROPOUT, settings, start),
+        language_weight=_for_ours(settings.language_weight, LANGUAGE_WEIGHT, settings, start),
         most_epochs=None if settings.minutes is None else max(MOST_EPOCHS, MOST_STEPS * batch_rows / len(train)),
         patience=patience,
         base=_base(base, settings, start),
@@ -293,10 +297,11 @@ def _model_fields(settings: ClassifySettings, start: _Start) -> dict[str, Any]:
     return fields if dropout is None else fields | dict.fromkeys(start.dropouts, dropout)
 
 
-def _token_dropout(settings: ClassifySettings, start: _Start) -> float:
-    if settings.token_dropout is not None:
-        return settings.token_dropout
-    return TOKEN_DROPOUT if start.is_ours and settings.train == "all" and not settings.lora else 0.0
+def _for_ours(given: float | None, usual: float, settings: ClassifySettings, start: _Start) -> float:
+    """What was given, else what is usual for a model of our own that is trained whole, and nothing for others."""
+    if given is not None:
+        return given
+    return usual if start.is_ours and settings.train == "all" and not settings.lora else 0.0
 
 
 def _base(plan: Plan, settings: ClassifySettings, start: _Start) -> dict[str, Any] | None:

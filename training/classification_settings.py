@@ -59,6 +59,9 @@ class ClassifySettings(LoraOptions):
     """Probability of dropping a feature in training (default: 0.1 for our own models, what is set in others)."""
     token_dropout: float | None = None
     """Probability of replacing a token by a random one in training (default: 0.1 where all weights are trained)."""
+    language_weight: float | None = None
+    """Factor on the loss of predicting each next token, which is kept up beside that of the labels (default: 0.5 for a
+    decoder of our own of which all weights are trained, else 0)."""
     vocab_size: int | None = None
     """Tokens in the vocabulary of a tokenizer trained here (default: by the amount of text)."""
     hidden_size: int | None = None

@@ -299,6 +299,21 @@ def test_the_loss_is_the_sum_over_rows_that_count_weighted_by_label():
     torch.testing.assert_close(objective(ids, mask, torch.tensor([0, 1, -100])), expected)
 
 
+def test_the_language_loss_beside_it_is_each_rows_mean_over_its_next_tokens():
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "pad_token_id": 0, "zero_init": False}
+    base = package.GroundupForCausalLM(package.GroundupConfig(**sizes)).eval()
+    model = package.GroundupForSequenceClassification(package.GroundupConfig(**sizes, num_labels=2)).eval()
+    model.model.load_state_dict(base.model.state_dict())
+    ids, mask = torch.randint(1, 50, (2, 6)), torch.ones(2, 6, dtype=torch.long)
+    ids[1, 4:], mask[1, 4:] = 0, 0
+    labels = torch.tensor([0, 1])
+    head = base.lm_head.weight.detach()
+    both = LabelLoss(model, language_head=head, language_weight=0.5).eval()(ids, mask, labels)
+    alone = LabelLoss(model).eval()(ids, mask, labels)
+    rows = [base(input_ids=ids[:1], labels=ids[:1]).loss, base(input_ids=ids[1:, :4], labels=ids[1:, :4]).loss]
+    torch.testing.assert_close(both - alone, 0.5 * sum(rows))
+
+
 def test_token_dropout_replaces_about_its_share_and_never_what_marks_structure():
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, num_labels=2, pad_token_id=0)
     objective = LabelLoss(AutoModelForSequenceClassification.from_config(config), token_dropout=0.25, kept_ids=[0, 1])
