@@ -6,6 +6,7 @@ phrasing of a question about it, in any family about numbers in either direction
 """
 
 import functools
+import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from groundup.data.python_docs import split_of
 NAME = "instruction-tasks"
 HELD_OUT_ROWS = 200
 LARGEST_NUMBER = 99_999
-LONGEST_ANSWER = 100  # characters of a documentation answer
+LONGEST_ANSWER = 80  # characters of a documentation answer
 
 Instance = tuple[str, str, str]  # what is held out by, the input, the answer
 
@@ -164,7 +165,18 @@ def _count_letters(chance: random.Random) -> Iterator[Instance]:
     while True:
         word = chance.choice(words())
         letter = chance.choice(word if chance.random() < 0.85 else "abcdefghijklmnopqrstuvwxyz")
-        yield f"word {word}", f"{letter} in {word}", str(word.count(letter))
+        yield f"word {word}", f"{letter} in {word}", counted(letter, word)
+
+
+def counted(letter: str, word: str) -> str:
+    """How often a letter is in a word, counted aloud: `b1 o b2 = 2`.
+
+    The steps before the answer are what makes counting learnable by a small model (Nye et al. 2021): each looks at one
+    letter and at the count so far.
+    """
+    seen = itertools.count(1)
+    steps = [f"{each}{next(seen)}" if each == letter else each for each in word]
+    return f"{' '.join(steps)} = {word.count(letter)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -175,7 +187,7 @@ def _python_names(chance: random.Random) -> Iterator[Instance]:
     rows: list[Any] = [row for split in python_docs.load().values() for row in split]
     rows = [row for row in rows if _is_public(row["name"])]
     chance.shuffle(rows)
-    for row in rows:
+    for row in itertools.chain(rows, rows, rows):  # the same name is asked for in several ways
         yield row["name"], row["name"], _first_paragraph(row["text"])
 
 
@@ -206,10 +218,7 @@ def _translation(of: str, into: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task: its instances, how it is asked for, and rows for training, as far as there are so many.
-
-    A family with a long way from question to answer and few tokens in that answer has more rows.
-    """
+    """A kind of task: its instances, how it is asked for, and rows for training, as far as there are so many."""
 
     instances: Callable[[random.Random], Iterator[Instance]]
     phrasings: tuple[str, ...]
@@ -225,13 +234,13 @@ FAMILIES = {
         _upper_case, ("Write this in capital letters.", "Turn into upper case:", "Capitalise every letter."), 12_000
     ),
     "spell-out": Family(
-        _spell_out, ("Spell this word.", "Spell out the word:", "Write the word letter by letter."), 12_000
+        _spell_out, ("Spell this word.", "Spell out the word:", "Write the word letter by letter."), 8_000
     ),
     "sort-words": Family(
         _sort_words, ("Sort these words.", "Put into alphabetical order.", "Order the words from A to Z:"), 24_000
     ),
     "count-letters": Family(
-        _count_letters, ("Count this letter.", "How many times is the letter there?", "Count the letter:"), 40_000
+        _count_letters, ("Count this letter.", "How many times is the letter there?", "Count the letter:"), 16_000
     ),
     "python-names": Family(
         _python_names, ("What does this name of Python do?", "Explain this part of Python.", "What is"), 8_000

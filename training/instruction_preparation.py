@@ -253,7 +253,7 @@ def _plan(
     return InstructPlan(
         precision=plan.precision,
         optimizer=plan.optimizer,
-        rates={name: rate * scale for name, rate in plan.rates.items()},
+        rates={name: rate if name == "adapter" else rate * scale for name, rate in plan.rates.items()},
         weight_decay=plan.weight_decay,
         warmup=plan.warmup,
         decay=plan.decay,

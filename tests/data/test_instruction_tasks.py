@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from groundup.common.errors import InputError
@@ -83,7 +85,10 @@ def test_answers_about_letters_and_words_are_right(rows):
             assert sorted(given.split(", ")) == answer.split(", ")
         elif row["family"] == "count-letters":
             letter, word = given.split(" in ")
-            assert int(answer) == word.count(letter)
+            steps, count = answer.split(" = ")
+            assert int(count) == word.count(letter)
+            assert re.sub(r"[\d ]", "", steps) == word
+            assert re.findall(rf"{letter}(\d+)", steps) == [str(number + 1) for number in range(int(count))]
 
 
 def test_the_rows_are_the_same_each_time():

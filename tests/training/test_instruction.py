@@ -1,6 +1,10 @@
 """The verb from outside, on rows that a tiny model learns in seconds: the answer is the last word of the question."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -208,3 +212,80 @@ def test_processes_share_a_steps_rows_in_as_many_micro_batches_each(lengths, bat
     labels = torch.cat([batch["shift_labels"].flatten() for share in shares for batch in share])
     expected = [index + 1 for index in order.indices(0) for _ in range(lengths[index] - 1)]
     assert sorted(labels[labels != IGNORED].tolist()) == sorted(expected)
+
+
+def margin(model, tokenizer, row):
+    """How much likelier the chosen answer is than the rejected one [nats]."""
+
+    def likelihood(answer):
+        whole = tokenizer.apply_chat_template([*row["prompt"], *answer], return_tensors="pt", return_dict=True)[
+            "input_ids"
+        ]
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]
+        with torch.no_grad():
+            scores = model(whole).logits[0, :-1].log_softmax(-1).gather(-1, whole[0, 1:, None])[:, 0]
+        return scores[len(prompt) - 1 :].sum().item()
+
+    return likelihood(row["chosen"]) - likelihood(row["rejected"])
+
+
+@pytest.mark.slow
+def test_trl_tunes_a_checkpoint_of_ours_to_preferences(made, tmp_path):
+    """The first word instead of the last: DPO (Rafailov et al. 2023) as docs/instructions.md shows it."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}],
+            "chosen": [{"role": "assistant", "content": row["input"].split()[0]}],
+            "rejected": [{"role": "assistant", "content": row["output"]}],
+        }
+        for row in rows_of(80, seed=2)
+        if row["input"].split()[0] != row["output"]
+    ]
+    model = AutoModelForCausalLM.from_pretrained(made / "out")
+    tokenizer = AutoTokenizer.from_pretrained(made / "out")
+    before = sum(margin(model, tokenizer, row) for row in rows[:10])
+    settings = {"max_steps": 10, "learning_rate": 1e-3, "per_device_train_batch_size": 8, "use_cpu": True}
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(output_dir=str(tmp_path / "dpo"), report_to="none", bf16=False, **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "tuned"))
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    after = sum(margin(tuned, AutoTokenizer.from_pretrained(tmp_path / "tuned"), row) for row in rows[:10])
+    assert type(tuned).__name__ == "GroundupForCausalLM"
+    assert after > before + 1
+
+
+def test_an_adapter_learns_to_answer_and_is_saved_alone(made, tmp_path):
+    out = package.instruct(
+        data=[str(made / "rows.jsonl")], model=str(made / "out"), lora=True, lora_rank=2, split=[0.6, 0.2, 0.2],
+        out=str(tmp_path / "out"), max_steps=3, learning_rate=0.1, quiet=True,
+    )  # fmt: skip
+    assert not (out / "model.safetensors").exists()
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(made / "out")
+    metrics = metrics_of(out)
+    assert metrics["answer_loss", "test", "before training"]["value"] < 1  # the base has learnt it already
+    assert metrics["exact_match", "test", None]["count"] == 60
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(made, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "groundup", "instruct", "--out", str(out)]
+    words = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    begin = [*command, "--data", str(made / "rows.jsonl"), "--max-steps", "40", "--save-every", "4", *words]
+    for step in (8, 20):
+        process = subprocess.Popen(begin if step == 8 else [*command, "--resume"], cwd=tmp_path)
+        while not any(int(path.name[5:]) >= step for path in out.glob("checkpoints/step-*")):
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--resume"], cwd=tmp_path, check=True)
+    assert sha256_of(out / "model.safetensors") == sha256_of(made / "out" / "model.safetensors")
