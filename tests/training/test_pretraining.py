@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,3 +261,52 @@ def test_two_processes_say_what_is_wrong_once(tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("nowhere.txt") == 1
     assert "groundup pretrain: no file or folder nowhere.txt" in done.stderr
+
+
+def killed_after(step, out, *arguments):
+    """Start two processes, and kill both without warning once `step` is saved."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup", "pretrain"]
+    process = subprocess.Popen(
+        [*launch, "--out", str(out), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not (out / "checkpoints" / f"step-{step}").is_dir():
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_for_both(story, tmp_path):
+    dropping = [
+        "--model-config",
+        '{"residual_dropout": 0.2}',
+        "--max-steps",
+        20,
+        "--save-every",
+        4,
+        "--precision",
+        "fp32",
+    ]
+    begin = ["--data", story, *dropping, *options(TINY)]
+    whole = with_two_processes(*begin, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    killed_after(8, tmp_path / "killed", *begin)
+    shutil.copytree(tmp_path / "killed", tmp_path / "alone")
+    resumed = with_two_processes("--out", tmp_path / "killed", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    package.pretrain(out=str(tmp_path / "alone"), resume=True, quiet=True)
+    last = json.loads((tmp_path / "alone" / "metrics.json").read_text())["training"]
+    assert (last["steps"], last["processes"]) == (20, 1)
+
+
+@pytest.mark.slow
+def test_sharding_on_a_processor_is_refused(story, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "groundup", "pretrain", "--data", str(story), "--out", str(tmp_path / "out")],
+        env=os.environ | {"ACCELERATE_USE_FSDP": "true"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "FSDP on a CPU" in done.stderr
+    assert not (tmp_path / "out").exists()
