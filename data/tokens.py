@@ -127,13 +127,13 @@ def write_shards(
     }
     if known := _unchanged(folder, meta):
         return known
-    with _ShardWriter(folder, meta) as writer, ProgressBar("tokenising", total=meta["bytes"]) as bar:
-        done, started, before = 0, time.perf_counter(), writer.tokens
+    with _ShardWriter(folder, meta) as writer, ProgressBar("tokenising", meta["bytes"] - writer.bytes) as bar:
+        done, started, before = writer.bytes, time.perf_counter(), writer.tokens
         for first, ids, text_bytes in _encode(documents, plain_backend(tokenizer), end_of_text, writer.pieces):
-            writer.write(ids, first)
+            writer.write(ids, first, done)
             done += text_bytes
             speed = (writer.tokens - before) / (time.perf_counter() - started)
-            bar.update(done, f"{speed / 1e6:.2f} M tokens/s")
+            bar.update(done - writer.bytes, f"{speed / 1e6:.2f} M tokens/s")
         writer.finish()
     return TokenStream.open(folder)
 
@@ -152,22 +152,21 @@ def _encode(
 ) -> Iterator[tuple[int, list[int], int]]:
     """One batch of pieces after another from piece `first` on: the number of its first piece, its ids, its bytes.
 
-    `end_of_text` stands before the first document and after each. The bytes of skipped pieces count to the first batch.
+    The id `end_of_text` stands before the first document and after each.
     """
 
     def encode(batch: list[Piece]) -> tuple[list[Piece], list[Encoding]]:
         return batch, backend.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
 
-    pieces = documents.pieces()
-    skipped = sum(piece.bytes for piece in itertools.islice(pieces, first))
+    pieces = itertools.islice(documents.pieces(), first, None)
     ids = [end_of_text] if first == 0 else []
     for batch, encodings in _one_ahead(encode, _batches(pieces)):
         for encoding, piece in zip(encodings, batch):
             ids.extend(encoding.ids)
             if piece.ends:
                 ids.append(end_of_text)
-        yield first, ids, skipped + sum(piece.bytes for piece in batch)
-        first, ids, skipped = first + len(batch), [], 0
+        yield first, ids, sum(piece.bytes for piece in batch)
+        first, ids = first + len(batch), []
     if ids:  # no documents at all
         yield first, ids, 0
 
@@ -222,7 +221,7 @@ class _ShardWriter:
     """Collects ids and writes a file whenever `SHARD_TOKENS` of them are there.
 
     It works in a hidden folder beside `folder` and begins with the shards that another writer of the same `meta` left
-    there whole; `pieces` says at which piece to go on.
+    there whole; `pieces` says at which piece to go on, after how many `bytes` of text.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
@@ -233,7 +232,8 @@ class _ShardWriter:
         rows = self._whole_shards()
         self.names = [row["name"] for row in rows]
         self.tokens = sum(row["tokens"] for row in rows)
-        self.pieces, self._written = (rows[-1]["pieces"], rows[-1]["written"]) if rows else (0, 0)
+        last = rows[-1] if rows else {"pieces": 0, "bytes": 0, "written": 0}
+        self.pieces, self.bytes, self._written = last["pieces"], last["bytes"], last["written"]
         if not rows:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -246,8 +246,8 @@ class _ShardWriter:
         if not self.names:  # nothing to go on with
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def write(self, ids: list[int], first: int) -> None:
-        """Add the ids of the batch whose first piece is number `first`."""
+    def write(self, ids: list[int], first: int, text_bytes: int) -> None:
+        """Add the ids of the batch whose first piece is number `first`, after `text_bytes` of text."""
         fresh = np.fromiter(ids, self._buffer.dtype, len(ids))[self._written :]
         used, self._written = self._written, 0
         self.tokens += len(fresh)
@@ -259,7 +259,8 @@ class _ShardWriter:
             fresh = fresh[len(room) :]
             if self._filled == len(self._buffer):
                 self._save()
-                row = {"name": self.names[-1], "tokens": len(self._buffer), "pieces": first, "written": used}
+                row = {"name": self.names[-1], "tokens": len(self._buffer)}
+                row |= {"pieces": first, "bytes": text_bytes, "written": used}
                 with self._progress.open("ab") as file:
                     file.write(_line(row))
                     file.flush()
