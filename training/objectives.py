@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from groundup.data.windows import IGNORED
 from groundup.evaluation.language import plain_head
+from groundup.modeling import GroundupForConditionalGeneration
 
 LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used a piece at a time
 
@@ -76,7 +77,7 @@ class PairLoss(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Ids to read (B, S) and to write (B, T), -100 where none counts -> the sum over the latter, a scalar."""
-        read = self.model.prepare_decoder_input_ids_from_labels(labels)
+        read = cast(GroundupForConditionalGeneration, self.model).prepare_decoder_input_ids_from_labels(labels)
         logits = self.model(
             input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=read, use_cache=False
         ).logits

@@ -121,7 +121,7 @@ class Pretraining(TrainingRun):
 
     def make_model(self) -> PreTrainedModel:
         """Fresh weights of the plan's sizes, or the model to go on with."""
-        return make_model(self.prepared)
+        return cast(PreTrainedModel, make_model(self.prepared))  # or an adapter around it, which passes all on
 
     def make_objective(self) -> nn.Module:
         """The summed loss of predicting each next token, or the masked ones."""
