@@ -5,7 +5,12 @@
 Nothing is sent that does not load for strangers; what is sent arrives whole or not at all.
 """
 
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
@@ -17,6 +22,8 @@ from groundup.common.settings import verb
 from groundup.evaluation.card import CARD_FILE
 from groundup.evaluation.gate import Parcel, is_ours, through_the_gate
 from groundup.evaluation.settings import PublishSettings
+from groundup.training.conversion import export
+from groundup.training.conversion_settings import ExportSettings
 
 BASE_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt"]
 
@@ -36,17 +43,40 @@ def publish(settings: PublishSettings) -> Pushed | None:
     if not settings.checkpoint or not settings.repo_id:
         raise InputError("publish needs a checkpoint and a name: groundup publish CHECKPOINT OWNER/NAME")
     target = Target(settings.repo_id, settings.private, settings.branch, settings.pull_request, settings.tag)
-    additions = {"license": settings.license, "language": settings.language, "base_model": settings.base_model}
-    checkpoint = Path(settings.checkpoint).expanduser()
-    with through_the_gate(
-        checkpoint, additions, fetch_base=fetch_base, trust_remote_code=settings.trust_remote_code
-    ) as parcel:
+    with contextlib.ExitStack() as stack:
+        # Everything passes its gate before anything is sent.
+        parcels = [(target, stack.enter_context(_gate(settings, Path(settings.checkpoint).expanduser())))]
+        for kind in settings.with_twin:
+            twin = stack.enter_context(_twin(settings, parcels[0][1].folder, kind))
+            parcels.append((dataclasses.replace(target, repo_id=f"{target.repo_id}-{kind}"), twin))
         if settings.dry_run:
-            print(_listing(parcel, target), (parcel.folder / CARD_FILE).read_text(encoding="utf-8"), sep="\n\n")
+            for place, parcel in parcels:
+                print(_listing(parcel, place), (parcel.folder / CARD_FILE).read_text(encoding="utf-8"), sep="\n\n")
             return None
-        say(_listing(parcel, target))
-        name = parcel.folder.name
-        pushed = push_folder(parcel.folder, target, settings.message or f"{name}, groundup {__version__}", is_ours)
+        pushed = [_push(parcel, place, settings.message) for place, parcel in parcels]
+    return pushed[0]
+
+
+def _gate(settings: PublishSettings, folder: Path, **more: Any) -> contextlib.AbstractContextManager[Parcel]:
+    additions = {"license": settings.license, "language": settings.language, "base_model": settings.base_model}
+    return through_the_gate(
+        folder, additions | more, fetch_base=fetch_base, trust_remote_code=settings.trust_remote_code
+    )
+
+
+@contextlib.contextmanager
+def _twin(settings: PublishSettings, original: Path, kind: Any) -> Iterator[Parcel]:
+    """A stock form of the model, exported and through the gate, that names the original as what it was made from."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / f"{original.name}-{kind}"
+        export(ExportSettings(checkpoint=str(original), to=kind, out=str(folder), quiet=settings.quiet))
+        with _gate(settings, folder, base_model=settings.repo_id) as parcel:
+            yield parcel
+
+
+def _push(parcel: Parcel, target: Target, message: str | None) -> Pushed:
+    say(_listing(parcel, target))
+    pushed = push_folder(parcel.folder, target, message or f"{parcel.folder.name}, groundup {__version__}", is_ours)
     say(f"{'published' if pushed.is_new else 'nothing had changed'}: {pushed.url}")
     return pushed
 

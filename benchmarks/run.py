@@ -11,12 +11,14 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -24,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from groundup.data import python_docs
 from groundup.data.tokens import write_shards
@@ -83,25 +85,100 @@ def tokenise() -> Row:
     return compare("tokenise", what, "tokens/s", tokens, ours, lambda: backend.encode_batch_fast(texts))
 
 
+SMALL = {"vocab_size": 4096, "n_positions": 256, "n_embd": 256, "n_layer": 6, "n_head": 4}  # 5.9 million parameters
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+PROMPT = list(range(1, 17))
+
+
+def own_and_stock(**sizes: int) -> tuple[GroundupForCausalLM, GPT2LMHeadModel]:
+    """A network of ours in GPT-2's shape and transformers' own, with random weights; GPT-2 small without `sizes`."""
+    own = GroundupForCausalLM(GroundupConfig.preset("gpt2", **ENDS, **sizes))
+    return own.eval(), GPT2LMHeadModel(GPT2Config(**ENDS, **sizes)).eval()
+
+
+def by_generate(model: PreTrainedModel, new: int) -> None:
+    """Write `new` tokens by the model's own `generate`."""
+    ids = torch.tensor([PROMPT])
+    generate: Any = model.generate
+    generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new, max_new_tokens=new,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def by_own_loop(model: PreTrainedModel, new: int) -> None:
+    """Write `new` tokens as `groundup generate` does."""
+    for _ in stream_tokens(model, PROMPT, Sampling(max_new_tokens=new, temperature=0, stop_ids=(-1,))):
+        pass
+
+
 def generate() -> Row:
-    """Our decode loop against `generate` of stock GPT-2, the same sizes and about 6 million parameters."""
-    sizes = {"vocab_size": 4096, "n_positions": 256, "n_embd": 256, "n_layer": 6, "n_head": 4}
-    ours = lay_out_for_decoding(
-        GroundupForCausalLM(GroundupConfig.preset("gpt2", bos_token_id=0, eos_token_id=0, **sizes))
+    """Our decode loop against `generate` of stock GPT-2, a small model."""
+    own, stock = own_and_stock(**SMALL)
+    lay_out_for_decoding(own)
+    what = "groundup generate ÷ GPT2LMHeadModel.generate, 5.9 M parameters, batch 1, greedy, fp32"
+    return compare("generate", what, "tokens/s", 100, lambda: by_own_loop(own, 100), lambda: by_generate(stock, 100))
+
+
+def generate_gpt2() -> Row:
+    """`generate` against `generate`, GPT-2 small's shape."""
+    own, stock = own_and_stock()
+    what = "GroundupForCausalLM.generate ÷ GPT2LMHeadModel.generate, GPT-2 small, batch 1, greedy, fp32"
+    return compare("generate-gpt2", what, "tokens/s", 32, lambda: by_generate(own, 32), lambda: by_generate(stock, 32))
+
+
+def generate_gpt2_own() -> Row:
+    """Our decode loop against `generate` of stock GPT-2, GPT-2 small's shape."""
+    own, stock = own_and_stock()
+    lay_out_for_decoding(own)
+    what = "groundup generate ÷ GPT2LMHeadModel.generate, GPT-2 small, batch 1, greedy, fp32"
+    return compare(
+        "generate-gpt2-own", what, "tokens/s", 32, lambda: by_own_loop(own, 32), lambda: by_generate(stock, 32)
     )
-    peer = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **sizes)).eval()
-    prompt, new = list(range(1, 17)), 100
-    sampling = Sampling(max_new_tokens=new, temperature=0, stop_ids=(-1,))
-    ids = torch.tensor([prompt])
 
-    def stock() -> None:
-        peer.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, min_new_tokens=new, max_new_tokens=new,
-            pad_token_id=0,
-        )  # fmt: skip
 
-    what = "groundup generate ÷ GPT2LMHeadModel.generate, batch 1, greedy, fp32"
-    return compare("generate", what, "tokens/s", new, lambda: list(stream_tokens(ours, prompt, sampling)), stock)
+WRITE_AND_TELL = """
+import sys
+from pathlib import Path
+from transformers import AutoModelForCausalLM
+sys.path.insert(0, sys.argv[1])
+import run
+model = AutoModelForCausalLM.from_pretrained(sys.argv[3])
+if sys.argv[2] == "by_own_loop":
+    run.lay_out_for_decoding(model)
+getattr(run, sys.argv[2])(model, 32)
+# Not getrusage's: a new process begins there with its parent's peak.
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status["VmHWM"].split()[0]) / 1024)
+"""
+
+
+def memory(name: str, way: str, what: str) -> Row:
+    """The most memory of a process that loads a model of GPT-2 small's shape and writes: stock's ÷ ours."""
+    found: dict[str, list[float]] = {"ours": [], "peer": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, model in zip(found, own_and_stock()):
+            model.save_pretrained(f"{folder}/{side}")
+        for _ in range(RUNS):
+            for side, function in (("ours", way), ("peer", "by_generate")):
+                command = [sys.executable, "-c", WRITE_AND_TELL, str(Path(__file__).parent), function]
+                done = subprocess.run([*command, f"{folder}/{side}"], check=True, capture_output=True, text=True)
+                found[side].append(float(done.stdout.split()[-1]))
+    ratios = [theirs / own for own, theirs in zip(found["ours"], found["peer"])]
+    peaks = {side: f"{statistics.median(values):,.0f} MB" for side, values in found.items()}
+    return Row(name, what, statistics.median(ratios), min(ratios), max(ratios), peaks["ours"], peaks["peer"])
+
+
+def memory_gpt2() -> Row:
+    """Peak memory of `generate` against `generate`."""
+    what = "peak memory: GPT2LMHeadModel.generate's ÷ GroundupForCausalLM.generate's, GPT-2 small"
+    return memory("memory-gpt2", "by_generate", what)
+
+
+def memory_gpt2_own() -> Row:
+    """Peak memory of our decode loop against `generate` of stock GPT-2."""
+    what = "peak memory: GPT2LMHeadModel.generate's ÷ groundup generate's, GPT-2 small"
+    return memory("memory-gpt2-own", "by_own_loop", what)
 
 
 def train() -> Row:
@@ -138,7 +215,15 @@ def train() -> Row:
     return compare("train", what, "tokens/s", rows * context, ours, peer)
 
 
-ROWS = {"tokenise": tokenise, "generate": generate, "train": train}
+ROWS = {
+    "tokenise": tokenise,
+    "generate": generate,
+    "generate-gpt2": generate_gpt2,
+    "generate-gpt2-own": generate_gpt2_own,
+    "memory-gpt2": memory_gpt2,
+    "memory-gpt2-own": memory_gpt2_own,
+    "train": train,
+}
 
 
 def main() -> int:

@@ -62,8 +62,13 @@ def sync_tree(folder: Path) -> None:
             sync_folder(path)
         else:
             path.chmod(0o644)
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,7 +11,6 @@ import bisect
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_write, replace_folder, sync_folder
+from groundup.common.files import atomic_write, replace_folder, sync_file, sync_folder
 from groundup.data.documents import Documents, Piece, blocks
 from groundup.tokenization.folder import fingerprint, plain_backend
 from groundup.tokenization.pieces import PIECE_BYTES
@@ -234,16 +233,17 @@ class _ShardWriter:
         self.tokens = sum(row["tokens"] for row in rows)
         last = rows[-1] if rows else {"pieces": 0, "bytes": 0, "written": 0}
         self.pieces, self.bytes, self._written = last["pieces"], last["bytes"], last["written"]
-        if not rows:
+        if rows:
+            atomic_write(self._progress, self._opening + b"".join(map(_line, rows)))
+        else:
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self._progress, self._opening + b"".join(map(_line, rows)))
+            self._folder.mkdir(parents=True)
 
     def __enter__(self) -> "_ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.names:  # nothing to go on with
+        if not self._progress.is_file():  # nothing to go on with
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, ids: list[int], first: int, text_bytes: int) -> None:
@@ -260,11 +260,7 @@ class _ShardWriter:
             if self._filled == len(self._buffer):
                 self._save()
                 row = {"name": self.names[-1], "tokens": len(self._buffer)}
-                row |= {"pieces": first, "bytes": text_bytes, "written": used}
-                with self._progress.open("ab") as file:
-                    file.write(_line(row))
-                    file.flush()
-                    os.fsync(file.fileno())
+                self._keep(row | {"pieces": first, "bytes": text_bytes, "written": used})
 
     def finish(self) -> None:
         """Write what is left and put the folder in its place."""
@@ -272,18 +268,21 @@ class _ShardWriter:
             self._save()
         meta = {"tokens": self.tokens, **self._meta, "shards": self.names}
         (self._folder / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        self._progress.unlink()
+        self._progress.unlink(missing_ok=True)
         replace_folder(self._folder, self._target)
 
     def _save(self) -> None:
-        name = f"shard-{len(self.names):05d}.npy"
-        with (self._folder / name).open("wb") as file:
-            np.save(file, self._buffer[: self._filled], allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._folder)
-        self.names.append(name)
+        self.names.append(f"shard-{len(self.names):05d}.npy")
+        np.save(self._folder / self.names[-1], self._buffer[: self._filled], allow_pickle=False)
         self._filled = 0
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        """Make sure that the newest shard outlives a crash, and note where to go on after it."""
+        sync_file(self._folder / row["name"])
+        with self._progress.open("ab") as file:
+            file.write(_line(row) if file.tell() else self._opening + _line(row))
+        sync_file(self._progress)
+        sync_folder(self._folder)
 
     def _whole_shards(self) -> list[dict[str, Any]]:
         """The rows of the shards that are there whole, up to the first that is not; none if they are of other text."""

@@ -8,10 +8,27 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from groundup.common.files import atomic_write, public_name
-from groundup.common.settings import read_yaml
-from groundup.evaluation.kinds import ADAPTER_FILE, CONFIG_FILE, GGUF_WEIGHTS, auto_class_of, overrides_of, read_json
-from groundup.evaluation.report import RECIPE_FILE, notes, read_metrics, result_lines, section, shown, title
+from groundup.common.files import atomic_write, public_name, sha256_of
+from groundup.common.settings import read_yaml, write_yaml
+from groundup.evaluation.kinds import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    GGUF_WEIGHTS,
+    MODEL_WEIGHTS,
+    auto_class_of,
+    overrides_of,
+    read_json,
+)
+from groundup.evaluation.report import (
+    RECIPE_FILE,
+    notes,
+    read_metrics,
+    result_lines,
+    section,
+    shown,
+    title,
+    write_metrics,
+)
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
 
@@ -20,7 +37,7 @@ _USE = """\
 from transformers import {auto_class}, AutoTokenizer
 
 path = "."  # this folder, or the name of its repository on the Hub
-tokenizer = AutoTokenizer.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path{distrust})
 {load}
 {then}
 ```
@@ -144,17 +161,45 @@ def write_card(folder: Path) -> Path:
     return folder / CARD_FILE
 
 
+def describe_twin(folder: Path, original: Path, parameters: int, difference: float | None) -> None:
+    """Write `metrics.json` and the card of a twin, and complete its recipe, from those of the original.
+
+    The original's numbers hold for it because its logits are the same: by how much they differ is kept beside them.
+
+    Args:
+        folder: the twin, with its weights and a recipe.
+        original: the folder it was made of; one that is none (a Hub name) gives no numbers.
+        parameters: of the twin.
+        difference: the largest between the logits of the two; None where nothing here can read the twin.
+    """
+    weights = next(name for name in (MODEL_WEIGHTS, GGUF_WEIGHTS) if (folder / name).is_file())
+    metrics, recipe = read_metrics(original), read_yaml(folder / RECIPE_FILE)
+    if (original / RECIPE_FILE).is_file():
+        known = read_yaml(original / RECIPE_FILE)
+        recipe |= {name: known[name] for name in ("license", "language", "sources") if known.get(name)}
+        write_yaml(folder / RECIPE_FILE, recipe)
+    about = {
+        "parameters": parameters,
+        "measured_weights_sha256": metrics["weights_sha256"],
+        "largest_difference_of_logits": difference,
+    }
+    write_metrics(folder, metrics["metrics"], about, sha256_of(folder / weights), metrics.get("samples", ()))
+    write_card(folder)
+
+
 def _use(kind: _Kind) -> str:
     """How to load the model, to be copied as it is."""
     if kind.is_gguf:
         return _USE_GGUF
+    # Said outright, or transformers asks the person about the model's code when it loads a tokenizer that has none.
+    distrust = ", trust_remote_code=False" if kind.has_code else ""
     trust = ", trust_remote_code=True" if kind.has_code else ""
     load = f"model = {kind.auto_class}.from_pretrained(path{trust})"
     if kind.base is not None:
         told = "".join(f", {name}={value!r}" for name, value in kind.overrides.items())
         load = f"base = {kind.auto_class}.from_pretrained({kind.base!r}{told}{trust})\n"
         load += "model = PeftModel.from_pretrained(base, path)"
-    text = _USE.format(auto_class=kind.auto_class, load=load, then=_THEN.get(kind.auto_class, _ELSE))
+    text = _USE.format(auto_class=kind.auto_class, distrust=distrust, load=load, then=_THEN.get(kind.auto_class, _ELSE))
     if kind.base is not None:
         text = text.replace("```python\n", "```python\nfrom peft import PeftModel\n")
     return text + (_CODE if kind.has_code else "")

@@ -37,7 +37,10 @@ def load_model(
     with `trust_remote_code`; our own models never need theirs. Raises `InputError`, in one sentence, for a source that
     is missing, not whole, or no causal language model.
     """
-    if find_adapter_config_file(str(Path(source).expanduser())):
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        _check_folder(source)
+    if find_adapter_config_file(str(path)):
         from groundup.evaluation.adapters import fold, load_adapter  # peft takes a while to import
 
         model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))

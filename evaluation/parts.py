@@ -110,10 +110,11 @@ def name_of(source: str) -> str:
 
 def names_of(sources: list[str]) -> list[str]:
     """A name for each of several sources, with the folder above where two would be the same, then with a number."""
-    names = [name_of(source) for source in sources]
-    for number, (name, source) in enumerate(zip(names, sources)):
-        if names.count(name) > 1:
-            names[number] = f"{Path(source).expanduser().resolve().parent.name}/{name}"
+    short = [name_of(source) for source in sources]
+    names = [
+        f"{Path(source).expanduser().resolve().parent.name}/{name}" if short.count(name) > 1 else name
+        for name, source in zip(short, sources)
+    ]
     return [f"{name} ({names[:at].count(name) + 1})" if name in names[:at] else name for at, name in enumerate(names)]
 
 

@@ -14,9 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from groundup.common.console import console
+
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """A verb under `--quiet` silences its process; the next test wants to hear again."""
+    yield
+    console.quiet = False
 
 
 @pytest.fixture

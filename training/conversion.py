@@ -30,7 +30,7 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_folder, output_folder, public_name, require_new, sha256_of
 from groundup.common.settings import verb, write_yaml
-from groundup.evaluation.card import write_card
+from groundup.evaluation.card import describe_twin, write_card
 from groundup.evaluation.loading import load_model
 from groundup.evaluation.report import RECIPE_FILE, write_metrics
 from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4
@@ -119,6 +119,7 @@ def export(settings: ExportSettings) -> Path:
                 save_model(folder, twin, tokenizer)
                 spell_for_transformers_4(folder / "config.json")
             difference = _difference(model, _load_again(folder, twin.config))
+            describe_twin(folder, Path(settings.checkpoint).expanduser(), twin.num_parameters(), difference)
     except ValueError as error:
         raise InputError(f"cannot export {settings.checkpoint} to {settings.to}: {_one_line(error)}") from error
     say(f"a {twin.config.model_type} model of {twin.num_parameters():,} parameters written to {out}")

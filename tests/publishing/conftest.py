@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from groundup.common.console import console
 from groundup.common.files import sha256_of
@@ -23,6 +25,7 @@ from groundup.evaluation.language import LanguageScore, language_rows
 from groundup.evaluation.report import plot_curve, write_metrics
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import save_tokenizer
 from groundup.training.checkpoint import save_model
 
 TEXTS = [
@@ -89,11 +92,20 @@ def makers(bpe, tmp_path_factory):
         save_model(folder, shaken(GroundupForSequenceClassification(config(**labels))), bpe)
         return describe(folder, "model.safetensors", rows=False, verb="classify")
 
+    def adapter(folder):
+        """As peft writes it, with the base as the path where it was found."""
+        base = AutoModelForCausalLM.from_pretrained(get("language"))
+        adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"]))
+        shaken(adapted).save_pretrained(folder)
+        (folder / "README.md").unlink()
+        save_tokenizer(bpe, folder)
+        return describe(folder, "adapter_model.safetensors", verb="instruct")
+
     def get(kind):
         if kind not in made:
             folder = tmp_path_factory.mktemp("made") / kind
             folder.mkdir()
-            made[kind] = {"language": language, "classifier": classifier}[kind](folder)
+            made[kind] = {"language": language, "classifier": classifier, "adapter": adapter}[kind](folder)
         return made[kind]
 
     return get

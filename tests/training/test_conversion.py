@@ -558,7 +558,12 @@ TWIN = {"config.json", "generation_config.json", "model.safetensors", "tokenizer
 def test_a_checkpoint_becomes_a_folder_that_needs_no_code_of_ours(to, knobs, dtype, bpe, source, out):
     checkpoint(source, bpe, dtype, **knobs)
     export(checkpoint=str(source), to=to, out=str(out))
-    assert {path.name for path in out.iterdir()} == TWIN | {"chat_template.jinja", "recipe.yaml"}
+    assert {path.name for path in out.iterdir()} == TWIN | {
+        "chat_template.jinja",
+        "recipe.yaml",
+        "metrics.json",
+        "README.md",
+    }
     model, twin = AutoModelForCausalLM.from_pretrained(source), AutoModelForCausalLM.from_pretrained(out)
     assert (twin.config.model_type, twin.dtype) == (to, dtype)
     assert torch.equal(logits_of(model, random_ids(2, 40)), logits_of(twin, random_ids(2, 40)))
@@ -595,7 +600,7 @@ def test_a_gpt2_of_our_own_keeps_its_own_tokenizer(bpe, source, out, tmp_path):
 @pytest.mark.parametrize("knobs", [{}, {"qk_norm": False}, RELU2], ids=["qwen3", "llama", "arcee"])
 def test_a_checkpoint_becomes_one_gguf_file(knobs, bpe, source, out, capsys):
     export(checkpoint=str(checkpoint(source, bpe, **knobs)), to="gguf", out=str(out))
-    assert {path.name for path in out.iterdir()} == {"model.gguf", "recipe.yaml"}
+    assert {path.name for path in out.iterdir()} == {"model.gguf", "recipe.yaml", "metrics.json", "README.md"}
     said = " ".join(capsys.readouterr().err.split())
     assert ("loaded again without code of ours: logits equal" in said) == (knobs != RELU2)
 

@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from groundup.common.errors import InputError, Interrupted
+from groundup.evaluation import measuring
+from groundup.evaluation.measuring import evaluate
+from groundup.evaluation.parts import names_of
+from groundup.evaluation.report import read_metrics
+from groundup.tokenization.folder import save_tokenizer
+
+
+@pytest.fixture
+def models(tmp_path, tiny, bpe):
+    """Two folders of models, of different architectures and the same tokenizer."""
+    folders = []
+    for name in ("groundup", "gpt2"):
+        folders.append(tmp_path / f"{name}-model")
+        tiny(name).save_pretrained(folders[-1])
+        save_tokenizer(bpe, folders[-1])
+    return [str(folder) for folder in folders]
+
+
+@pytest.fixture
+def text_file(tmp_path, texts):
+    path = tmp_path / "held-back.txt"
+    path.write_text("\n".join(texts), encoding="utf-8")
+    return str(path)
+
+
+def rows(folder, **wanted):
+    metrics = read_metrics(folder)["metrics"]
+    return [row for row in metrics if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def test_everything_on_a_text_is_measured_and_named(models, text_file, tmp_path):
+    out = evaluate(
+        model=models[0],
+        data=text_file,
+        train_data=text_file,
+        stride=9,
+        by_document=True,
+        samples=2,  # the text is one document, with one beginning
+        out=str(tmp_path / "out"),
+        quiet=True,
+    )
+    baselines = {row["baseline"] for row in rows(out, name="bits_per_byte")}
+    assert baselines == {None, "unigram", "5-gram", "xz -9e", "xz -9e after the training text"}
+    headline, strided, alone = rows(out, name="bits_per_byte", baseline=None)
+    assert (headline["stride"], strided["stride"], alone["stride"]) == (32, 9, None)
+    assert headline["low"] < headline["value"] < headline["high"]
+    assert headline["bytes"] == strided["bytes"] == alone["bytes"]
+    assert [row["positions"] for row in rows(out, name="loss_by_position")][:3] == ["1", "2", "3 to 4"]
+    assert len(rows(out, name="copied")) == 2 and len(rows(out, name="distinct_1")) == 2
+    primed, plain = (
+        rows(out, name="bits_per_byte", baseline=name)[0]["value"]
+        for name in ("xz -9e after the training text", "xz -9e")
+    )
+    assert primed < plain
+    costs = rows(out, name="tokens_against_english", baseline=None)
+    assert {"Polish", "Chinese"} < {row["dataset"] for row in costs} and costs[0]["value"] == 1
+    assert len(read_metrics(out)["samples"]) == 1 and (out / "report.html").is_file()
+    assert not (out / "work").exists()
+
+
+def test_several_models_stand_side_by_side_with_what_their_difference_allows_to_say(models, text_file, tmp_path):
+    out = evaluate(model=models, data=text_file, samples=0, out=str(tmp_path / "out"), quiet=True)
+    assert {row["model"] for row in rows(out, name="loss", baseline=None)} == {"groundup-model", "gpt2-model"}
+    (difference,) = rows(out, name="bits_per_byte_difference")
+    bits = {row["model"]: row["value"] for row in rows(out, name="bits_per_byte", baseline=None)}
+    assert difference["value"] == pytest.approx(bits["gpt2-model"] - bits["groundup-model"], rel=1e-6)
+    assert difference["model"] == "gpt2-model" and difference["low"] <= difference["value"] <= difference["high"]
+    assert {*read_metrics(out)["training"]["models"]} == {"groundup-model", "gpt2-model"}
+
+
+def test_names_of_models_are_told_apart(tmp_path):
+    for place in ("one/final", "two/final"):
+        (tmp_path / place).mkdir(parents=True)
+    assert names_of([str(tmp_path / "one/final"), str(tmp_path / "two/final")]) == ["one/final", "two/final"]
+    assert names_of(["owner/model", "owner/model"])[1] != "owner/model"
+
+
+def test_a_part_that_fails_loses_nothing_else_and_is_tried_again(models, text_file, tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise RuntimeError("the disk of the samples\nis gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(measuring, "writing_part", fail)
+        out = evaluate(model=models[0], data=text_file, samples=1, out=str(tmp_path / "out"))
+    assert "--resume" in capfd.readouterr().err
+    assert rows(out, name="bits_per_byte") and not rows(out, name="distinct_1")
+    assert read_metrics(out)["failures"] == {"groundup-model: writing": "the disk of the samples"}
+    before = rows(out, name="bits_per_byte")
+    monkeypatch.setattr(measuring, "score_text", lambda *_: pytest.fail("measured again"))
+    evaluate(out=str(out), resume=True, quiet=True)
+    assert rows(out, name="distinct_1") and rows(out, name="bits_per_byte") == before
+    assert "failures" not in read_metrics(out) and not (out / "work").exists()
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(models, text_file, tmp_path, monkeypatch):
+    whole = evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "whole"), quiet=True)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(measuring, "tokenizer_rows", stop)
+        with pytest.raises(Interrupted, match="--resume"):
+            evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "out"), quiet=True)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    out = evaluate(out=str(tmp_path / "out"), resume=True, quiet=True)
+    assert read_metrics(out)["metrics"] == read_metrics(whole)["metrics"]
+    content = (out / "metrics.json").read_bytes()
+    evaluate(out=str(out), resume=True, quiet=True)
+    assert (out / "metrics.json").read_bytes() == content
+
+
+def test_what_is_wrong_from_the_start_leaves_no_folder_and_touches_none(models, text_file, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="no file or folder"):
+        evaluate(model=models[0], data=str(tmp_path / "none.txt"), out=str(out), quiet=True)
+    with pytest.raises(InputError, match="unknown task"):
+        evaluate(model=models[0], tasks="nonesuch_task", out=str(out), quiet=True)
+    assert not out.exists()
+    out.mkdir()
+    (out / "work").mkdir()
+    (out / "recipe.yaml").write_text("mine")
+    with pytest.raises(InputError, match="already holds something"):
+        evaluate(model=models[0], data=text_file, out=str(out), quiet=True)
+    assert (out / "recipe.yaml").read_text() == "mine" and (out / "work").is_dir()
+
+
+def test_a_stride_beyond_the_context_fails_alone(models, text_file, tmp_path):
+    out = evaluate(model=models[0], data=text_file, stride=99, samples=0, out=str(tmp_path / "out"), quiet=True)
+    assert "--stride 99 must lie between 1 and" in read_metrics(out)["failures"]["groundup-model: language, strided"]
+    assert rows(out, name="bits_per_byte")
+
+
+def test_tasks_alone_need_no_text_and_give_a_row_for_each_number_of_examples(models, tmp_path, groundup):
+    groundup(
+        *("evaluate", "--model", models[0], models[1], "--tasks", "docs_module", "--num-fewshot", "0,1"),
+        *("--limit", "4", "--out", tmp_path / "out", "--quiet"),
+    )
+    found = rows(tmp_path / "out", name="accuracy", baseline=None, model="gpt2-model")
+    assert [row["num_fewshot"] for row in found] == [0, 1] and found[0]["count"] == 4
+    assert len(rows(tmp_path / "out", name="accuracy_difference")) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(models, text_file, tmp_path):
+    one = evaluate(model=models[0], data=text_file, samples=0, out=str(tmp_path / "one"), quiet=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "groundup", "evaluate", "--model", models[0], "--data", text_file, "--samples", "0"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mine, theirs in zip(rows(one), rows(tmp_path / "two"), strict=True):
+        assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5), mine["name"]
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_text_it_goes_on_with_the_windows_that_are_left(models, tmp_path, texts):
+    text = tmp_path / "long.txt"
+    text.write_text("\n".join(texts) * 400, encoding="utf-8")
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "groundup", "evaluate", "--model", models[0], "--samples", "0", "--out", str(out)]
+    running = subprocess.Popen([*command, "--data", str(text), "--batch-rows", "1"], stderr=subprocess.DEVNULL)
+    scores = out / "work" / "model-0" / "language" / "nats.npy"
+    import numpy as np
+
+    def share():
+        return float(np.mean(~np.isnan(np.load(scores)))) if scores.is_file() else 0.0
+
+    while share() < 0.1:
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert 0.1 <= share() < 1 and not (out / "metrics.json").exists()
+    subprocess.run([*command, "--resume", "--quiet"], check=True, timeout=300)
+    whole = evaluate(model=models[0], data=str(text), samples=0, out=str(tmp_path / "whole"), quiet=True)
+    for mine, theirs in zip(rows(out), rows(whole), strict=True):
+        assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5)
+    assert json.loads((out / "metrics.json").read_text())["metrics"]

@@ -1,0 +1,129 @@
+"""`pretrain --lora` from outside: its files, a resumed run, and what differs from the same run without."""
+
+import json
+
+import pytest
+import yaml
+from peft import AutoPeftModelForCausalLM
+
+import groundup as package
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+
+TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
+GO_ON = {"context_length": 32, "batch_tokens": 256, "max_steps": 12, "quiet": True}
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def base(story):
+    return package.pretrain(data=[str(story)], out="base", max_steps=10, quiet=True, **TINY)
+
+
+@pytest.fixture
+def other_story(tmp_path):
+    path = tmp_path / "other.txt"
+    path.write_text("\n".join(f"Here the {what} went home at sea!" for what in ("cat", "dog", "king", "bird") * 250))
+    return str(path)
+
+
+def adapt(base, data, out, **options):
+    return package.pretrain(data=[data], init_from=str(base), out=out, **GO_ON | {"lora": True} | options)
+
+
+def test_a_run_leaves_an_adapter_that_names_its_base_and_leaves_the_base_alone(base, other_story, tmp_path):
+    before = sha256_of(base / "model.safetensors")
+    out = adapt(base, other_story, "adapter", save_every=6)
+    steps = sorted((out / "checkpoints").iterdir())
+    assert all((folder / WEIGHTS).is_file() for folder in [out, *steps])
+    assert not list(out.rglob("model.safetensors"))
+    assert sha256_of(base / "model.safetensors") == before
+    training = json.loads((out / "metrics.json").read_text())["training"]
+    assert training["base"] == "base"
+    assert training["base_weights_sha256"] == before
+    assert training["trained_parameters"] < 0.5 * training["parameters"]
+    loaded = AutoPeftModelForCausalLM.from_pretrained(out)
+    assert loaded.peft_config["default"].base_model_name_or_path == str(base.resolve())
+    package.evaluate(model=[str(out)], data=[other_story], out="scores", quiet=True)  # the base is found by its name
+    assert json.loads((tmp_path / "scores" / "metrics.json").read_text())["metrics"]
+    losses = [json.loads(line).get("validation_loss") for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss]
+    assert losses[-1] < losses[0]
+    # Every file but the one that peft reads the base's place from is free of this machine's folders.
+    for path in out.rglob("*"):
+        if path.is_file() and path.name != "adapter_config.json":
+            assert str(tmp_path).encode() not in path.read_bytes(), path
+
+
+def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(base, other_story, monkeypatch):
+    import groundup.training.run as run
+
+    options = {"lora_dropout": 0.2, "lora_dora": True, "save_every": 3}
+    whole = adapt(base, other_story, "whole", **options)
+    original, calls = run.save_state, []
+
+    def save_state(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("the power is gone")
+        original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(run, "save_state", save_state)
+        adapt(base, other_story, "stopped", **options)
+    stopped = package.pretrain(out="stopped", resume=True, quiet=True)
+    assert sha256_of(stopped / WEIGHTS) == sha256_of(whole / WEIGHTS)
+    assert '"resume"' in (stopped / "log.jsonl").read_text()
+
+
+def test_the_same_run_without_adapters_differs_in_that_option_alone(base, other_story):
+    with_lora = adapt(base, other_story, "with")
+    without = adapt(base, other_story, "without", lora=False)
+
+    def recipe(folder):
+        values = yaml.safe_load((folder / "recipe.yaml").read_text())
+        values["settings"].pop("out")
+        return values
+
+    one, other = recipe(with_lora), recipe(without)
+    assert (one["settings"].pop("lora"), other["settings"].pop("lora")) == (True, False)
+    assert one == other
+    first = [json.loads((folder / "log.jsonl").read_text().splitlines()[0]) for folder in (with_lora, without)]
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], abs=1e-6), "the first batch meets the same model"
+    assert first[0]["tokens"] == first[1]["tokens"]
+
+
+def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_story, groundup):
+    adapter = adapt(base, other_story, "adapter")
+    groundup("merge", "adapter", "--out", "merged", "--quiet")
+    merged = adapter.with_name("merged")
+    names = {path.name for path in merged.iterdir()}
+    assert names == {
+        "README.md", "chat_template.jinja", "config.json", "configuration_groundup.py", "curve.png",
+        "generation_config.json", "log.jsonl", "metrics.json", "model.safetensors", "modeling_groundup.py",
+        "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    scores = [json.loads((folder / "metrics.json").read_text()) for folder in (adapter, merged)]
+    assert scores[0]["metrics"] == scores[1]["metrics"]
+    assert scores[1]["weights_sha256"] == sha256_of(merged / "model.safetensors")
+    recipe = yaml.safe_load((merged / "recipe.yaml").read_text())
+    assert recipe["merged"]["base"] == "base"
+    assert recipe["verb"] == "pretrain", "what it was taught, not how it was stored"
+
+
+def test_a_base_with_other_weights_is_refused(base, other_story):
+    adapter = adapt(base, other_story, "adapter")
+    package.pretrain(data=[other_story], out="another", max_steps=3, quiet=True, **TINY | {"vocab_size": 280})
+    with pytest.raises(InputError, match="other weights"):
+        package.merge(adapter=str(adapter), base="another", out="merged", quiet=True)
+
+
+def test_lora_needs_a_model_to_adapt(other_story, tmp_path):
+    with pytest.raises(InputError, match="--init-from"):
+        package.pretrain(data=[other_story], lora=True, out="nothing", quiet=True)
+    assert not (tmp_path / "nothing").exists()
