@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_url
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
@@ -187,7 +187,11 @@ def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
 def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None, message: str) -> Any:
     """The one commit, on top of the head that was looked at and of no other."""
 
+    attempts = 0
+
     def commit() -> Any:
+        nonlocal attempts
+        attempts += 1
         return api.create_commit(
             target.repo_id,
             operations,
@@ -199,7 +203,18 @@ def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None,
         )
 
     # A second pull request would be opened if only the answer to the first had been lost.
-    return commit() if target.pull_request else _trying(commit)
+    if target.pull_request:
+        return commit()
+    try:
+        return _trying(commit)
+    except HfHubHTTPError as error:
+        if attempts > 1 and error.response is not None and error.response.status_code == 412:
+            # The head has moved since the first attempt, most likely by that attempt itself.
+            raise Unavailable(
+                f"the Hub's answer got lost, and {target.repo_id} has changed since: it has all of it, or somebody "
+                "else pushed: run the same command again"
+            ) from None
+        raise
 
 
 def _read_back(api: HfApi, operations: list[Any], target: Target, commit: str) -> None:
