@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -53,7 +54,10 @@ def evaluate(settings: EvaluateSettings) -> Path:
     that fails does not lose the others. Under torchrun the processes share the text; all else the first one does.
     Raises `InputError` for a model, a text or a task that cannot be read, and where nothing could be measured.
     """
-    processes = PartialState() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    processes = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Said outright: without an accelerator Accelerate would start as many lone processes.
+        processes = PartialState(cpu=torch.accelerator.current_accelerator() is None)
     console.quiet = settings.quiet or (processes is not None and not processes.is_main_process)
     if processes and not settings.out:
         raise InputError("several processes need one folder: give --out")
