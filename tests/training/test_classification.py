@@ -327,22 +327,19 @@ def test_token_dropout_replaces_about_its_share_and_never_what_marks_structure()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_scores_of_one(folder, tmp_path, groundup):
+def test_several_processes_are_told_to_pretrain_first(folder, tmp_path, groundup):
     import subprocess
     import sys
 
-    options = ["--data", str(folder / "rows.jsonl"), "--max-steps", "6", "--token-dropout", "0", "--dropout", "0"]
-    options += ["--vocab-size", "300", "--hidden-size", "32", "--num-hidden-layers", "1", "--adapt-epochs", "1"]
-    options += ["--precision", "fp32"]
-    groundup("classify", *options, "--out", tmp_path / "one")
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup", "classify", *options,
-         "--out", str(tmp_path / "two")],
-        check=True, capture_output=True, cwd=tmp_path, timeout=300,
+    options = ["--data", str(folder / "rows.jsonl"), "--max-steps", "6", "--vocab-size", "300", "--hidden-size", "32"]
+    options += ["--num-hidden-layers", "1", "--adapt-epochs", "1", "--out", str(tmp_path / "two")]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup",
+         "classify", *options],
+        capture_output=True, text=True, cwd=tmp_path, timeout=300,
     )  # fmt: skip
-    one, two = (AutoModelForSequenceClassification.from_pretrained(tmp_path / name) for name in ("one", "two"))
-    for key, value in one.state_dict().items():
-        torch.testing.assert_close(value, two.state_dict()[key], atol=1e-3, rtol=1e-2)
+    assert done.returncode != 0
+    assert "pretrain first, then classify with --model" in done.stderr
 
 
 def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokenizer(folder, tmp_path, made):
