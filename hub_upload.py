@@ -20,7 +20,8 @@ from groundup.common.errors import InputError
 from groundup.common.hub import Pushed, Target, plain_words, push_folder
 from groundup.common.settings import verb
 from groundup.evaluation.card import CARD_FILE
-from groundup.evaluation.gate import Parcel, is_ours, through_the_gate
+from groundup.evaluation.gate import Parcel, through_the_gate
+from groundup.evaluation.gate_folder import is_ours
 from groundup.evaluation.settings import PublishSettings
 from groundup.training.conversion import export
 from groundup.training.conversion_settings import ExportSettings

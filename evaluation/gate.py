@@ -9,16 +9,14 @@ import json
 import math
 import os
 import re
-import shutil
-import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_token
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
@@ -29,13 +27,21 @@ from groundup.common.hub import SECRET
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.card import CARD_FILE, write_card
+from groundup.evaluation.gate_folder import (
+    CODE,
+    SETTINGS_FILES,
+    WEIGHTS,
+    Findings,
+    copy_files,
+    shown,
+    sort_files,
+)
 from groundup.evaluation.kinds import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     CONFIG_FILE,
     GGUF_WEIGHTS,
     MODEL_WEIGHTS,
-    OVERRIDES_FILE,
     auto_class_of,
     read_json,
 )
@@ -43,27 +49,11 @@ from groundup.evaluation.proof import PROBE, Proof, prove
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
 from groundup.tokenization.folder import load_tokenizer
 
-WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
-CODE = ("configuration_groundup.py", "modeling_groundup.py", "modeling_groundup_seq2seq.py")
-SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, "generation_config.json", "tokenizer_config.json")
-# The files of the contract: what a checkpoint's repository holds, and nothing else.
-CONTRACT = (
-    *WEIGHTS,
-    *CODE,
-    *SETTINGS_FILES,
-    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template.jinja", "log.jsonl", "curve.png"),
-    *(METRICS_FILE, RECIPE_FILE, CARD_FILE),
-)
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
-TOKEN_FILES = ("token", "stored_tokens", ".env", ".netrc", ".git-credentials", ".pypirc", "id_rsa", "id_ed25519")
 LARGEST_FILE = 50 * 10**9  # bytes; the Hub asks to cut what is larger (docs/hub/storage-limits)
 LARGEST_TEXT = 100 * 10**6  # bytes of a text file that is read whole
 LARGEST_SETTINGS = 10 * 10**6  # bytes of a file of settings
-LINKED = 10**7  # bytes; a larger file is not copied
 _PERSONAL = re.compile(rb"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[^\s\"',:;)]*")
 _CODE_PLACE = re.compile(r"(\w+)\.\w+")
-_SCAN = 2**22  # bytes read at once
 
 
 @dataclass(frozen=True)
@@ -74,23 +64,6 @@ class Parcel:
     files: dict[str, int]
     left_out: list[str]
     proof: Proof | None
-
-
-@dataclass
-class Findings:
-    """What is wrong with a folder; each entry says what and what to do."""
-
-    folder: Path
-    found: list[str] = field(default_factory=list)
-
-    def add(self, what: str, mend: str) -> None:
-        """Note a failure and its mend."""
-        self.found.append(f"{what}: {mend}")
-
-    def stop(self) -> None:
-        """Raise `InputError` with everything that was found, if anything was."""
-        if self.found:
-            raise InputError(_shown(f"{self.folder} is not fit to be published. " + "; ".join(self.found)))
 
 
 @contextlib.contextmanager
@@ -115,7 +88,7 @@ def through_the_gate(
     files, left_out = sort_files(checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / (checkpoint.resolve().name or "checkpoint")
-        _copy(checkpoint, copy, files)
+        copy_files(checkpoint, copy, files)
         _rename_base(copy, (additions or {}).get("base_model"))
         sha256 = check_content(copy, additions or {}, trust_remote_code)
         base = _base_of(copy, fetch_base, trust_remote_code)
@@ -132,98 +105,7 @@ def _prove(checkpoint: Path, copy: Path, base: Path | None) -> Proof:
     try:
         return prove(copy, "Once upon a time", base=base)
     except InputError as error:
-        raise InputError(_shown(str(error).replace(str(copy), str(checkpoint)))) from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The folder
-
-
-def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
-    """The files of a folder that belong to the contract, and what else lies there.
-
-    Raises `InputError` for what must not lie beside a checkpoint at all: names that no repository can have, links out
-    of the folder, pickles, tokens.
-    """
-    if not checkpoint.is_dir():
-        raise InputError(f"{_shown(str(checkpoint))} is no folder: give the folder of a checkpoint")
-    findings, chosen, left_out = Findings(checkpoint), [], []
-    for path in sorted(checkpoint.iterdir()):
-        name = path.name
-        if not _is_plain_name(name):
-            findings.add(f"the file name {_shown(name)} is not a plain one", "remove or rename it")
-        elif path.is_symlink() and not path.resolve().is_relative_to(checkpoint.resolve()):
-            findings.add(f"{name} is a link out of the folder", "put the file itself there")
-        elif name in CONTRACT and not stat.S_ISREG(path.stat().st_mode):
-            findings.add(f"{name} is no regular file", "remove it")
-        elif name in CONTRACT:
-            chosen.append(name)
-        else:
-            left_out.append(name + "/" * path.is_dir())
-    for path in _everything(checkpoint):
-        _look_for_dangers(path, findings)
-    findings.stop()
-    return chosen, left_out
-
-
-def _everything(folder: Path) -> Iterator[Path]:
-    """Every regular file under a folder, without following links to folders."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            path = Path(place) / name
-            if stat.S_ISREG(os.lstat(path).st_mode):
-                yield path
-
-
-def _look_for_dangers(path: Path, findings: Findings) -> None:
-    """Pickles, by name and by content, and tokens."""
-    name = _shown(path.relative_to(findings.folder).as_posix())
-    with path.open("rb") as file:
-        start = file.read(4096)
-    if path.suffix.lower() in PICKLES or re.match(rb"\x80[\x02-\x05]", start) or _is_torch_archive(start):
-        findings.add(f"{name} is or may be a pickle, which can run code", "remove it")
-    if path.name.lower() in TOKEN_FILES:
-        findings.add(f"{name} is a file for secrets", "remove it")
-    elif path.suffix not in (".safetensors", ".gguf", ".png") and _holds(path, SECRET):
-        findings.add(f"{name} holds something like a token", "take it out, and make the token invalid")
-
-
-def _is_torch_archive(start: bytes) -> bool:
-    return start.startswith(b"PK\x03\x04") and b"data.pkl" in start
-
-
-def _is_plain_name(name: str) -> bool:
-    """Whether a name means the same file in git, in a URL, on any system and on a terminal."""
-    return len(name) <= 200 and re.fullmatch(r"[\w.][\w. +()=@,-]*", name, re.ASCII) is not None and ".." not in name
-
-
-def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
-    """Whether a file holds a pattern, or the token in use, read in pieces that overlap."""
-    token = (get_token() or "").encode()
-    with path.open("rb") as file:
-        tail = b""
-        while piece := file.read(_SCAN):
-            text = tail + piece
-            if pattern.search(text) or (token and token in text):
-                return True
-            tail = text[-256:]
-    return False
-
-
-def _copy(checkpoint: Path, copy: Path, files: list[str]) -> None:
-    """Copy small files; large ones become links, which work as well for loading and sending."""
-    copy.mkdir()
-    for name in files:
-        source = (checkpoint / name).resolve()
-        if source.stat().st_size > LINKED and os.name != "nt":
-            (copy / name).symlink_to(source)
-        else:
-            shutil.copyfile(source, copy / name)
-
-
-def _shown(text: str) -> str:
-    """A name as it can be printed: control characters and broken bytes become escapes."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        raise InputError(shown(str(error).replace(str(copy), str(checkpoint)))) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -294,7 +176,7 @@ def _check_weights(path: Path, findings: Findings) -> None:
                 findings.add(f"{path.name} holds no tensor", "save the model again")
             for name in names:
                 if not bool(_all_finite(tensors.get_tensor(name))):
-                    findings.add(f"{_shown(name)} in {path.name} has numbers that are not finite", "train it again")
+                    findings.add(f"{shown(name)} in {path.name} has numbers that are not finite", "train it again")
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeError) as error:
         findings.add(f"{path.name} is no whole safetensors file ({_line(error)})", "save the model again")
 
@@ -332,7 +214,7 @@ def _check_code(folder: Path, config: dict[str, Any], findings: Findings, trust_
     for place in places:
         match = _CODE_PLACE.fullmatch(place) if isinstance(place, str) else None
         if match is None:
-            findings.add(f"auto_map names {_shown(str(place)[:80])}, no class in this folder", "save the model again")
+            findings.add(f"auto_map names {shown(str(place)[:80])}, no class in this folder", "save the model again")
         elif not (folder / f"{match[1]}.py").is_file():
             findings.add(f"{match[1]}.py, which auto_map names, is missing", "save the model again")
     own = Path(groundup.__file__).parent / "modeling"
@@ -426,8 +308,8 @@ def _check_paths(folder: Path, findings: Findings) -> None:
         # A tokenizer's vocabulary, or a sample of text, may well hold somebody's path.
         generic = None if path.name in ("tokenizer.json", "vocab.json", CARD_FILE) else _PERSONAL.search(text)
         if (len(home) > len("/root") and home in text) or generic:
-            shown = generic[0].decode("utf-8", "replace") if generic else "your home folder"
-            findings.add(f"{path.name} names a place on your machine ({_shown(shown[:80])})", "put a name in its stead")
+            place = generic[0].decode("utf-8", "replace") if generic else "your home folder"
+            findings.add(f"{path.name} names a place on your machine ({shown(place[:80])})", "put a name in its stead")
 
 
 def _rename_base(copy: Path, name: str | None) -> None:
@@ -446,7 +328,7 @@ def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_
     name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or fetch_base is None:
         raise InputError(
-            f"{ADAPTER_FILE} names {_shown(str(name))} as its base, which nobody else has: publish the base first, "
+            f"{ADAPTER_FILE} names {shown(str(name))} as its base, which nobody else has: publish the base first, "
             "then add --base-model OWNER/NAME"
         )
     base = fetch_base(name)
@@ -462,11 +344,6 @@ def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_
         findings.add(f"{name} has other weights than the base this adapter was trained on", "publish that one first")
     findings.stop()
     return base
-
-
-def is_ours(name: str) -> bool:
-    """Whether a file of a repository is one that a push may replace or delete."""
-    return name in CONTRACT and str(PurePosixPath(name)) == name
 
 
 def _line(error: BaseException) -> str:

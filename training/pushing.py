@@ -6,7 +6,8 @@ from typing import Any
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
 from groundup.common.hub import Pushed, Target, push_folder
-from groundup.evaluation.gate import is_ours, through_the_gate
+from groundup.evaluation.gate import through_the_gate
+from groundup.evaluation.gate_folder import is_ours
 
 
 def push_checkpoint(folder: Path, target: Target, additions: dict[str, Any], *, step: int) -> Pushed | None:

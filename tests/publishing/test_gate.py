@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.gate import CONTRACT, check_content, sort_files
+from groundup.evaluation.gate import check_content
+from groundup.evaluation.gate_folder import CONTRACT, sort_files
 
 LICENSED = {"license": "apache-2.0"}
 

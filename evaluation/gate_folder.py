@@ -1,0 +1,150 @@
+"""What lies in a checkpoint's folder: the files of the contract, what stays behind, and what must not be there."""
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import get_token
+
+from groundup.common.errors import InputError
+from groundup.common.hub import SECRET
+from groundup.evaluation.card import CARD_FILE
+from groundup.evaluation.kinds import (
+    ADAPTER_FILE,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILE,
+    GGUF_WEIGHTS,
+    MODEL_WEIGHTS,
+    OVERRIDES_FILE,
+)
+from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
+
+WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
+CODE = ("configuration_groundup.py", "modeling_groundup.py", "modeling_groundup_seq2seq.py")
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, "generation_config.json", "tokenizer_config.json")
+# The files of the contract: what a checkpoint's repository holds, and nothing else.
+CONTRACT = (
+    *WEIGHTS,
+    *CODE,
+    *SETTINGS_FILES,
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "log.jsonl", "curve.png"),
+    *(METRICS_FILE, RECIPE_FILE, CARD_FILE),
+)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
+TOKEN_FILES = ("token", "stored_tokens", ".env", ".netrc", ".git-credentials", ".pypirc", "id_rsa", "id_ed25519")
+LINKED = 10**7  # bytes; a larger file is not copied
+_SCAN = 2**22  # bytes read at once
+
+
+@dataclass
+class Findings:
+    """What is wrong with a folder; each entry says what and what to do."""
+
+    folder: Path
+    found: list[str] = field(default_factory=list)
+
+    def add(self, what: str, mend: str) -> None:
+        """Note a failure and its mend."""
+        self.found.append(f"{what}: {mend}")
+
+    def stop(self) -> None:
+        """Raise `InputError` with everything that was found, if anything was."""
+        if self.found:
+            raise InputError(shown(f"{self.folder} is not fit to be published. " + "; ".join(self.found)))
+
+
+def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
+    """The files of a folder that belong to the contract, and what else lies there.
+
+    Raises `InputError` for what must not lie beside a checkpoint at all: names that no repository can have, links out
+    of the folder, pickles, tokens.
+    """
+    if not checkpoint.is_dir():
+        raise InputError(f"{shown(str(checkpoint))} is no folder: give the folder of a checkpoint")
+    findings, chosen, left_out = Findings(checkpoint), [], []
+    for path in sorted(checkpoint.iterdir()):
+        name = path.name
+        if not _is_plain_name(name):
+            findings.add(f"the file name {shown(name)} is not a plain one", "remove or rename it")
+        elif path.is_symlink() and not path.resolve().is_relative_to(checkpoint.resolve()):
+            findings.add(f"{name} is a link out of the folder", "put the file itself there")
+        elif name in CONTRACT and not stat.S_ISREG(path.stat().st_mode):
+            findings.add(f"{name} is no regular file", "remove it")
+        elif name in CONTRACT:
+            chosen.append(name)
+        else:
+            left_out.append(name + "/" * path.is_dir())
+    for path in _everything(checkpoint):
+        _look_for_dangers(path, findings)
+    findings.stop()
+    return chosen, left_out
+
+
+def _everything(folder: Path) -> Iterator[Path]:
+    """Every regular file under a folder, without following links to folders."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place) / name
+            if stat.S_ISREG(os.lstat(path).st_mode):
+                yield path
+
+
+def _look_for_dangers(path: Path, findings: Findings) -> None:
+    """Pickles, by name and by content, and tokens."""
+    name = shown(path.relative_to(findings.folder).as_posix())
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if path.suffix.lower() in PICKLES or re.match(rb"\x80[\x02-\x05]", start) or _is_torch_archive(start):
+        findings.add(f"{name} is or may be a pickle, which can run code", "remove it")
+    if path.name.lower() in TOKEN_FILES:
+        findings.add(f"{name} is a file for secrets", "remove it")
+    elif path.suffix not in (".safetensors", ".gguf", ".png") and _holds(path, SECRET):
+        findings.add(f"{name} holds something like a token", "take it out, and make the token invalid")
+
+
+def _is_torch_archive(start: bytes) -> bool:
+    return start.startswith(b"PK\x03\x04") and b"data.pkl" in start
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name means the same file in git, in a URL, on any system and on a terminal."""
+    return len(name) <= 200 and re.fullmatch(r"[\w.][\w. +()=@,-]*", name, re.ASCII) is not None and ".." not in name
+
+
+def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
+    """Whether a file holds a pattern, or the token in use, read in pieces that overlap."""
+    token = (get_token() or "").encode()
+    with path.open("rb") as file:
+        tail = b""
+        while piece := file.read(_SCAN):
+            text = tail + piece
+            if pattern.search(text) or (token and token in text):
+                return True
+            tail = text[-256:]
+    return False
+
+
+def copy_files(checkpoint: Path, copy: Path, files: list[str]) -> None:
+    """Copy small files; large ones become links, which work as well for loading and sending."""
+    copy.mkdir()
+    for name in files:
+        source = (checkpoint / name).resolve()
+        if source.stat().st_size > LINKED and os.name != "nt":
+            (copy / name).symlink_to(source)
+        else:
+            shutil.copyfile(source, copy / name)
+
+
+def shown(text: str) -> str:
+    """A name as it can be printed: control characters and broken bytes become escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of a repository is one that a push may replace or delete."""
+    return name in CONTRACT
