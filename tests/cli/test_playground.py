@@ -1,12 +1,14 @@
 """The parts of the page that need no browser."""
 
 import json
+import sys
 import urllib.request
 
 import pytest
 
 from groundup.cli.main import main, parse
-from groundup.cli.playground import about_html, build_page, lens_value, load_player, serve
+from groundup.cli.page import about_html, build_page, lens_value
+from groundup.cli.playground import load_player, serve
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,15 @@ def test_one_or_two_models_are_taken(capsys):
         assert "one or two models" in capsys.readouterr().err
     assert main(["playground", "--model", "./nowhere"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_without_gradio_one_line_says_what_to_install(monkeypatch, capsys):
+    for name in ("gradio", "starlette"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("groundup.cli.page", "groundup.cli.playground"):
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["playground", "--model", "a"]) == 2
+    assert "pip install 'groundup[playground]'" in capsys.readouterr().err
 
 
 def test_what_the_lens_is_sent_is_one_layer_and_can_be_written_as_json(player):

@@ -6,7 +6,8 @@ import threading
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from groundup.cli.playground import build_page, load_player, serve
+from groundup.cli.page import build_page
+from groundup.cli.playground import load_player, serve
 from groundup.evaluation.generation import stream_text
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,350 @@
+"""The page of the playground: four tabs, built of gradio's parts. `cli/playground.py` loads the models and serves it.
+
+What a person or a model writes reaches the page escaped, or as data that `lens.js` puts in as text: gradio would
+evaluate what stands in a template.
+"""
+
+import base64
+import html
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from groundup.cli.inspection import Inspection, Lens
+from groundup.cli.writing import Messages, Writing, conversation_ids
+from groundup.common.errors import InputError
+from groundup.evaluation.generation import Sampling, encode_prompt
+from groundup.evaluation.language import context_of
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+try:
+    import gradio as gr
+except ImportError as error:
+    raise InputError("the playground needs gradio: pip install 'groundup[playground]'") from error
+
+REFRESH = 0.04  # seconds between two updates of the page while a text is written
+_FILES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model on the page."""
+
+    name: str
+    source: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    lens: Lens
+    answers: bool
+    """Whether it was taught to converse."""
+
+
+def build_page(players: list[Player]) -> gr.Blocks:
+    """The whole page; nothing is loaded or computed before somebody asks."""
+    with gr.Blocks(title="groundup playground", analytics_enabled=False) as page:
+        gr.Markdown(f"## groundup playground\n{' · '.join(_headline(player) for player in players)}")
+        with gr.Tabs() as tabs:
+            with gr.Tab("Complete", id="complete"):
+                text, see_inside = _complete_tab(players)
+            with gr.Tab("Chat", id="chat"):
+                _chat_tab(players)
+            with gr.Tab("Inside", id="inside"):
+                bring_inside = _inside_tab(players)
+            with gr.Tab("About", id="about"):
+                _about_tab(players)
+        see_inside.click(lambda: gr.Tabs(selected="inside"), None, tabs)
+        bring_inside(see_inside, text)
+    return page
+
+
+def _headline(player: Player) -> str:
+    return f"**{player.name}**, {player.model.num_parameters():,} parameters"
+
+
+def _sampling_controls(tokens: int, temperature: float) -> list[gr.components.Component]:
+    """Temperature, top-k, top-p, length and seed, in the order that `_sampling` reads them."""
+    with gr.Accordion("Sampling", open=False):
+        with gr.Row():
+            controls: list[gr.components.Component] = [
+                gr.Slider(0, 2, temperature, step=0.05, label="temperature", info="0: always the likeliest token"),
+                gr.Slider(0, 200, 50, step=1, label="top-k", info="draw from so many; 0: all"),
+                gr.Slider(0.05, 1, 0.95, step=0.01, label="top-p", info="draw from this share; 1: all"),
+            ]
+        with gr.Row():
+            controls += [
+                gr.Slider(1, 2000, tokens, step=1, label="length [tokens]", info="the most to write"),
+                gr.Number(None, label="seed", precision=0, info="empty: a new one each time", placeholder="new"),
+            ]
+    return controls
+
+
+def _sampling(temperature: float, top_k: int, top_p: float, tokens: int, seed: int | None) -> Sampling:
+    seed = random.randrange(10_000) if seed is None else int(seed)
+    return Sampling(int(tokens), temperature, int(top_k), top_p, seed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Complete
+
+
+def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
+    """The tab that goes on from a prompt: prompt and text of the first model, and the button to see inside it."""
+    prompt = gr.Textbox(label="prompt", placeholder="A text to go on from; Enter writes", lines=1, max_lines=8)
+    with gr.Row():
+        write = gr.Button("Write", variant="primary", size="sm", min_width=80)
+        stop = gr.Button("Stop", size="sm", min_width=80)
+        see_inside = gr.Button("See inside", size="sm", min_width=80)
+    columns = []
+    with gr.Row():
+        for player in players:
+            with gr.Column(min_width=300):  # on a phone one below the other
+                columns.append(gr.HTML(_empty(player if len(players) > 1 else None)))
+    controls = _sampling_controls(tokens=200, temperature=0.8)
+    text = gr.State("")
+
+    def complete(prompt: str, *values: Any) -> Iterator[list[Any]]:
+        sampling = _sampling(*values)
+        writings = [_begin(player, lambda p: encode_prompt(p.tokenizer, prompt), sampling) for player in players]
+        for _ in _rounds(writings):
+            shown = [
+                _written(player if len(players) > 1 else None, prompt, writing, sampling)
+                for player, writing in zip(players, writings)
+            ]
+            yield [*shown, prompt + getattr(writings[0], "text", "")]
+
+    events: list[Any] = [on(complete, [prompt, *controls], [*columns, text]) for on in (prompt.submit, write.click)]
+    stop.click(None, cancels=events)
+    return text, see_inside
+
+
+def _begin(player: Player, ids_of: Callable[[Player], list[int]], sampling: Sampling) -> Writing | str:
+    """A model's text about to be written, or what is wrong with what it was asked."""
+    try:
+        ids = ids_of(player)
+        if len(ids) > context_of(player.model):
+            raise InputError(f"{len(ids):,} tokens do not fit into the context of {context_of(player.model):,}")
+        return Writing(player.model, player.tokenizer, ids, sampling)
+    except InputError as error:
+        return str(error)
+
+
+def _rounds(writings: list[Writing | str]) -> Iterator[None]:
+    """Let every text grow by a piece in turn; yield when the page should show it: at once, now and then, at the end."""
+    growing = [iter(writing) for writing in writings if isinstance(writing, Writing)]
+    shown = 0.0
+    while growing:
+        growing = [pieces for pieces in growing if next(pieces, None) is not None]
+        if time.monotonic() - shown >= REFRESH:
+            yield
+            shown = time.monotonic()
+    yield
+
+
+def _written(player: Player | None, prompt: str, writing: Writing | str, sampling: Sampling) -> str:
+    """A prompt and what followed, as HTML."""
+    if isinstance(writing, str):
+        return _empty(player, writing)
+    notes = f"{writing.summary}, seed {sampling.seed}" + (f"; {writing.ending}" if writing.ending else "")
+    return (
+        f"{_title(player)}<div class='written'><span class='prompt'>{html.escape(prompt)}</span>"
+        f"{html.escape(writing.text)}</div><p class='note'>{html.escape(notes)}</p>"
+    )
+
+
+def _empty(player: Player | None, note: str = "") -> str:
+    return f"{_title(player)}<div class='written'></div><p class='note'>{html.escape(note)}</p>"
+
+
+def _title(player: Player | None) -> str:
+    return f"<p><b>{html.escape(player.name)}</b></p>" if player else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chat
+
+
+def _chat_tab(players: list[Player]) -> None:
+    for player in players:
+        if not player.answers:
+            gr.Markdown(f"{player.name} was not taught to converse: it goes on from each line alone.")
+    histories = [gr.State([]) for _ in players]
+    with gr.Row():
+        talks = [
+            gr.Chatbot(
+                label=player.name,
+                height=420,
+                render_markdown=False,
+                buttons=[],
+                feedback_options=None,
+                min_width=300,
+            )
+            for player in players
+        ]
+    notes = gr.HTML("")
+    line = gr.Textbox(label="message", placeholder="Say something; Enter sends", lines=1, max_lines=8)
+    with gr.Row():
+        send = gr.Button("Send", variant="primary", size="sm", min_width=80)
+        stop = gr.Button("Stop", size="sm", min_width=80)
+        reset = gr.Button("New", size="sm", min_width=80)
+    system = gr.Textbox(label="system", placeholder="What the model is told before the conversation", lines=1)
+    controls = _sampling_controls(tokens=300, temperature=0.7)
+
+    def talk(line: str, system: str, *values: Any) -> Iterator[list[Any]]:
+        sampling, pasts = _sampling(*values[: len(controls)]), values[len(controls) :]
+        if not line.strip():
+            yield [line, *(gr.skip() for _ in range(2 * len(players) + 1))]
+            return
+        asked = [[*past, {"role": "user", "content": line}] for past in pasts]
+        starts = [_begin(player, _asking(system, talk), sampling) for player, talk in zip(players, asked)]
+        for _ in _rounds(starts):
+            now = [_answered(talk, start) for talk, start in zip(asked, starts)]
+            said = [_note(player, start, sampling) for player, start in zip(players, starts)]
+            yield ["", *map(_shown, now), *now, "".join(said)]
+
+    everything = [line, *talks, *histories, notes]
+    inputs = [line, system, *controls, *histories]
+    events: list[Any] = [on(talk, inputs, everything) for on in (line.submit, send.click)]
+    stop.click(None, cancels=events)
+    for on in (reset.click, *(talk.clear for talk in talks)):
+        on(lambda: ["", *([] for _ in range(2 * len(players))), ""], None, everything, cancels=events)
+
+
+def _asking(system: str, talk: Messages) -> Callable[[Player], list[int]]:
+    """What turns a conversation into a model's ids, the system's words before it."""
+
+    def ids_of(player: Player) -> list[int]:
+        if not player.answers:
+            return encode_prompt(player.tokenizer, talk[-1]["content"])
+        opening = [{"role": "system", "content": system}] if system.strip() else []
+        context = context_of(player.model)
+        return conversation_ids(player.tokenizer, [*opening, *talk], context, context // 4)[0]
+
+    return ids_of
+
+
+def _answered(talk: Messages, start: Writing | str) -> Messages:
+    return [*talk, {"role": "assistant", "content": start.text if isinstance(start, Writing) else start}]
+
+
+def _shown(talk: Messages) -> Messages:
+    """A conversation as the chatbot wants it: it takes what is said for HTML, also where that only looks like it."""
+    return [message | {"content": html.escape(message["content"], quote=False)} for message in talk]
+
+
+def _note(player: Player, start: Writing | str, sampling: Sampling) -> str:
+    if isinstance(start, str):
+        return ""
+    notes = f"{player.name}: {start.summary}, seed {sampling.seed}" + (f"; {start.ending}" if start.ending else "")
+    return f"<p class='note'>{html.escape(notes)}</p>"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inside
+
+
+def _inside_tab(players: list[Player]) -> Callable[[gr.Button, gr.State], None]:
+    """The tab that takes a text apart: tokens, expectations, surprise, attention; how a button brings a text here."""
+    named = {player.name: player for player in players}
+    which = gr.Radio(list(named), value=players[0].name, label="model", visible=len(players) > 1)
+    text = gr.Textbox(label="text", placeholder="A text to take apart; Enter looks", lines=1, max_lines=8)
+    look = gr.Button("Look", variant="primary", size="sm")
+    lens = gr.HTML(
+        value=None,
+        html_template=(_FILES / "lens.html").read_text(encoding="utf-8"),
+        js_on_load=(_FILES / "lens.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+    )
+    seen = gr.State(None)
+
+    def inspect(name: str, text: str) -> list[Any]:
+        try:
+            inspection = named[name].lens.look(text)
+        except InputError as error:
+            raise gr.Error(str(error)) from error
+        return [inspection, lens_value(inspection, 1)]
+
+    def turn_to(inspection: Inspection, event: gr.EventData) -> dict[str, Any]:
+        return lens_value(inspection, event.layer)
+
+    for on in (text.submit, look.click, which.input):
+        on(inspect, [which, text], [seen, lens])
+    lens.pick(turn_to, seen, lens, show_progress="hidden")
+
+    def bring(button: gr.Button, written: gr.State) -> None:
+        button.click(lambda text: text, written, text).then(inspect, [which, text], [seen, lens])
+
+    return bring
+
+
+def lens_value(inspection: Inspection, layer: int) -> dict[str, Any]:
+    """What `lens.js` draws: the tokens, and the attention maps of one layer (counted from 1), a byte each weight."""
+    maps = None if inspection.attention is None else inspection.attention[layer - 1]
+    loss = inspection.loss
+    summary = f"{len(inspection.tokens):,} tokens" + (f", loss {loss:.3f} nats per token" if loss is not None else "")
+    if inspection.left_out:
+        summary += f"; only the first {len(inspection.tokens)} are shown, {inspection.left_out:,} were left out"
+    tokens = [
+        asdict(token) | {"expected": [[candidate.text, candidate.probability] for candidate in token.expected]}
+        for token in inspection.tokens
+    ]
+    return {
+        "summary": summary,
+        "tokens": tokens,
+        "layers": 0 if inspection.attention is None else len(inspection.attention),
+        "layer": layer,
+        "heads": 0 if maps is None else len(maps),
+        "maps": None if maps is None else base64.b64encode(maps.tobytes()).decode(),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# About
+
+
+def _about_tab(players: list[Player]) -> None:
+    with gr.Row():
+        for player in players:
+            with gr.Column(min_width=320):
+                gr.HTML(about_html(player))
+                if card := _card(Path(player.source).expanduser()):
+                    with gr.Accordion("The card", open=len(players) == 1):
+                        gr.Markdown(card, latex_delimiters=[], header_links=False)
+
+
+def about_html(player: Player) -> str:
+    """What a model is made of, and its training curve where it has one."""
+    config = player.model.config.get_text_config()
+    facts = {
+        "parameters": f"{player.model.num_parameters():,}",
+        "kind": config.model_type,
+        "layers": getattr(config, "num_hidden_layers", None),
+        "heads": getattr(config, "num_attention_heads", None),
+        "width": getattr(config, "hidden_size", None),
+        "vocabulary": f"{len(player.tokenizer):,}",
+        "context": f"{context_of(player.model):,} tokens",
+        "device": player.model.device,
+    }
+    rows = "".join(
+        f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items() if value
+    )
+    curve = Path(player.source).expanduser() / "curve.png"
+    image = ""
+    if curve.is_file():
+        data = base64.b64encode(curve.read_bytes()).decode()
+        image = f"<img class='curve' alt='training curve' src='data:image/png;base64,{data}'>"
+    return f"<h3>{html.escape(player.name)}</h3><table class='facts'>{rows}</table>{image}"
+
+
+def _card(folder: Path) -> str:
+    """The text of a model's card without the header that only the Hub reads; empty where there is none."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return ""
+    return re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
