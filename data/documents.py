@@ -143,8 +143,8 @@ class Rows:
         for table in self._tables():
             column = table[self._column]
             for array in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                if pa.types.is_string_view(array.type):
-                    array = array.cast(pa.string())  # lengths and patterns know no views
+                if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
+                    array = array.cast(pa.string())  # a view or a dictionary
                 if self._with_text_only:
                     array = array.filter(pc.fill_null(pc.match_substring_regex(array, r"\S"), False))
                 yield array

@@ -20,6 +20,7 @@ from typing import IO, Any
 import datasets
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub.utils import logging as hub_logging
 
 from groundup.common.errors import InputError, is_disk_full
@@ -30,6 +31,7 @@ ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 _BLOCK_BYTES = 1 << 20
+_PARQUET_ROWS = 256
 
 
 def kind_of(path: Path) -> str | None:
@@ -119,6 +121,25 @@ def read_rows(path: Path, kind: str, name: str) -> datasets.Dataset:
         cause = error.__cause__ or error
         reason = "it has no rows" if "no data" in str(cause) else (str(cause) or type(cause).__name__).splitlines()[0]
         raise InputError(f"cannot read {name} as {kind}: {reason}") from error
+
+
+def read_parquet_batches(path: Path, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, a few at a time, with all columns or some; `name` is for messages.
+
+    `datasets` would decode a row group at once, which may be all of the file. Raises `InputError` for a damaged file.
+    """
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=_BLOCK_BYTES) as file:
+            yield from file.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+
+
+def parquet_head(path: Path, name: str) -> datasets.Dataset:
+    """The first rows of a Parquet file with all their columns, to look at what they are. Raises `InputError`."""
+    for batch in read_parquet_batches(path, name):
+        return datasets.Dataset(pa.Table.from_batches([batch]))
+    return datasets.Dataset(pq.read_schema(path).empty_table())
 
 
 def _csv_options(path: Path, separator: str) -> dict[str, Any]:

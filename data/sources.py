@@ -10,6 +10,7 @@ import dataclasses
 import glob
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from groundup.data.readers import (
     TEXT_KINDS,
     check_text,
     kind_of,
+    parquet_head,
     quiet_datasets,
+    read_parquet_batches,
     read_rows,
     unpack,
 )
@@ -236,6 +239,10 @@ def _read_files(sources: list[Source], text_column: str | None) -> Iterator[Rows
             with source.plain.open("rb") as file:
                 mark = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
             yield Texts([FileText(source.plain, mark, source.plain.stat().st_size)])
+        elif source.kind == ".parquet":
+            column = _column_of(parquet_head(source.plain, source.name), text_column, source.name)
+            tables = partial(read_parquet_batches, source.plain, source.name, [column])
+            yield Rows(tables, column, with_text_only=True)
         else:
             dataset = read_rows(source.plain, source.kind, source.name)
             yield Rows.loaded(dataset, _column_of(dataset, text_column, source.name))

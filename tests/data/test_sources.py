@@ -70,6 +70,25 @@ def test_parquet_rows_are_documents(tmp_path):
     assert texts_of(str(tmp_path / "rows.parquet")) == ["first\r\n", "second é"]
 
 
+def test_parquet_of_categories_of_several_groups_and_of_none_is_read(tmp_path):
+    rows = pd.DataFrame({"id": range(5), "text": pd.Categorical([f"text {n % 2}" for n in range(5)])})
+    rows.to_parquet(tmp_path / "rows.parquet", row_group_size=2)
+    assert texts_of(str(tmp_path / "rows.parquet")) == [f"text {n % 2}" for n in range(5)]
+    rows[:0].to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(InputError, match="no text in"):
+        texts_of(str(tmp_path / "none.parquet"))
+
+
+def test_a_parquet_file_that_is_damaged_within_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"text": [f"a text of some length {n}" for n in range(5000)]}).to_parquet(path, compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[200:2000] = bytes(1800)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read rows\.parquet as \.parquet"):
+        texts_of(str(path))
+
+
 @pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
 def test_packed_files_are_read_as_what_they_hold(tmp_path, ending, pack):
     assert texts_of(write(tmp_path / f"a.txt{ending}", pack(b"text\r\n"))) == ["text\r\n"]
