@@ -54,7 +54,7 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
     wanted = [name for name in names if name not in files]
     if set(wanted) - set(manager.all_tasks):
-        with _quiet():
+        with quiet():
             manager = TaskManager(include_path=str(TASKS_FOLDER))
     for name in wanted:
         if not manager.match_tasks([name]):
@@ -66,7 +66,7 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 def as_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_rows: int) -> HFLM:
     """The model as lm-eval takes it, with the context it was made for."""
     make: Any = HFLM
-    with _quiet():
+    with quiet():
         return make(
             pretrained=model,
             tokenizer=tokenizer,
@@ -94,7 +94,7 @@ def run_task(
     random.seed(seed)
     np.random.seed(FEWSHOT_SEED + seed)
     torch.manual_seed(FEWSHOT_SEED + seed)
-    with _quiet(progress):
+    with quiet(progress):
         loaded = manager.load([name])
         for task in loaded["tasks"].values():
             if task.get_config("num_fewshot") != 0:  # a task that says 0 itself takes no examples
@@ -161,8 +161,8 @@ def _baseline(samples: list[dict[str, Any]]) -> tuple[str, float]:
 
 
 @contextlib.contextmanager
-def _quiet(progress: Callable[[float], None] | None = None) -> Iterator[None]:
-    """Without lm-eval's messages and bars; `progress` gets what its bar of requests would show."""
+def quiet(progress: Callable[[float], None] | None = None) -> Iterator[None]:
+    """Inside, lm-eval shows neither messages nor bars; `progress` gets the share done of its bar of requests."""
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:

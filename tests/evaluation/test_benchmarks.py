@@ -84,6 +84,7 @@ def test_a_task_that_nobody_knows_is_the_users_error(tmp_path):
         find_tasks([str(tmp_path / "mine.yaml")])
 
 
+@pytest.mark.slow
 def test_a_standard_task_is_known_by_its_name():
     assert "hellaswag" in find_tasks(["hellaswag", "docs_module"]).all_tasks
 

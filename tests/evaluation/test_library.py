@@ -1,8 +1,5 @@
 """The library `evaluate` on our checkpoints, without a network."""
 
-import subprocess
-import sys
-
 import datasets
 import evaluate
 import numpy as np
@@ -122,10 +119,3 @@ def test_an_evaluation_suite_runs_on_our_classifier(classifier, tmp_path):
     )
     (found,) = evaluate.EvaluationSuite.load(str(script)).run(str(classifier))
     assert 0 <= found["accuracy"] <= 1
-
-
-def test_the_metrics_lie_where_the_wheel_takes_them_from():
-    code = "from groundup.evaluation.library import load_metric; print(load_metric('accuracy').compute([1], [1]))"
-    code = code.replace("compute([1], [1])", "compute(predictions=[1], references=[1])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=METRICS_FOLDER.parent)
-    assert done.stdout.strip() == "{'accuracy': 1.0}", done.stderr

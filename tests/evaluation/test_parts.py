@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from groundup.cli.recipe import find_recipe, read_recipe
 from groundup.common.errors import InputError, Interrupted
 from groundup.evaluation import measuring
 from groundup.evaluation.measuring import evaluate
@@ -124,8 +125,8 @@ def test_what_is_wrong_from_the_start_leaves_no_folder_and_touches_none(models, 
     out = tmp_path / "out"
     with pytest.raises(InputError, match="no file or folder"):
         evaluate(model=models[0], data=str(tmp_path / "none.txt"), out=str(out), quiet=True)
-    with pytest.raises(InputError, match="unknown task"):
-        evaluate(model=models[0], tasks="nonesuch_task", out=str(out), quiet=True)
+    with pytest.raises(InputError, match="does not exist"):
+        evaluate(model=str(tmp_path / "none"), data=text_file, out=str(out), quiet=True)
     assert not out.exists()
     out.mkdir()
     (out / "work").mkdir()
@@ -189,3 +190,11 @@ def test_killed_in_the_middle_of_a_text_it_goes_on_with_the_windows_that_are_lef
     for mine, theirs in zip(rows(out), rows(whole), strict=True):
         assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5)
     assert json.loads((out / "metrics.json").read_text())["metrics"]
+
+
+def test_the_recipe_of_equal_compute_compares_three_ways_by_what_comes_before():
+    recipe = read_recipe(find_recipe("equal_compute"))
+    *_, compare = recipe.stages
+    assert (compare.verb, compare.options["model"]) == ("evaluate", ["{from_nothing}", "{continued}", "{adapter}"])
+    minutes = {stage.options["minutes"] for stage in recipe.stages if stage.options["data"] == ["my_text.txt"]}
+    assert len(minutes) == 1
