@@ -18,9 +18,9 @@ class LoraOptions:
     lora_targets: list[str] = field(default_factory=list)
     """Matrices that get an adapter, by the ends of their names (default: all matrices of the blocks)."""
     lora_rslora: bool = False
-    """Multiply by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023): for ranks of 64 and more."""
+    """Multiply by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023), meant for large ranks."""
     lora_dora: bool = False
-    """Train a length for each matrix's output too (DoRA, Liu et al. 2024): a little better, a good deal slower."""
+    """Train a length for each output of a matrix too (DoRA, Liu et al. 2024); slower."""
 
 
 @dataclass(kw_only=True)
