@@ -86,7 +86,8 @@ def test_the_wheel_holds_the_package_and_nothing_else_and_works_where_it_is_inst
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"groundup/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-    expected |= {f"groundup/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").glob("*.yaml")}
+    data = ("recipes/*.yaml", "evaluation/tasks/*", "cli/*.css", "cli/*.html", "cli/*.js")
+    expected |= {f"groundup/{path.relative_to(ROOT)}" for pattern in data for path in ROOT.glob(pattern)}
     expected |= {f"groundup/{name}" for name in ("__init__.py", "__main__.py", "hub_upload.py", "py.typed")}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)
