@@ -6,17 +6,16 @@ Both are read, not mapped: pages of a map count as memory of the process until t
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from groundup.common.errors import InputError
-from groundup.tokenization.pieces import PIECE_BYTES, cut_pieces
+from groundup.tokenization.pieces import cut_pieces
+
+if TYPE_CHECKING:
+    import datasets
 
 BLOCK_BYTES = 2**20  # of a document looked at at once
 
@@ -84,70 +83,7 @@ class Texts:
 
     def pieces(self, chosen: range) -> Iterator[Piece]:
         """The pieces of these documents."""
-        return itertools.chain.from_iterable(map(_pieces_of, self.contents(chosen)))
-
-
-class Rows:
-    """Documents that are the column `column` of tables.
-
-    `tables` makes an iterator over all tables or record batches from the first one on, each time it is called.
-    """
-
-    def __init__(self, tables: Callable[[], Iterator[Any]], column: str, with_text_only: bool = False) -> None:
-        self._tables, self._column, self._with_text_only = tables, column, with_text_only
-        self._length = sum(map(len, self._arrays()))
-
-    @classmethod
-    def of(cls, dataset: datasets.Dataset, column: str) -> "Rows":
-        """All rows of any dataset."""
-        return cls(lambda: iter(dataset.with_format("arrow").iter(batch_size=256)), column)  # type: ignore[arg-type]
-
-    @classmethod
-    def loaded(cls, dataset: datasets.Dataset, column: str) -> "Rows":
-        """The rows with text of a dataset as `load_dataset` returned it, read from its files in the cache."""
-        files = [entry["filename"] for entry in dataset.cache_files]
-        return cls(lambda: _read_batches(files), column, with_text_only=True)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def contents(self, chosen: range) -> Iterator[Content]:
-        """The documents of the numbers `chosen`."""
-        for array in self._slices(chosen):
-            for text in array:
-                yield memoryview(text.as_buffer())
-
-    def pieces(self, chosen: range) -> Iterator[Piece]:
-        """The pieces of these documents."""
-        for array in self._slices(chosen):
-            lengths = pc.binary_length(array).to_pylist()
-            if max(lengths) <= PIECE_BYTES:
-                yield from map(Piece, array.to_pylist(), lengths, itertools.repeat(True))
-                continue
-            for text in array:
-                yield from _pieces_of(memoryview(text.as_buffer()))
-
-    def _slices(self, chosen: range) -> Iterator[pa.Array]:
-        """The texts of the numbers `chosen` in arrays, none empty; reads no further than the last of them."""
-        begin = 0
-        for array in self._arrays():
-            end = begin + len(array)
-            inside = _inside(chosen, begin, end)
-            if inside:
-                yield array.take(pa.array(inside)) if inside.step != 1 else array[inside.start : inside.stop]
-            if end >= chosen.stop:
-                return
-            begin = end
-
-    def _arrays(self) -> Iterator[pa.Array]:
-        for table in self._tables():
-            column = table[self._column]
-            for array in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-                    array = array.cast(pa.string())  # a view or a dictionary
-                if self._with_text_only:
-                    array = array.filter(pc.fill_null(pc.match_substring_regex(array, r"\S"), False))
-                yield array
+        return itertools.chain.from_iterable(map(pieces_of, self.contents(chosen)))
 
 
 class Documents:
@@ -160,7 +96,12 @@ class Documents:
     @classmethod
     def of(cls, documents: "Documents | datasets.Dataset") -> "Documents":
         """The column `text` of a dataset as documents; documents as they are."""
-        return documents if isinstance(documents, Documents) else cls([Rows.of(documents, "text")])
+        if isinstance(documents, Documents):
+            return documents
+        from groundup.data.tables import Rows  # pyarrow, which a process that only reads shards need not load
+
+        rows: Any = Rows.of(documents, "text")
+        return cls([rows])
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -190,7 +131,7 @@ class Documents:
         numbers = self._chosen if chosen is None else self._chosen[chosen.start : chosen.stop : chosen.step]
         begin = 0
         for part in self._parts:
-            inside = _inside(numbers, begin, begin + len(part))
+            inside = inside_of(numbers, begin, begin + len(part))
             if inside:
                 yield part, inside
             begin += len(part)
@@ -208,7 +149,8 @@ def stretch(content: Content, start: int, stop: int) -> Content:
     return content[start:stop]
 
 
-def _pieces_of(content: Content) -> Iterator[Piece]:
+def pieces_of(content: Content) -> Iterator[Piece]:
+    """What to tokenise of one document."""
     left = len(content)
     for text in cut_pieces(content):
         size = len(text.encode())
@@ -216,16 +158,10 @@ def _pieces_of(content: Content) -> Iterator[Piece]:
         yield Piece(text, size, left == 0)
 
 
-def _inside(numbers: range, begin: int, end: int) -> range:
+def inside_of(numbers: range, begin: int, end: int) -> range:
     """Those of `numbers` from `begin` up to `end`, counted from `begin`."""
     step = numbers.step
     first = max(0, -(-(begin - numbers.start) // step))
     last = max(first, min(len(numbers), -(-(end - numbers.start) // step)))
     inside = numbers[first:last]
     return range(inside.start - begin, inside.stop - begin, step)
-
-
-def _read_batches(files: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    for name in files:
-        with pa.OSFile(name) as file, pa.ipc.open_stream(file) as reader:
-            yield from reader

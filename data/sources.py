@@ -24,7 +24,7 @@ from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full, near
 from groundup.common.files import sha256_of
 from groundup.data import python_docs
-from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Rows, Texts, blocks, stretch
+from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Texts, blocks, stretch
 from groundup.data.parts import Share
 from groundup.data.readers import (
     PACKINGS,
@@ -38,6 +38,7 @@ from groundup.data.readers import (
     read_rows,
     unpack,
 )
+from groundup.data.tables import Rows
 
 PYTHON_DOCS = "python-docs"
 

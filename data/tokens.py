@@ -16,9 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
@@ -30,6 +29,9 @@ from groundup.common.files import atomic_write, replace_folder, sync_file, sync_
 from groundup.data.documents import Documents, Piece, blocks
 from groundup.tokenization.folder import fingerprint, plain_backend
 from groundup.tokenization.pieces import PIECE_BYTES
+
+if TYPE_CHECKING:
+    import datasets
 
 SHARD_TOKENS = 2**25  # 64 MiB of 16-bit ids: the writer holds one shard in memory
 BATCH_BYTES = 2**19  # text given to the tokenizer's threads at a time; more is slower (memory is claimed and returned)
@@ -104,7 +106,7 @@ class TokenStream:
 
 
 def write_shards(
-    documents: Documents | datasets.Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path
+    documents: "Documents | datasets.Dataset", tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> TokenStream:
     """Tokenise documents (of a dataset, its column `text`) into `folder`, or open it if it holds the very same.
 

@@ -66,6 +66,12 @@ def test_help_imports_neither_torch_nor_transformers():
     assert in_a_new_process(code + "print('torch' in sys.modules)").splitlines()[-1] == "False"
 
 
+def test_a_process_that_only_writes_text_imports_nothing_that_reads_or_measures_it():
+    heavy = {"datasets", "pandas", "pyarrow", "lm_eval", "sklearn", "matplotlib", "evaluate", "peft"}
+    code = f"import sys, groundup.evaluation.generation, groundup.evaluation.loading; print({heavy} & set(sys.modules))"
+    assert in_a_new_process(code) == "set()"
+
+
 def test_public_names_resolve_and_a_model_registers_itself():
     code = (
         "import groundup; [getattr(groundup, name) for name in groundup.__all__];"
