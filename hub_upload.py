@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from groundup import __version__
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.hub import Pushed, Target, plain_words, push_folder
+from groundup.common.hub import Pushed, Target, fetch_model, push_folder
 from groundup.common.settings import verb
 from groundup.evaluation.card import CARD_FILE
 from groundup.evaluation.gate import Parcel, through_the_gate
@@ -25,8 +23,6 @@ from groundup.evaluation.gate_folder import is_ours
 from groundup.evaluation.settings import PublishSettings
 from groundup.training.conversion import export
 from groundup.training.conversion_settings import ExportSettings
-
-BASE_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt"]
 
 
 @verb(PublishSettings)
@@ -61,7 +57,7 @@ def publish(settings: PublishSettings) -> Pushed | None:
 def _gate(settings: PublishSettings, folder: Path, **more: Any) -> contextlib.AbstractContextManager[Parcel]:
     additions = {"license": settings.license, "language": settings.language, "base_model": settings.base_model}
     return through_the_gate(
-        folder, additions | more, fetch_base=fetch_base, trust_remote_code=settings.trust_remote_code
+        folder, additions | more, fetch_base=fetch_model, trust_remote_code=settings.trust_remote_code
     )
 
 
@@ -80,12 +76,6 @@ def _push(parcel: Parcel, target: Target, message: str | None) -> Pushed:
     pushed = push_folder(parcel.folder, target, message or f"{parcel.folder.name}, groundup {__version__}", is_ours)
     say(f"{'published' if pushed.is_new else 'nothing had changed'}: {pushed.url}")
     return pushed
-
-
-def fetch_base(name: str) -> Path:
-    """The folder of a model on the Hub, fetched. Raises `InputError` when there is none that the token may see."""
-    with plain_words(name):
-        return Path(snapshot_download(name, allow_patterns=BASE_FILES))
 
 
 def _listing(parcel: Parcel, target: Target) -> str:

@@ -1,6 +1,7 @@
 """A folder becomes a repository on the Hub: one commit, whole or not at all, and read back afterwards.
 
-What the client raises becomes one sentence that says what happened, what is on the Hub now and what to do.
+A repository that was made for a push that fails is removed again; a commit whose files the Hub does not give back as
+they were sent is undone. What the client raises is told in plain words (`hub_errors.py`).
 """
 
 import contextlib
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, hf_hub_url
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
@@ -28,17 +37,16 @@ from huggingface_hub.utils.sha import git_hash
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Unavailable
+from groundup.common.hub_errors import line, plain_words
 
 MAIN = "main"
 SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken for dead; the client itself waits for ever
 WAITS = (1.0, 4.0)  # seconds before the second and the third try of a call that the client does not repeat itself
+MODEL_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt"]
 LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left to the person
-SECRET = re.compile(
-    rb"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|"
-    rb"sk-[A-Za-z0-9_-]{32,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16}|AIza[\w-]{35})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-)
 # What git takes as the name of a branch or a tag (git-check-ref-format), without its rarer letters.
 GIT_NAME = re.compile(r"(?![-/.])(?!.*(\.\.|//|/\.|\.lock(/|$)|@\{))[\w./@+-]+(?<![/.])")
+LEFT_EMPTY = "{}, made for this, may be left there empty: the same command goes on with it"
 
 R = TypeVar("R")
 
@@ -60,14 +68,11 @@ class Target:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
-            raise InputError(f"{self.repo_id!r} is no repository's name: give OWNER/NAME ({_line(error)})") from error
+            raise InputError(f"{self.repo_id!r} is no repository's name: give OWNER/NAME ({line(error)})") from error
         if self.repo_id.count("/") != 1:
             raise InputError(f"{self.repo_id!r} does not say whose repository it is: give OWNER/NAME")
         for option, name in (("--branch", self.branch), ("--tag", self.tag)):
-            # git-check-ref-format: what git itself takes as the name of a branch or a tag
-            if name is not None and not re.fullmatch(
-                r"(?![-/.])(?!.*(\.\.|//|/\.|\.lock(/|$)|@\{))[\w./@+-]+(?<![/.])", name
-            ):
+            if name is not None and not GIT_NAME.fullmatch(name):
                 raise InputError(f"{option} {name!r} is no name that git takes: use letters, digits, - and .")
         if self.pull_request and (self.branch or self.tag):
             raise InputError("--pull-request goes to the main branch and has no tag yet: leave out --branch and --tag")
@@ -96,27 +101,47 @@ def push_folder(folder: Path, target: Target, message: str, is_ours: Callable[[s
     with _patient_client(), plain_words(target.repo_id):
         if get_token() is None:
             raise InputError("no token: make one that may write in the Hub's settings, then run `hf auth login`")
-        head = _open(api, target)
-        operations = _operations(api, folder, target, head, is_ours)
-        commit = _commit(api, operations, target, head, message)
-    is_new = commit.oid != head
+        with _repository(api, target):
+            head = _head(api, target)
+            operations = _operations(api, folder, target, head, is_ours)
+            commit = _commit(api, operations, target, head, message)
+            is_new = commit.oid != head
+            if not commit.pr_url:
+                _check_stored(api, operations, target, commit.oid, head)
     with _patient_client(), plain_words(target.repo_id, f"; commit {commit.oid[:8]} is there, whole"):
-        if not commit.pr_url:
-            _read_back(api, operations, target, commit.oid)
-            if target.tag:
-                _tag(api, target, commit.oid)
+        if target.tag:
+            _tag(api, target, commit.oid)
     revision = commit.oid if target.repo_type == "model" else MAIN
     url = commit.pr_url or f"{api.endpoint}/{_prefix(target)}{target.repo_id}/tree/{revision}"
     return Pushed(commit.oid, is_new, url)
+
+
+def fetch_model(name: str, revision: str | None = None) -> Path:
+    """The folder of a model on the Hub, fetched. Raises `InputError` when there is none that the token may see."""
+    with plain_words(name):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The steps
 
 
-def _open(api: HfApi, target: Target) -> str | None:
-    """Find or make the repository and the branch; the commit that the branch stands at."""
+@contextlib.contextmanager
+def _repository(api: HfApi, target: Target) -> Iterator[None]:
+    """The repository, made where there was none; one that was made is removed again if what follows fails."""
+    made = _make(api, target)
+    try:
+        yield
+    except BaseException as error:
+        if made:
+            error.add_note(_remove_if_empty(api, target))
+        raise
+
+
+def _make(api: HfApi, target: Target) -> bool:
+    """Make the repository unless it exists; whether it was made here and nowhere else."""
     named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+    made = False
     try:
         private = _trying(lambda: api.repo_info(**named)).private
     except RepositoryNotFoundError:
@@ -124,16 +149,44 @@ def _open(api: HfApi, target: Target) -> str | None:
             raise
         say(f"making the {'private' if target.private else 'public'} repository {target.repo_id}")
         new: dict[str, Any] = {"private": True} if target.private else {}
-        _trying(lambda: api.create_repo(**named, **new, space_sdk=target.space_sdk, exist_ok=True))
+        try:
+            _trying(lambda: api.create_repo(**named, **new, space_sdk=target.space_sdk))
+            return True
+        except HfHubHTTPError as error:
+            # Made by an attempt whose answer got lost, or by somebody else: whose it is cannot be known.
+            if error.response is None or error.response.status_code != 409:
+                raise
+        except httpx2.TransportError as error:  # no answer: it may be there all the same
+            error.add_note(LEFT_EMPTY.format(target.repo_id))
+            raise
         private = _trying(lambda: api.repo_info(**named)).private
     if target.private and not private:
         raise InputError(f"{target.repo_id} is public already: make it private in its settings, or leave out --private")
+    return made
+
+
+def _remove_if_empty(api: HfApi, target: Target) -> str:
+    """Remove a repository made a moment ago, unless it has other files than it was born with; what is to be said."""
+    named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+    try:
+        for head in set(_refs(api, target, "branches").values()):
+            first = api.list_repo_commits(**named, revision=head)[-1].commit_id  # the Hub's own
+            if head != first and _blobs(api, target, head) != _blobs(api, target, first):
+                return ""
+        _trying(lambda: api.delete_repo(**named, missing_ok=True))
+    except Exception:  # whatever it is, what made the push fail matters more
+        return LEFT_EMPTY.format(target.repo_id)
+    return f"{target.repo_id}, made for this, is removed again"
+
+
+def _head(api: HfApi, target: Target) -> str | None:
+    """The commit that the branch stands at; a branch that does not exist is made."""
     heads = _refs(api, target, "branches")
-    branch = target.branch or MAIN
-    if branch not in heads and target.branch:
-        _trying(lambda: api.create_branch(**named, branch=branch, exist_ok=True))
+    if target.branch and target.branch not in heads:
+        repo_type, branch = target.repo_type, target.branch
+        _trying(lambda: api.create_branch(target.repo_id, repo_type=repo_type, branch=branch, exist_ok=True))
         heads = _refs(api, target, "branches")
-    return heads.get(branch)
+    return heads.get(target.branch or MAIN)
 
 
 def _refs(api: HfApi, target: Target, kind: str) -> dict[str, str]:
@@ -147,10 +200,7 @@ def _operations(
     """Every file of the folder, and the deletion of what an earlier push left."""
     added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files_under(folder)]
     names = {operation.path_in_repo for operation in added}
-    there: dict[str, RepoFile] = {}
-    if head is not None:
-        tree = _trying(lambda: list(api.list_repo_tree(target.repo_id, None, **_at(target, head), recursive=True)))
-        there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    there = {} if head is None else _tree(api, target, head)
     gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in names]
     if target.tag:
         is_new = bool(gone) or any(not _is_there(operation, there) for operation in added)
@@ -162,8 +212,15 @@ def _files_under(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _at(target: Target, revision: str) -> dict[str, Any]:
-    return {"repo_type": target.repo_type, "revision": revision}
+def _tree(api: HfApi, target: Target, revision: str) -> dict[str, RepoFile]:
+    """Every file at a revision, by its path."""
+    at: dict[str, Any] = {"repo_type": target.repo_type, "revision": revision}
+    tree = _trying(lambda: list(api.list_repo_tree(target.repo_id, None, **at, recursive=True)))
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _blobs(api: HfApi, target: Target, revision: str) -> dict[str, str]:
+    return {path: entry.blob_id for path, entry in _tree(api, target, revision).items()}
 
 
 def _is_there(operation: CommitOperationAdd, there: dict[str, RepoFile]) -> bool:
@@ -217,20 +274,50 @@ def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None,
         raise
 
 
-def _read_back(api: HfApi, operations: list[Any], target: Target, commit: str) -> None:
-    """Fetch every file of the commit and compare its bytes with what was sent. The client itself never does."""
+def _check_stored(api: HfApi, operations: list[Any], target: Target, commit: str, head: str | None) -> None:
+    """Fetch every file of the commit and compare its bytes with what was sent; the client itself never does.
+
+    A commit with damaged files is undone by another one, for strangers load what stands on the branch.
+    """
+    with plain_words(target.repo_id, f"; commit {commit[:8]} is there, but could not be read back"):
+        damaged = _damaged(api, operations, target, commit)
+        if damaged is None:
+            return
+        if head is not None and commit != head:
+            _undo(api, operations, target, commit, head)
+    raise Unavailable(
+        f"the Hub gives back other bytes of {damaged} than were sent; {target.repo_id} has its former files again: "
+        "run the same command again"
+    )
+
+
+def _damaged(api: HfApi, operations: list[Any], target: Target, commit: str) -> str | None:
+    """The first file that the Hub gives back with other bytes than were sent, twice."""
     added = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
     sizes, done = sum(operation.upload_info.size for operation in added), 0
+    headers = api._build_hf_headers()
     with ProgressBar("reading back", total=sizes) as bar:
         for operation in added:
-            name = operation.path_in_repo
+            name, sha256 = operation.path_in_repo, operation.upload_info.sha256.hex()
             url = hf_hub_url(target.repo_id, name, repo_type=target.repo_type, revision=commit, endpoint=api.endpoint)
-            found = _trying(lambda url=url: _sha256_of_url(url, api._build_hf_headers()))
-            if found != operation.upload_info.sha256.hex():
-                raise Unavailable(
-                    f"the Hub gives back other bytes of {name} than were sent (commit {commit[:8]}): run this again"
-                )
+            # The second time, for what was damaged on the way here.
+            if all(_trying(lambda url=url: _sha256_of_url(url, headers)) != sha256 for _ in range(2)):
+                return name
             bar.update(done := done + operation.upload_info.size)
+    return None
+
+
+def _undo(api: HfApi, operations: list[Any], target: Target, commit: str, head: str) -> None:
+    """Give the branch the files of `head` again, by a commit on top of the one that is damaged."""
+    there = _tree(api, target, head)
+    names = [operation.path_in_repo for operation in operations]
+    undone = [
+        CommitOperationCopy(name, name, src_revision=head) if name in there else CommitOperationDelete(name)
+        for name in names
+    ]
+    message = f"undo {commit[:8]}: the Hub did not store it whole"
+    options: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.branch or MAIN}
+    _trying(lambda: api.create_commit(target.repo_id, undone, commit_message=message, parent_commit=commit, **options))
 
 
 def _sha256_of_url(url: str, headers: dict[str, str]) -> str:
@@ -292,91 +379,3 @@ def _patient_client() -> Iterator[None]:
         library.setLevel(level)
         if not hidden:
             enable_progress_bars()
-
-
-@contextlib.contextmanager
-def plain_words(repo_id: str, state: str = "") -> Iterator[None]:
-    """What the client raises as an error of ours: what happened, what to do, and what is on the Hub now (`state`)."""
-    try:
-        yield
-    except (InputError, Unavailable) as error:
-        raise type(error)(without_secrets(str(error))) from None
-    except Exception as error:
-        kind, words = _explain(error, repo_id)
-        if kind is None:
-            raise
-        # An answer that got lost leaves open which of the two it is, but never anything between them.
-        either = "nothing was published" if kind is InputError else f"{repo_id} is as it was or has all of it"
-        raise kind(without_secrets(words + (state or f"; {either}"))) from None  # its causes may hold the request
-
-
-def _explain(error: BaseException, repo_id: str) -> tuple[type[Exception] | None, str]:
-    """The kind of error of ours and what to say, for an error of the client's; None for what is our own fault."""
-    causes = list(_chain(error))
-    answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
-    if isinstance(error, RepositoryNotFoundError):
-        return (
-            InputError,
-            f"the Hub knows no repository {repo_id} that your token may see: check the name and the token",
-        )
-    if answered is not None:
-        return _explain_status(answered.response, repo_id)  # type: ignore[attr-defined]
-    if any(isinstance(cause, httpx2.TimeoutException) for cause in causes):
-        return Unavailable, f"{constants.ENDPOINT} does not answer: run the same command again later"
-    if any(isinstance(cause, httpx2.TransportError | ConnectionError) for cause in causes):
-        return Unavailable, f"cannot reach {constants.ENDPOINT}, or it went away: run the same command again"
-    if isinstance(error, ValueError):  # the card's metadata, or a file that the storage refuses
-        return InputError, f"the Hub refuses what is to be published: {_line(error)}"
-    return None, ""
-
-
-def _explain_status(response: Any, repo_id: str) -> tuple[type[Exception], str]:
-    status, said = response.status_code, _said(response)
-    if status == 401:
-        return InputError, "the Hub does not accept your token: run `hf auth login` with a valid one"
-    if status == 403:
-        return InputError, (
-            f"your token may not write to {repo_id}: use one with write rights, check the owner's name, or open a "
-            "--pull-request"
-        )
-    if status == 409:
-        return Unavailable, f"{repo_id} is being changed by another operation ({said}): run the same command again"
-    if status == 412:
-        return InputError, (
-            f"somebody pushed to {repo_id} in between: look at that commit, then run the same command again"
-        )
-    if status == 429:
-        return Unavailable, "the Hub asks for fewer requests: run the same command again in some minutes"
-    if status >= 500:
-        return Unavailable, f"the Hub has a fault (status {status}): run the same command again later"
-    if status == 404:
-        return InputError, f"the Hub does not find what is asked of {repo_id} ({said}): check name, branch and token"
-    return InputError, f"the Hub refuses what is to be published (status {status}): {said}"
-
-
-def _said(response: Any) -> str:
-    """What the server says of an error, in a few words."""
-    with contextlib.suppress(Exception):
-        content = response.json()
-        texts = content.get("error") or "; ".join(item["message"] for item in content["errors"])
-        return " ".join(str(texts).split())[:300]
-    return response.headers.get("X-Error-Message", f"status {response.status_code}")[:300]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def without_secrets(text: str) -> str:
-    """The text with stars in the place of tokens: the one in use, and whatever looks like one."""
-    token = get_token()
-    if token:
-        text = text.replace(token, "***")
-    return SECRET.sub(b"***", text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")

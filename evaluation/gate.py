@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 import groundup
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.common.hub import SECRET
+from groundup.common.hub_errors import SECRET
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.card import CARD_FILE, write_card

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from groundup.common.errors import InputError
-from groundup.common.hub import SECRET
+from groundup.common.hub_errors import SECRET
 from groundup.evaluation.card import CARD_FILE
 from groundup.evaluation.kinds import (
     ADAPTER_FILE,

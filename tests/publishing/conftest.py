@@ -231,10 +231,10 @@ PUSHER = """\
 import dataclasses, json, os, sys, traceback
 from pathlib import Path
 from groundup.common import hub
-hub.WAITS, hub.SILENCE_SECONDS = (0.05, 0.1), 1.0
+hub.WAITS = (0.05, 0.1)
 for line in sys.stdin:
     order = json.loads(line)
-    os.environ["HF_TOKEN"] = order["token"]
+    os.environ["HF_TOKEN"], hub.SILENCE_SECONDS = order["token"], order["patience"]
     try:
         pushed = hub.push_folder(
             Path(order["folder"]), hub.Target(**order["target"]), "a message", order["ours"].__contains__
@@ -257,8 +257,11 @@ def pusher(running_hub, tmp_path_factory):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(home / "errors").open("w"),
     )  # fmt: skip
 
-    def push(folder, repo_id, *, token=TOKEN, ours=("model.safetensors", "README.md", "old.json"), **target):
+    ours = ("model.safetensors", "README.md", "old.json")
+
+    def push(folder, repo_id, *, token=TOKEN, patience=60.0, **target):
         order = {"folder": str(folder), "target": {"repo_id": repo_id} | target, "token": token, "ours": ours}
+        order["patience"] = patience  # seconds that a silent server is waited for
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())

@@ -6,7 +6,8 @@ import time
 import pytest
 
 from groundup.common.errors import InputError
-from groundup.common.hub import Target, without_secrets
+from groundup.common.hub import Target
+from groundup.common.hub_errors import without_secrets
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# a model\n"
 
@@ -117,7 +118,7 @@ FAULTS = {
     "too many requests": ({"path": COMMIT, **STATUS, "status": 429}, "Unavailable", "in some minutes"),
     "a broken server": ({"path": COMMIT, **STATUS, "status": 500}, "Unavailable", "status 500"),
     "a busy server": ({"path": COMMIT, **STATUS, "status": 503}, "Unavailable", "again later"),
-    "a silent server": ({"path": COMMIT, "do": "silence", "seconds": 2.5, "times": 3}, "Unavailable", "not answer"),
+    "a silent server": ({"path": COMMIT, "do": "silence", "seconds": 1.5, "times": 3}, "Unavailable", "not answer"),
     "bytes that change": ({"path": "/_store/", "do": "corrupt on the way", "times": 9}, "InputError", "hash"),
     "a push in between": ({"path": COMMIT, "do": "push"}, "InputError", "somebody pushed"),
     "a card that is refused": ({"path": "validate-yaml", **STATUS, "status": 400}, "InputError", "refuse"),
@@ -133,16 +134,62 @@ def test_after_a_fault_the_repository_is_as_before_the_message_says_what_to_do_a
     before = hub.files(repo_id)
     (folder / "model.safetensors").write_bytes(better := b"better " + repo_id.encode())
     hub.fail(fault | {"repo": repo_id})
-    said = pusher(folder, repo_id)
+    said = pusher(folder, repo_id, patience=0.5 if fault["do"] == "silence" else 60.0)
     assert said["error"] == kind and words in said["said"] and "\n" not in said["said"], said
     if fault["do"] == "silence":
-        time.sleep(2)  # the server wakes up and may still do what it was asked
+        time.sleep(1.5)  # the server wakes up and may still do what it was asked
     else:
         theirs = {"theirs.txt": b"somebody else was here"} if fault["do"] == "push" else {}
         assert hub.files(repo_id) == before | theirs
     hub.fail()
     assert "error" not in pusher(folder, repo_id)
     assert hub.files(repo_id)["model.safetensors"] == better
+
+
+NEW = {name: fault for name, fault in FAULTS.items() if fault[0]["do"] not in ("push", "silence")} | {
+    "a name that is taken meanwhile": ({"path": CREATE, **STATUS, "status": 409}, "InputError", "knows no repository"),
+    "no right to make one": ({"path": CREATE, **STATUS, "status": 403}, "InputError", "check the owner's name"),
+    "nothing readable yet": ({"path": "/refs", "do": "status", "times": 3, "status": 500}, "Unavailable", "later"),
+    "a branch that cannot be made": ({"path": "/branch/", **STATUS, "status": 403}, "InputError", "write rights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_repository_made_for_a_push_that_fails_is_removed_again(name, hub, pusher, folder, repo_id):
+    fault, kind, words = NEW[name]
+    hub.fail(fault)
+    said = pusher(folder, repo_id, branch="runs/first")
+    assert said["error"] == kind and words in said["said"] and "\n" not in said["said"], said
+    assert hub.state(repo_id) is None
+    was_made = any(row["path"].endswith("/delete") for row in hub.requests()[-4:])
+    assert ("removed again" in said["said"]) == was_made
+    hub.fail()
+    assert pusher(folder, repo_id, branch="runs/first")["is_new"] and holds(hub, repo_id, folder, "runs/first")
+
+
+def test_a_repository_that_cannot_be_removed_again_is_told_of(hub, pusher, folder, repo_id):
+    hub.fail({"path": COMMIT, **STATUS, "status": 403}, {"path": "/delete", **STATUS, "status": 403})
+    said = pusher(folder, repo_id)
+    assert "write rights" in said["said"] and said["said"].endswith("empty: the same command goes on with it")
+    assert set(hub.files(repo_id)) == {".gitattributes"}
+    hub.fail()
+    assert pusher(folder, repo_id)["is_new"] and holds(hub, repo_id, folder)
+
+
+@pytest.mark.parametrize("moment", ["die in the middle", "die before the answer"])
+@pytest.mark.parametrize("path", [CREATE, "/_store/", COMMIT])
+def test_a_server_that_dies_leaves_no_new_repository_or_a_whole_one(moment, path, hub, pusher, folder, repo_id):
+    hub.fail({"path": path, "do": moment})
+    doctor = threading.Thread(target=revive, args=(hub,))
+    doctor.start()
+    said = pusher(folder, repo_id)
+    doctor.join()
+    if hub.state(repo_id) is not None and not holds(hub, repo_id, folder):
+        assert "may be left there empty" in said["said"], said  # it was away for too long
+        assert set(hub.files(repo_id)) == {".gitattributes"}
+    if "error" in said:
+        said = pusher(folder, repo_id)
+    assert "error" not in said and holds(hub, repo_id, folder) and commits(hub, repo_id) == 2
 
 
 @pytest.mark.parametrize(
@@ -154,12 +201,42 @@ def test_a_fault_that_passes_is_waited_for(path, hub, pusher, folder, repo_id):
     assert holds(hub, repo_id, folder) and commits(hub, repo_id) == 2 and hub.state(repo_id)["tags"]
 
 
-def test_a_file_that_the_store_damaged_is_found_and_sent_again(hub, pusher, folder, repo_id):
+def test_a_damaged_file_is_found_and_the_files_before_come_back(hub, pusher, folder, repo_id):
+    (folder / "old.json").write_text("[]")
+    pusher(folder, repo_id, tag="v1")
+    before = hub.files(repo_id)
+    (folder / "old.json").unlink()
+    (folder / "new.json").write_text("[]")
+    (folder / "README.md").write_text(CARD + "more")
+    (folder / "model.safetensors").write_bytes(b"better " + repo_id.encode())
     hub.fail({"path": "/_store/", "do": "corrupt the store"})
-    said = pusher(folder, repo_id)
+    said = pusher(folder, repo_id, tag="v2")
     assert said["error"] == "Unavailable" and "other bytes of model.safetensors" in said["said"], said
-    assert not pusher(folder, repo_id)["is_new"]
+    assert hub.files(repo_id) == before and "v2" not in hub.state(repo_id)["tags"]
+    assert pusher(folder, repo_id, tag="v2")["is_new"] and holds(hub, repo_id, folder)
+
+
+def test_a_new_repository_with_a_damaged_file_is_removed_again(hub, pusher, folder, repo_id):
+    hub.fail({"path": "/_store/", "do": "corrupt the store"})
+    assert "removed again" in pusher(folder, repo_id)["said"] and hub.state(repo_id) is None
+    pusher(folder, repo_id)
+    assert holds(hub, repo_id, folder) and commits(hub, repo_id) == 2
+
+
+def test_a_file_that_was_damaged_since_is_sent_again_though_nothing_changed(hub, pusher, folder, repo_id):
+    pusher(folder, repo_id)
+    entry = hub.state(repo_id)["commits"][hub.state(repo_id)["heads"]["main"]]["files"]["model.safetensors"]
+    (hub.root / "objects" / entry["lfs"]).write_bytes(b"?" * entry["size"])
+    assert not pusher(folder, repo_id)["is_new"] and holds(hub, repo_id, folder)
+
+
+def test_what_cannot_be_read_back_is_said_to_be_there(hub, pusher, folder, repo_id):
+    hub.fail({"path": "/resolve/", **STATUS, "status": 503})
+    said = pusher(folder, repo_id)
+    assert said["error"] == "Unavailable" and "is there, but could not be read back" in said["said"]
     assert holds(hub, repo_id, folder)
+    hub.fail()
+    assert not pusher(folder, repo_id)["is_new"]
 
 
 @pytest.mark.parametrize("moment", ["die in the middle", "die before the answer"])

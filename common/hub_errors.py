@@ -1,0 +1,117 @@
+"""What the Hub's client raises, in one sentence that says what happened, what is on the Hub now and what to do.
+
+No token survives on the way: not in a message, and not in a cause that a traceback would show.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from groundup.common.errors import InputError, Unavailable
+
+SECRET = re.compile(
+    rb"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|"
+    rb"sk-[A-Za-z0-9_-]{32,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16}|AIza[\w-]{35})\b|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+
+
+@contextlib.contextmanager
+def plain_words(repo_id: str, state: str = "") -> Iterator[None]:
+    """What the client raises as an error of ours: what happened, what to do, and what is on the Hub now (`state`).
+
+    Notes on the error (PEP 678) are told after it.
+    """
+    try:
+        yield
+    except (InputError, Unavailable) as error:
+        raise type(error)(without_secrets("; ".join([str(error), *_notes(error)]))) from None
+    except Exception as error:
+        kind, words = _explain(error, repo_id)
+        if kind is None:
+            raise
+        # An answer that got lost leaves open which of the two it is, but never anything between them.
+        either = "nothing was published" if kind is InputError else f"{repo_id} is as it was or has all of it"
+        told = [words + (state or f"; {either}"), *_notes(error)]
+        raise kind(without_secrets("; ".join(told))) from None  # its causes may hold the request
+
+
+def _notes(error: BaseException) -> list[str]:
+    return [note for note in getattr(error, "__notes__", []) if note]
+
+
+def _explain(error: BaseException, repo_id: str) -> tuple[type[Exception] | None, str]:
+    """The kind of error of ours and what to say, for an error of the client's; None for what is our own fault."""
+    causes = list(_chain(error))
+    answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            InputError,
+            f"the Hub knows no repository {repo_id} that your token may see: check the name and the token",
+        )
+    if answered is not None:
+        return _explain_status(answered.response, repo_id)  # type: ignore[attr-defined]
+    if any(isinstance(cause, httpx2.TimeoutException) for cause in causes):
+        return Unavailable, f"{constants.ENDPOINT} does not answer: run the same command again later"
+    if any(isinstance(cause, httpx2.TransportError | ConnectionError) for cause in causes):
+        return Unavailable, f"cannot reach {constants.ENDPOINT}, or it went away: run the same command again"
+    if isinstance(error, ValueError):  # the card's metadata, or a file that the storage refuses
+        return InputError, f"the Hub refuses what is to be published: {line(error)}"
+    return None, ""
+
+
+def _explain_status(response: Any, repo_id: str) -> tuple[type[Exception], str]:
+    status, said = response.status_code, _said(response)
+    if status == 401:
+        return InputError, "the Hub does not accept your token: run `hf auth login` with a valid one"
+    if status == 403:
+        return InputError, (
+            f"your token may not write to {repo_id}: use one with write rights, check the owner's name, or open a "
+            "--pull-request"
+        )
+    if status == 409:
+        return Unavailable, f"{repo_id} is being changed by another operation ({said}): run the same command again"
+    if status == 412:
+        return InputError, (
+            f"somebody pushed to {repo_id} in between: look at that commit, then run the same command again"
+        )
+    if status == 429:
+        return Unavailable, "the Hub asks for fewer requests: run the same command again in some minutes"
+    if status >= 500:
+        return Unavailable, f"the Hub has a fault (status {status}): run the same command again later"
+    if status == 404:
+        return InputError, f"the Hub does not find what is asked of {repo_id} ({said}): check name, branch and token"
+    return InputError, f"the Hub refuses what is to be published (status {status}): {said}"
+
+
+def _said(response: Any) -> str:
+    """What the server says of an error, in a few words."""
+    with contextlib.suppress(Exception):
+        content = response.json()
+        texts = content.get("error") or "; ".join(item["message"] for item in content["errors"])
+        return " ".join(str(texts).split())[:300]
+    return response.headers.get("X-Error-Message", f"status {response.status_code}")[:300]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300]
+
+
+def without_secrets(text: str) -> str:
+    """The text with stars in the place of tokens: the one in use, and whatever looks like one."""
+    token = get_token()
+    if token:
+        text = text.replace(token, "***")
+    return SECRET.sub(b"***", text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
