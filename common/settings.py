@@ -5,13 +5,14 @@ A setting's help text is the string under its field, which jsonargparse reads; u
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from groundup.common.errors import InputError, near
+from groundup.common.files import public_name
 
 S = TypeVar("S")
 R = TypeVar("R")
@@ -44,6 +45,18 @@ def check_names(options: dict[str, Any], settings_class: type) -> dict[str, Any]
         if name not in known:
             raise InputError(f"unknown setting {name!r} for {settings_class.__name__}{near(name, known)}")
     return options
+
+
+def public_settings(settings: Any, paths: Container[str]) -> dict[str, Any]:
+    """All settings as they may be published: of those named in `paths` the names of files, without their folders."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        return public_name(value) if value else value
+
+    values = dataclasses.asdict(settings)
+    return {name: public(value) if name in paths else value for name, value in values.items()}
 
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, output_folder, require_new
+from groundup.common.files import atomic_folder, output_folder, public_name, require_new
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.data.parts import Share
 from groundup.data.prepared import RECIPE, TOKENIZER, TRAIN, VALIDATION
 from groundup.data.settings import PrepareSettings, TokenizerSettings
-from groundup.data.sources import Corpus, is_hub_name, load_corpus, sample, sample_texts, short_name, text_bytes
+from groundup.data.sources import Corpus, load_corpus, sample, sample_texts, short_name, text_bytes
 from groundup.data.tokens import write_shards
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
@@ -121,11 +121,7 @@ def _train(settings: TokenizerSettings, corpus: Corpus) -> PreTrainedTokenizerFa
 
 def _recipe(name: str, settings: TokenizerSettings | PrepareSettings, corpus: Corpus) -> dict[str, Any]:
     """What was asked for and what it was made from, with names of files but no folders of this machine."""
-    values = dataclasses.asdict(settings) | {"data": [_public(item) for item in settings.data], "out": None}
+    values = dataclasses.asdict(settings) | {"data": [public_name(item) for item in settings.data], "out": None}
     if isinstance(settings, PrepareSettings) and settings.tokenizer:
-        values |= {"tokenizer": _public(settings.tokenizer), "resume": False, "quiet": False}
+        values |= {"tokenizer": public_name(settings.tokenizer), "resume": False, "quiet": False}
     return {"name": corpus.name, "verb": name, "settings": values, "sources": corpus.sources}
-
-
-def _public(item: str) -> str:
-    return item if is_hub_name(item) else Path(item).name

@@ -4,11 +4,10 @@ A few thousand short texts are learnt by heart within a few passes, and what com
 (docs/classification.md): so the passes have an end, whatever the clock says, and the rate reaches zero there.
 """
 
-import os
 from typing import Any
 
 from groundup.common import clock
-from groundup.common.errors import InputError
+from groundup.common.console import say
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import MOST_ADAPT_EPOCHS, PreparedExamples
 from groundup.training.pretraining import Pretraining
@@ -37,9 +36,8 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
 
     Without `--model` that is a new model of the plan's sizes, with it the model itself.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("pretraining on the rows' texts takes one process: pretrain first, then classify with --model")
     settings, plan = prepared.settings, prepared.plan
+    say("first the texts alone:")
     base: dict[str, Any] = plan.base or {}
     minutes = settings.adapt_minutes
     if minutes is not None:
@@ -63,6 +61,7 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
             precision=settings.precision,
             seed=settings.seed,
             resume=True,
+            smoke=settings.smoke,
             quiet=settings.quiet,
         ),
         verb="pretrain",

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write, output_folder, require_new
-from groundup.common.settings import verb, write_yaml
+from groundup.common.settings import public_settings, verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
 from groundup.data.examples import Examples, also_in, load_examples
 from groundup.data.sources import short_name
@@ -39,17 +39,17 @@ from groundup.evaluation.report import RECIPE_FILE
 from groundup.training.adaptation import BASE, adapt
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import (
+    PATHS,
     PreparedExamples,
     open_classification,
     prepare_classification,
-    public_settings,
 )
 from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
 from groundup.training.repeating import repeat
-from groundup.training.run import TrainingRun, carry_out
+from groundup.training.run import TrainingRun, carry_out, processes
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 
@@ -72,9 +72,10 @@ def classify(settings: ClassifySettings) -> Path:
     """
     if settings.predict is not None and not settings.data:
         return _label_only(settings)
-    out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
-    if settings.predict is not None and PartialState().is_main_process:
-        atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
+    with processes() as state:
+        out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
+        if settings.predict is not None and state.is_main_process:
+            atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
     say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
     return out
 
@@ -303,7 +304,7 @@ def _label_only(settings: ClassifySettings) -> Path:
     require_new(out)
     content = _label(settings, settings.model)
     out.mkdir(parents=True, exist_ok=True)
-    write_yaml(out / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings)})
+    write_yaml(out / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings, PATHS)})
     atomic_write(out / PREDICTIONS_FILE, content.encode())
     say(f"labels and their probabilities are in {out / PREDICTIONS_FILE}")
     return out

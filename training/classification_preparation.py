@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import require_new
+from groundup.common.settings import public_settings
 from groundup.data.example_rows import ExampleRows, encode_examples, for_classifying
 from groundup.data.examples import (
     Columns,
@@ -45,7 +46,6 @@ ADAPT_SHARE = 0.4  # of a budget, for pretraining on the texts of a model that s
 ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
 MOST_ADAPT_EPOCHS = 6.0  # and where it is one
 MOST_EPOCHS, MOST_STEPS = 3.0, 300  # under a clock the larger of both is the end: what there is to learn is learnt
-SMOKE_EPOCHS = 1.0
 LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
 WHOLE_TEXTS = 0.98  # share of the texts that a new model's context holds whole
 LARGEST_VOCABULARY = 8192
@@ -190,7 +190,7 @@ def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
     recipe = {
         "name": short_name(settings.data),
         "verb": "classify",
-        "settings": public_settings(settings),
+        "settings": public_settings(settings, PATHS),
         "plan": dataclasses.asdict(plan),
         "columns": dataclasses.asdict(columns),
         "rows": {part: len(rows) for part, rows in parts.items()} | {"dropped_from_selection": dropped},
@@ -229,7 +229,7 @@ def _with_minutes(settings: ClassifySettings, text_bytes: int) -> ClassifySettin
         return settings
     if settings.minutes is not None:
         return dataclasses.replace(settings, adapt_minutes=round(ADAPT_SHARE * settings.minutes, 3))
-    return dataclasses.replace(settings, adapt_epochs=SMOKE_EPOCHS if settings.smoke else ADAPT_EPOCHS)
+    return dataclasses.replace(settings, adapt_epochs=ADAPT_EPOCHS)
 
 
 def _tokenizer(settings: ClassifySettings, texts: list[str], text_bytes: int) -> PreTrainedTokenizerFast:
@@ -360,17 +360,3 @@ def write_texts(path: Path, texts: list[str]) -> None:
 
 def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def public_settings(settings: ClassifySettings) -> dict[str, Any]:
-    """All settings as they may be published: paths on this machine by their last part alone."""
-    return {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()}
-
-
-def _public(name: str, value: Any) -> Any:
-    if name not in PATHS or value is None:
-        return value
-    if isinstance(value, list):
-        return [_public(name, item) for item in value]
-    path = Path(value).expanduser()
-    return path.name if path.exists() or path.is_absolute() or name == "out" else value

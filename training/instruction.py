@@ -42,10 +42,10 @@ from groundup.tokenization.chat import INPUT_JOINTS, ChatEncoder
 from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.training.checkpoint import Position
 from groundup.training.instruction_preparation import (
+    TEXTS_FILE,
     PreparedInstructions,
     open_instructions,
     prepare_instructions,
-    write_texts,
 )
 from groundup.training.instruction_settings import InstructSettings
 from groundup.training.loop import Batch, Batches
@@ -103,9 +103,7 @@ def _start(run: RunFolder, began: float) -> "InstructionRun":
 def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
     """Pretrain a new model in `work/base`, unless an earlier process has done it."""
     settings, plan = prepared.settings, prepared.plan
-    texts = prepared.work / "texts.jsonl"
-    if not texts.exists():
-        write_texts(texts, prepared.conversations("train"))
+    say("first the texts alone:")
     share = settings.pretrain_share
     minutes = None
     if settings.minutes is not None:
@@ -113,7 +111,7 @@ def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
         left = began + settings.minutes * 60 - now
         minutes = max(SHORTEST_PRETRAINING, now - clock.began() + share * left) / 60
     base = PretrainSettings(
-        data=[str(texts)],
+        data=[str(prepared.work / TEXTS_FILE)],
         tokenizer=str(prepared.work / "tokenizer"),
         out=str(prepared.work / BASE),
         minutes=minutes,

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import require_new
+from groundup.common.settings import public_settings
 from groundup.data.conversations import (
     Conversation,
     ConversationRows,
@@ -45,6 +46,7 @@ SHORTEST_CONTEXT = 128
 PASSES = 8  # over the rows, that a budget is made for where none is given
 FINE_TUNING = 0.3  # of the rates for training from nothing: a model that can do something already must not forget it
 PATHS = (*PUBLIC_PATHS, "model")
+TEXTS_FILE = "texts.jsonl"  # under work/: what a new model pretrains on
 _TEMPLATES = {"chat": CHAT_TEMPLATE, "alpaca": ALPACA_TEMPLATE}
 
 
@@ -146,6 +148,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
     plan = _plan(settings, rows["train"], context, width, size, seconds)
     plan.stop_ids = sorted(stop_ids)
+    write_texts(run.work / TEXTS_FILE, parts["train"])
     for part, members in parts.items():
         write_conversations(run.work / f"{part}.jsonl", members)
     for part, encoded in rows.items():
@@ -154,7 +157,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     recipe = {
         "name": short_name(settings.data),
         "verb": "instruct",
-        "settings": {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()},
+        "settings": public_settings(settings, PATHS),
         "plan": dataclasses.asdict(plan),
         "rows": dataclasses.asdict(counts) | {part: len(members) for part, members in parts.items()},
         "sources": sources,
@@ -288,13 +291,3 @@ def read_conversations(path: Path) -> list[Conversation]:
     """What `write_conversations` wrote."""
     with path.open(encoding="utf-8") as file:
         return [Conversation(**json.loads(line)) for line in itertools.filterfalse(str.isspace, file)]
-
-
-def _public(name: str, value: Any) -> Any:
-    """A setting as it may be published: paths on this machine by their last part alone."""
-    if name not in PATHS or value is None:
-        return value
-    if isinstance(value, list):
-        return [_public(name, item) for item in value]
-    path = Path(value).expanduser()
-    return path.name if path.exists() or path.is_absolute() or name == "out" else value

@@ -17,6 +17,7 @@ from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows, verdict
 from groundup.evaluation.report import read_metrics, summary_table, write_metrics
 from groundup.training.classification_settings import ClassifySettings
+from groundup.training.run import agreed
 
 
 def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]) -> Path:
@@ -29,9 +30,8 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
     began = clock.began()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
-    out = output_folder(settings.out, "classify", short_name(settings.data))
-    if not settings.resume:
-        require_new(out, ", or add --resume to go on with it")
+    state = PartialState()
+    out = agreed(state, lambda: _folder(settings))
     folders = []
     for number in range(settings.seeds):
         console.quiet = settings.quiet
@@ -45,9 +45,17 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
             one = dataclasses.replace(one, minutes=max(0.1, minutes))
         with clock.counting_from_now():
             folders.append(train(one))
-    if PartialState().is_main_process and not (settings.resume and (out / "metrics.json").is_file()):
+    if state.is_main_process and not (settings.resume and (out / "metrics.json").is_file()):
         _combine(out, folders)
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
+    return out
+
+
+def _folder(settings: ClassifySettings) -> Path:
+    """The folder of all runs. Raises `InputError` where something lies in it that is not to be gone on with."""
+    out = output_folder(settings.out, "classify", short_name(settings.data))
+    if not settings.resume:
+        require_new(out, ", or add --resume to go on with it")
     return out
 
 

@@ -5,8 +5,9 @@ measured; everything else is the same for pretraining, classification and instru
 """
 
 import abc
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -51,6 +52,7 @@ class RunSettings(Protocol):
 
 
 S = TypeVar("S", bound=RunSettings)
+T = TypeVar("T")
 
 
 def carry_out(
@@ -75,24 +77,38 @@ def carry_out(
     """
     began = clock.began()
     refuse_silent_sharding()
-    # Said outright: under torchrun without an accelerator Accelerate would start as many lone processes.
-    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
-    console.quiet = settings.quiet or not state.is_main_process
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
-    run = RunFolder(output_folder(settings.out, verb, name))
-    if settings.resume and run.is_finished:
-        say(f"{run.out} is finished: nothing to do")
-        return run.out
-    try:
-        if not (settings.resume and run.has_begun):
-            on_first_process(state, lambda: prepare(settings, run, began))
-        start(run, began).run(resume=settings.resume)
-    except Exception as error:
-        raise disk_error(error, run.out) or error from error
-    if state.is_main_process:
-        console.print(summary_table(read_metrics(run.out)))
+    with processes() as state:
+        console.quiet = settings.quiet or not state.is_main_process
+        run = RunFolder(agreed(state, lambda: output_folder(settings.out, verb, name)))
+        if settings.resume and run.is_finished:
+            say(f"{run.out} is finished: nothing to do")
+            return run.out
+        try:
+            # Asked on the first process alone: another one may look when the recipe has just been written.
+            agreed(state, lambda: None if settings.resume and run.has_begun else prepare(settings, run, began))
+            start(run, began).run(resume=settings.resume)
+        except Exception as error:
+            raise disk_error(error, run.out) or error from error
+        if state.is_main_process:
+            console.print(summary_table(read_metrics(run.out)))
     return run.out
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[PartialState]:
+    """All processes that the launcher started, or this one alone.
+
+    A run may have others in it; the outermost one, when it has ended well, lets the processes part.
+    """
+    is_outermost = not torch.distributed.is_initialized()
+    # Said outright: under torchrun without an accelerator Accelerate would start as many lone processes.
+    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
+    yield state
+    if is_outermost and torch.distributed.is_initialized():
+        state.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def refuse_silent_sharding() -> None:
@@ -101,17 +117,18 @@ def refuse_silent_sharding() -> None:
         raise InputError("FSDP on a CPU is not sharding but whole copies: launch with --multi_cpu, or use a GPU")
 
 
-def on_first_process(state: PartialState, action: Callable[[], None]) -> None:
-    """Do something on the first process while the others wait; what the user got wrong is an error on all of them."""
-    wrong: list[str | None] = [None]
+def agreed(state: PartialState, action: Callable[[], T]) -> T:
+    """Do something on the first process while the others wait; what it gives, or an `InputError`, all of them get."""
+    found: list[Any] = [None, None]
     if state.is_main_process:
         try:
-            action()
+            found[0] = action()
         except InputError as error:
-            wrong = [str(error)]
-    broadcast_object_list(wrong)
-    if wrong[0] is not None:
-        raise InputError(wrong[0])
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise InputError(found[1])
+    return found[0]
 
 
 def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
@@ -230,7 +247,8 @@ class TrainingRun(abc.ABC):
         if self.accelerator.is_main_process:
             self._finish(position)
         self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _position(self, resume: bool) -> Position:
         newest = self.folder.newest_state() if resume else None

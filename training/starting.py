@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import require_new
+from groundup.common.settings import public_settings
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, load_corpus, sample_texts, text_bytes
@@ -104,7 +105,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     recipe = {
         "name": corpus.name,
         "verb": "pretrain",
-        "settings": {key: _public(key, value) for key, value in dataclasses.asdict(settings).items()},
+        "settings": public_settings(settings, PUBLIC_PATHS),
         "plan": plan.as_dict(),
         "sources": corpus.sources,
         "tokenizer_sha256": fingerprint(tokenizer),
@@ -290,13 +291,3 @@ def _write_baselines(
     xz = xz_bits_per_byte(corpus.validation.texts()) if isinstance(corpus, Corpus) else None
     baselines = {"unigram": dataclasses.asdict(unigram), "xz": xz}
     path.write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")
-
-
-def _public(name: str, value: Any) -> Any:
-    """A setting as it may be published: paths on this machine by their last part alone."""
-    if name not in PUBLIC_PATHS or value is None:
-        return value
-    if isinstance(value, list):
-        return [_public(name, item) for item in value]
-    path = Path(value).expanduser()
-    return path.name if path.exists() or path.is_absolute() or name == "out" else value

@@ -326,22 +326,6 @@ def test_token_dropout_replaces_about_its_share_and_never_what_marks_structure()
     assert share == pytest.approx(0.25 * 47 / 48, abs=0.01)
 
 
-@pytest.mark.slow
-def test_several_processes_are_told_to_pretrain_first(folder, tmp_path, groundup):
-    import subprocess
-    import sys
-
-    options = ["--data", str(folder / "rows.jsonl"), "--max-steps", "6", "--vocab-size", "300", "--hidden-size", "32"]
-    options += ["--num-hidden-layers", "1", "--adapt-epochs", "1", "--out", str(tmp_path / "two")]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup",
-         "classify", *options],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "pretrain first, then classify with --model" in done.stderr
-
-
 def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokenizer(folder, tmp_path, made):
     base = package.pretrain(
         data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,

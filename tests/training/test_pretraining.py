@@ -230,19 +230,11 @@ def test_being_interrupted_is_told_apart_from_an_error():
     assert not issubclass(Interrupted, InputError)
 
 
-def with_two_processes(*arguments):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup", "pretrain"]
-    return subprocess.run(
-        [*launch, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_loss_of_one(story, tmp_path):
+def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes):
     fixed = {"max_steps": 20, "precision": "fp32"} | TINY
     package.pretrain(data=[str(story)], out=str(tmp_path / "one"), quiet=True, **fixed)
-    done = with_two_processes("--data", story, "--out", tmp_path / "two", *options(fixed))
+    done = two_processes("pretrain", "--data", story, "--out", tmp_path / "two", *options(fixed))
     assert done.returncode == 0, done.stderr
     one, two = (
         [
@@ -256,8 +248,8 @@ def test_two_processes_give_the_loss_of_one(story, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_say_what_is_wrong_once(tmp_path):
-    done = with_two_processes("--data", "nowhere.txt", "--out", tmp_path / "two")
+def test_two_processes_say_what_is_wrong_once(tmp_path, two_processes):
+    done = two_processes("pretrain", "--data", "nowhere.txt", "--out", tmp_path / "two")
     assert done.returncode != 0
     assert done.stderr.count("nowhere.txt") == 1
     assert "groundup pretrain: no file or folder nowhere.txt" in done.stderr
@@ -277,7 +269,9 @@ def killed_after(step, out, *arguments):
 
 
 @pytest.mark.slow
-def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_for_both(story, tmp_path):
+def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_for_both(
+    story, tmp_path, two_processes
+):
     dropping = [
         "--model-config",
         '{"residual_dropout": 0.2}',
@@ -289,11 +283,11 @@ def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_
         "fp32",
     ]
     begin = ["--data", story, *dropping, *options(TINY)]
-    whole = with_two_processes(*begin, "--out", tmp_path / "whole")
+    whole = two_processes("pretrain", *begin, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     killed_after(8, tmp_path / "killed", *begin)
     shutil.copytree(tmp_path / "killed", tmp_path / "alone")
-    resumed = with_two_processes("--out", tmp_path / "killed", "--resume")
+    resumed = two_processes("pretrain", "--out", tmp_path / "killed", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
     package.pretrain(out=str(tmp_path / "alone"), resume=True, quiet=True)
