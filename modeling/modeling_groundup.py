@@ -42,6 +42,32 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_groundup import GroundupConfig
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Matrices.
+
+LARGE_MATRIX = 2**19  # weights: fewer are read before a second thread has woken
+
+
+def multiply(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`layer(x)`; where that is a single vector on a CPU, every thread reads its part of a large matrix.
+
+    torch's own product with one vector runs on one thread, and writing a text token by token is little else.
+    """
+    one_vector = type(layer) is nn.Linear and x.numel() == layer.in_features and x.device.type == "cpu"
+    if not one_vector or layer.weight.numel() < LARGE_MATRIX or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return layer(x)
+    if layer._forward_hooks or layer._forward_pre_hooks or torch.compiler.is_compiling():
+        return layer(x)
+    threads = torch.get_num_threads()
+    rows = layer.out_features // threads
+    whole, rest = layer.weight.split([threads * rows, layer.out_features - threads * rows])
+    parts = torch.bmm(x.view(1, 1, -1).expand(threads, 1, -1), whole.view(threads, rows, -1).mT).flatten()
+    product = torch.cat([parts, torch.mv(rest, x.flatten())]) if len(rest) else parts
+    if layer.bias is not None:
+        product += layer.bias
+    return product.view(*x.shape[:-1], -1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Positions. A learned table is an `nn.Embedding` in the model; rotary positions turn queries and keys by an angle that
 # grows with the position, so that their product depends on the distance alone (Su et al. 2021, section 3.2).
 
@@ -187,7 +213,7 @@ class GroundupAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, C) -> (B, T, C) and, from the eager kernel, the attention weights (B, H, T, S)."""
         rows_and_positions = hidden_states.shape[:-1]
-        query = self.q_proj(hidden_states).view(*rows_and_positions, -1, self.head_dim)  # (B, T, H, D)
+        query = multiply(self.q_proj, hidden_states).view(*rows_and_positions, -1, self.head_dim)  # (B, T, H, D)
         query = self.q_norm(query).transpose(1, 2)  # (B, H, T, D)
         if self.is_cross_attention:
             key, value = self._encoder_keys_and_values(encoder_hidden_states, past_key_values)
@@ -214,13 +240,13 @@ class GroundupAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return self.o_proj(mixed.reshape(*rows_and_positions, -1)), weights
+        return multiply(self.o_proj, mixed.reshape(*rows_and_positions, -1)), weights
 
     def _keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Project what is looked at, (B, S, C), to keys and values, (B, G, S, D) each."""
         shape = (*source.shape[:-1], -1, self.head_dim)
-        key = self.k_norm(self.k_proj(source).view(shape)).transpose(1, 2)
-        return key, self.v_proj(source).view(shape).transpose(1, 2)
+        key = self.k_norm(multiply(self.k_proj, source).view(shape)).transpose(1, 2)
+        return key, multiply(self.v_proj, source).view(shape).transpose(1, 2)
 
     def _encoder_keys_and_values(
         self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
@@ -254,8 +280,8 @@ class GroundupMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         if self.gate_proj is None:
-            return self.down_proj(self.act_fn(self.up_proj(x)))
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            return multiply(self.down_proj, self.act_fn(multiply(self.up_proj, x)))
+        return multiply(self.down_proj, self.act_fn(multiply(self.gate_proj, x)) * multiply(self.up_proj, x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -548,7 +574,7 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = multiply(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

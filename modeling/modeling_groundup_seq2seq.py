@@ -18,7 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_groundup import GroundupConfig
-from .modeling_groundup import GroundupModel, GroundupPreTrainedModel
+from .modeling_groundup import GroundupModel, GroundupPreTrainedModel, multiply
 
 
 def half_of(config: GroundupConfig, **fields: Any) -> GroundupConfig:
@@ -108,7 +108,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = multiply(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

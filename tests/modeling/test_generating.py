@@ -4,6 +4,9 @@ import pytest
 import torch
 from transformers import StaticCache
 
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.modeling.modeling_groundup import LARGE_MATRIX, multiply
+
 DECODERS = ["modern", "gpt2", "sliding"]
 GREEDY = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
 WAYS = {
@@ -99,3 +102,35 @@ def test_sequences_come_with_their_scores(build, ids):
     with torch.no_grad():
         logits = model(output.sequences[:, :-1]).logits[:, 39:]
     torch.testing.assert_close(torch.stack(output.logits, 1), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_vector_read_by_all_threads_gives_what_the_layer_gives(threads, bias):
+    before = torch.get_num_threads()
+    layer = torch.nn.Linear(512, LARGE_MATRIX // 512 + 1, bias=bias)  # rows that neither two nor three threads share
+    vector = torch.randn(1, 1, 512, generator=torch.Generator().manual_seed(0))
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            torch.testing.assert_close(multiply(layer, vector), layer(vector), rtol=1e-4, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_layer_with_a_hook_on_it_is_called_itself():
+    layer, seen = torch.nn.Linear(1024, 1024), []
+    layer.register_forward_hook(lambda *_: seen.append(1))
+    with torch.inference_mode():
+        multiply(layer, torch.randn(1, 1, 1024))
+    assert seen == [1]
+
+
+def test_a_large_model_writes_the_same_text_with_and_without_the_cache():
+    torch.manual_seed(0)
+    config = GroundupConfig(vocab_size=2049, hidden_size=256, num_hidden_layers=1, intermediate_size=2048)
+    model = GroundupForCausalLM(config).eval()
+    prompts = torch.randint(1, 2049, (8, 5), generator=torch.Generator().manual_seed(0))
+    for prompt in prompts[:, None]:
+        texts = [model.generate(prompt, use_cache=use_cache, **GREEDY) for use_cache in (True, False)]
+        assert torch.equal(*texts)
