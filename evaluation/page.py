@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from groundup.common.files import atomic_write
 from groundup.evaluation.report import (
-    comparison_sentences,
+    BESIDE,
     notes,
     read_metrics,
     result_lines,
@@ -61,10 +61,9 @@ def document(title: str, body: str) -> str:
 def sections(metrics: dict[str, Any], level: int = 2) -> str:
     """What `metrics.json` holds, each part under a heading of this level."""
     rows = metrics["metrics"]
-    results = section(rows, "results")
+    results = [*section(rows, "results"), *section(rows, "comparison")]
     parts = [
         ("Results", _table(*result_lines(results)) + _paragraphs([*notes(results), *_how(results)])),
-        ("Models side by side", _list(comparison_sentences(rows))),
         ("Does it use its context?", _positions_plot(section(rows, "positions"))),
         ("Does it learn from examples in its prompt?", _fewshot_plot(results)),
         ("What it writes", "".join(map(_sample, metrics.get("samples", [])))),
@@ -79,7 +78,12 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     if not lines:
         return ""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines)
+    body = "".join(
+        ('<tr class="note">' if line[0].startswith(BESIDE) else "<tr>")
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in line)
+        + "</tr>\n"
+        for line in lines
+    )
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
+from rich.text import Text
 
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write
@@ -33,6 +34,7 @@ _TITLES = {
     "stopped": "texts that end",
 }
 MOST_COLUMNS = 3  # baselines with a column of their own
+BESIDE = "\u00a0\u00a0"  # what a line that belongs to the number above it begins with; HTML keeps these spaces
 _SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown per cent
 
 
@@ -100,20 +102,20 @@ def _finite(value: Any) -> Any:
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
-    """What was measured as a table for the terminal, the baselines beside the model.
+    """What was measured as a table for the terminal, baselines and differences beside the model.
 
-    Curves and the tokenizer's costs are left to `report.html`; what models compared allow to say stands below.
+    Curves and the tokenizer's costs are left to `report.html`; why a number is missing stands below.
     """
-    rows = metrics["metrics"]
-    header, lines = result_lines(section(rows, "results"))
-    below = [*notes(section(rows, "results")), *comparison_sentences(rows)]
-    below += [f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items()]
+    rows = [*section(metrics["metrics"], "results"), *section(metrics["metrics"], "comparison")]
+    header, lines = result_lines(rows)
+    below = [*notes(rows), *(f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items())]
     table = Table(box=None, pad_edge=False, header_style="bold", caption="\n".join(below) or None)
     table.caption_justify = "left"
-    for column, title in enumerate(header):
-        table.add_column(title, justify="right" if column > 1 else "left", style="bold" if column == 2 else "")
+    for column, name in enumerate(header):
+        table.add_column(name, justify="right" if column > 1 else "left", overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        cells = [Text(cell, "bold" if column == 2 else "") for column, cell in enumerate(line)]
+        table.add_row(*cells, style="dim" if line[0].startswith(BESIDE) else "")
     return table
 
 
@@ -131,44 +133,61 @@ def _section_of(row: dict[str, Any]) -> str:
 
 
 def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A header, and for each number of a model a line with the same number of each baseline.
+    """A header, and for each number a line with what it is, what it was measured on, and its value.
 
-    A baseline has a column of its own, or where there are many of them a place in the last one.
+    A model's baselines have columns of their own. Where there are many of them, or several models, the models have the
+    columns, and baselines and differences a line each below the number; such a line begins with `BESIDE`.
     """
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
-    values = {(*_place(row), row["baseline"]): row for row in rows if row.get("baseline")}
+    models = list(dict.fromkeys(row["model"] for row in rows if row.get("model")))
+    if models or len(baselines) > MOST_COLUMNS:
+        return ["", "on", *(models or ["this model"])], _lines_below(rows, models or [None], baselines)
+    values = {(*_place(row), row.get("baseline")): row for row in rows}
     lines = [
-        [title(row), _on(row), shown(row), *(shown(values.get((*_place(row), baseline))) for baseline in baselines)]
+        [title(row), _on(row), *(shown(values.get((*_place(row), name))) for name in (None, *baselines))]
         for row in rows
         if not row.get("baseline")
     ]
-    header = ["", "on", "model" if any(row.get("model") for row in rows) else "this model"]
-    if len(baselines) <= MOST_COLUMNS:
-        return [*header, *baselines], lines
-    known = [[f"{value} {name}" for name, value in zip(baselines, line[3:]) if value != "–"] for line in lines]
-    return [*header, "baselines"], [[*line[:3], "; ".join(some) or "–"] for line, some in zip(lines, known)]
+    return ["", "on", "this model", *baselines], lines
 
 
-def comparison_sentences(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What the differences between models allow to say, a sentence each."""
-    return [
-        f"{title(row)}, {_on(row)}, against {row['against']}: {shown(row)}: {verdict(row)}"
-        for row in section(rows, "comparison")
-    ]
+def _lines_below(rows: Sequence[dict[str, Any]], models: Sequence[str | None], baselines: list[str]) -> list[list[str]]:
+    """The lines of `result_lines` with a column a model; what was measured on is said where it changes."""
+    values = {(*_place(row), row.get("baseline"), row.get("model")): row for row in rows}
+    places = {_place(row): row for row in reversed(rows) if not row.get("baseline") and not row.get("against")}
+    lines, before = [], ""
+    for place in dict.fromkeys(_place(row) for row in rows):
+        if (row := places.get(place)) is None:
+            continue
+        on = _on(row)
+        lines.append([title(row), on if on != before else "", *_cells(values, place, None, models)])
+        before = on
+        compared = (f"{place[0]}_difference", *place[1:])
+        if any((*compared, None, name) in values for name in models):
+            cells = _cells(values, compared, None, models)
+            lines.append([BESIDE + "difference", "", *cells])
+        for baseline in baselines:
+            if any((*place, baseline, name) in values for name in models):
+                lines.append([BESIDE + baseline, "", *_cells(values, place, baseline, models)])
+    return lines
 
 
-_PLACE = ("model", "name", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
+def _cells(values: dict[Any, Any], place: Any, baseline: str | None, models: Sequence[str | None]) -> list[str]:
+    rows = [values.get((*place, baseline, name)) for name in models]
+    return [f"{shown(row)}: {verdict(row)}" if row and row.get("against") else shown(row) for row in rows]
+
+
+_PLACE = ("name", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a number of the model has in common with the same number of a baseline."""
+    """What a number has in common with the same number of a baseline or of another model."""
     return tuple(row.get(key) for key in _PLACE)
 
 
 def _on(row: dict[str, Any]) -> str:
     """What a number was measured on, and how where that is not as usual."""
-    parts = [f"{row['model']}:"] if row.get("model") else []
-    parts.append(row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {row['split']}")
+    parts = [row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {row['split']}"]
     parts += [f"({row['windows']})"] if row.get("windows") else []
     parts += [f"({row['filter']})"] if row.get("filter") else []
     if row.get("num_fewshot") is not None:
@@ -188,17 +207,21 @@ def title(row: dict[str, Any]) -> str:
 
 
 def shown(row: dict[str, Any] | None) -> str:
-    """A number as a person reads it with its interval in brackets, a dash where there is none."""
+    """A number as a person reads it: with its interval or its standard deviation where it has one, a dash for none."""
     if row is None or row["value"] is None:
         return "–"
 
     def text(value: float) -> str:
         if any(word in row["name"] for word in _SHARES):
             return f"{value:.1%}"
+        if row["name"] == "words":
+            return f"{value:.1f}"
         if abs(value) >= 1e7:
             return f"{value:.3g}"
         return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
+    if row.get("std") is not None:
+        return f"{text(row['value'])} ± {text(row['std'])}"
     if row.get("low") is None:
         return text(row["value"])
     return f"{text(row['value'])} ({text(row['low'])} to {text(row['high'])})"
