@@ -99,8 +99,7 @@ def push_folder(folder: Path, target: Target, message: str, is_ours: Callable[[s
     """
     api = HfApi(library_name="groundup")
     with _patient_client(), plain_words(target.repo_id):
-        if get_token() is None:
-            raise InputError("no token: make one that may write in the Hub's settings, then run `hf auth login`")
+        require_token()
         with _repository(api, target):
             head = _head(api, target)
             operations = _operations(api, folder, target, head, is_ours)
@@ -114,6 +113,12 @@ def push_folder(folder: Path, target: Target, message: str, is_ours: Callable[[s
     revision = commit.oid if target.repo_type == "model" else MAIN
     url = commit.pr_url or f"{api.endpoint}/{_prefix(target)}{target.repo_id}/tree/{revision}"
     return Pushed(commit.oid, is_new, url)
+
+
+def require_token() -> None:
+    """Raise `InputError` where this machine has no token of the Hub."""
+    if get_token() is None:
+        raise InputError("no token: make one that may write in the Hub's settings, then run `hf auth login`")
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:

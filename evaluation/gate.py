@@ -52,6 +52,7 @@ from groundup.tokenization.folder import load_tokenizer
 LARGEST_FILE = 50 * 10**9  # bytes; the Hub asks to cut what is larger (docs/hub/storage-limits)
 LARGEST_TEXT = 100 * 10**6  # bytes of a text file that is read whole
 LARGEST_SETTINGS = 10 * 10**6  # bytes of a file of settings
+LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # how the Hub's identifiers of licences look
 _PERSONAL = re.compile(rb"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[^\s\"',:;)]*")
 _CODE_PLACE = re.compile(r"(\w+)\.\w+")
 
@@ -288,7 +289,7 @@ def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -
     except (InputError, RecursionError, ValueError, TypeError, AttributeError) as error:
         findings.add(f"{RECIPE_FILE} cannot be used ({_line(error)})", "train again, or write one")
         return
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", str(recipe.get("license") or "")):
+    if not re.fullmatch(LICENSE, str(recipe.get("license") or "")):
         findings.add("no licence is set", "add --license, for example --license apache-2.0")
     try:
         write_yaml(path, recipe)

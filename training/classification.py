@@ -49,7 +49,7 @@ from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
 from groundup.training.repeating import repeat
-from groundup.training.run import TrainingRun, carry_out, processes
+from groundup.training.run import TrainingRun, carry_out, processes, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 
@@ -72,6 +72,8 @@ def classify(settings: ClassifySettings) -> Path:
     """
     if settings.predict is not None and not settings.data:
         return _label_only(settings)
+    if settings.seeds > 1 and settings.push_to is not None:
+        raise InputError(f"--push-to takes one run, not {settings.seeds}: publish the one that is kept afterwards")
     with processes() as state:
         out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
         if settings.predict is not None and state.is_main_process:
@@ -119,6 +121,7 @@ class ClassificationRun(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
+            pusher=pusher_of(settings),
             track=settings.track,
         )
 

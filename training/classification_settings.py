@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from groundup.training.lora_settings import LoraOptions
+from groundup.training.pushing_settings import PushOptions
 
 
 @dataclass(kw_only=True)
-class ClassifySettings(LoraOptions):
+class ClassifySettings(LoraOptions, PushOptions):
     """Train a classifier of texts on a table of labelled ones, or label a file with one that was trained.
 
     Without --model it starts from nothing: a tokenizer and a small language model of the rows' own texts come first.
@@ -94,6 +95,6 @@ class ClassifySettings(LoraOptions):
     resume: bool = False
     """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
     smoke: bool = False
-    """Walk the same path with a tiny model in a few seconds."""
+    """Walk the same path with a tiny model and a few of the rows, in seconds."""
     quiet: bool = False
     """Print nothing but errors."""

@@ -52,7 +52,7 @@ from groundup.training.loop import Batch, Batches
 from groundup.training.lora import add_lora
 from groundup.training.objectives import NextTokenLoss, PairLoss
 from groundup.training.pretraining import Pretraining
-from groundup.training.run import TrainingRun, carry_out
+from groundup.training.run import TrainingRun, carry_out, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import PretrainSettings
@@ -195,6 +195,7 @@ class InstructionRun(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
+            pusher=pusher_of(settings),
             track=settings.track,
             gradient_checkpointing=settings.gradient_checkpointing,
         )

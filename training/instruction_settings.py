@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from groundup.training.lora_settings import LoraOptions
+from groundup.training.pushing_settings import PushOptions
 
 
 @dataclass(kw_only=True)
-class InstructSettings(LoraOptions):
+class InstructSettings(LoraOptions, PushOptions):
     """Teach a language model to answer: fine-tune it on instructions with answers, or on conversations.
 
     Without --model it starts from nothing: a tokenizer and a little pretraining on the rows' own text first. A tenth of
@@ -75,6 +76,6 @@ class InstructSettings(LoraOptions):
     resume: bool = False
     """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
     smoke: bool = False
-    """Walk the same path with a tiny model in a few seconds."""
+    """Walk the same path with a tiny model and a few of the rows, in seconds."""
     quiet: bool = False
     """Print nothing but errors."""

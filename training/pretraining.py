@@ -28,7 +28,7 @@ from groundup.evaluation.masked import score_masked
 from groundup.training.checkpoint import Position
 from groundup.training.loop import SAVES, Batch, Batches
 from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
-from groundup.training.run import TrainingRun, carry_out
+from groundup.training.run import TrainingRun, carry_out, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import PretrainSettings
@@ -107,6 +107,7 @@ class Pretraining(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
+            pusher=pusher_of(settings),
             track=settings.track,
             gradient_checkpointing=settings.gradient_checkpointing,
         )

@@ -1,32 +1,68 @@
 """Checkpoints to the Hub while a run goes on: the gate and the one commit of `groundup publish`, after a save."""
 
+import re
 from pathlib import Path
-from typing import Any
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
-from groundup.common.hub import Pushed, Target, push_folder
-from groundup.evaluation.gate import through_the_gate
+from groundup.common.hub import Pushed, Target, fetch_model, push_folder, require_token
+from groundup.evaluation.gate import LICENSE, through_the_gate
 from groundup.evaluation.gate_folder import is_ours
+from groundup.training.checkpoint import random_state, set_random_state
+from groundup.training.pushing_settings import PushOptions
 
 
-def push_checkpoint(folder: Path, target: Target, additions: dict[str, Any], *, step: int) -> Pushed | None:
-    """Publish a saved checkpoint as a commit named after its step; None, and a line said, where that fails.
+def push_target(options: PushOptions, save_every: int | None = None) -> Target | None:
+    """Where the checkpoints of a run go; None where they stay.
 
-    A run is worth more than a push: what goes wrong on the way is said and the training goes on. Whatever is on the Hub
-    is whole. It takes the time of the gate, about ten seconds, and of the upload.
-
-    Args:
-        folder: a whole checkpoint, as `RunFolder.save_step` leaves it; its state stays here.
-        target: the repository; on a branch of its own, a run leaves the main one to `groundup publish`.
-        additions: what the gate puts into the published recipe, the licence at least: {"license": "apache-2.0"}.
-        step: of the training.
+    Raises `InputError` for options that do not go together, a name that no repository can have, and a missing token:
+    before the first step, not after the last.
     """
-    try:
-        with through_the_gate(folder, additions) as parcel:
-            pushed = push_folder(parcel.folder, target, f"step {step}", is_ours)
-    except (InputError, Unavailable) as error:
-        say(f"step {step} was not published, the training goes on: {error}")
+    every = options.push_every
+    if options.push_to is None:
+        if every is not None:
+            raise InputError(f"--push-every {every} does not say where to: add --push-to OWNER/NAME")
         return None
-    say(f"step {step} published: {pushed.url}")
-    return pushed
+    if every is not None and (every < 1 or every % (save_every or every)):
+        raise InputError(f"--push-every {every}: what is pushed is saved first: give a multiple of --save-every")
+    if not re.fullmatch(LICENSE, options.push_license or ""):
+        raise InputError("--push-to needs a licence: add --push-license, for example --push-license apache-2.0")
+    require_token()
+    return Target(options.push_to, options.push_private, options.push_branch)
+
+
+class Pusher:
+    """Sends the checkpoints of one run where its options say.
+
+    A run is worth more than a push: what goes wrong on the way is said and the training goes on, as it would have
+    gone without the push, bit for bit. Whatever is on the Hub is whole. A push takes the time of the gate, some ten
+    seconds, and of the upload.
+    """
+
+    def __init__(self, options: PushOptions, save_every: int | None = None):
+        self.target, self.every = push_target(options, save_every), options.push_every
+        self.additions = {"license": options.push_license}
+
+    def after_save(self, folder: Path, step: int) -> None:
+        """Push a saved state if its step is one of `--push-every`; its optimizer and random state stay here."""
+        if self.every is not None and step % self.every == 0:
+            self._push(folder, f"step {step}")
+
+    def after_the_end(self, folder: Path) -> None:
+        """Push the finished checkpoint, with its scores."""
+        self._push(folder, "the finished run")
+
+    def _push(self, folder: Path, name: str) -> Pushed | None:
+        if self.target is None:
+            return None
+        states = random_state()
+        try:
+            with through_the_gate(folder, self.additions, fetch_base=fetch_model) as parcel:
+                pushed = push_folder(parcel.folder, self.target, name, is_ours)
+        except (InputError, Unavailable) as error:
+            say(f"{name} was not published, nothing else is lost: {error}")
+            return None
+        finally:
+            set_random_state(states)
+        say(f"{name} is published: {pushed.url}")
+        return pushed

@@ -41,6 +41,8 @@ from groundup.training.schedule import Budget
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from groundup.training.pushing import Pusher
+
 
 class RunSettings(Protocol):
     """The settings that every verb that trains has."""
@@ -79,6 +81,7 @@ def carry_out(
     refuse_silent_sharding()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
+    pusher_of(settings)  # options that will not do are said before anything is done
     with processes() as state:
         console.quiet = settings.quiet or not state.is_main_process
         run = RunFolder(agreed(state, lambda: output_folder(settings.out, verb, name)))
@@ -94,6 +97,15 @@ def carry_out(
         if state.is_main_process:
             console.print(summary_table(read_metrics(run.out)))
     return run.out
+
+
+def pusher_of(settings: Any) -> "Pusher | None":
+    """What sends a run's checkpoints to the Hub; None where they stay here. Raises `InputError` as `push_target`."""
+    if settings.push_to is None and settings.push_every is None:
+        return None
+    from groundup.training.pushing import Pusher  # the gate takes a while to import
+
+    return Pusher(settings, settings.save_every)
 
 
 @contextlib.contextmanager
@@ -162,10 +174,13 @@ class TrainingRun(abc.ABC):
         seed: int,
         began: float,
         save_every: int | None = None,
+        pusher: "Pusher | None" = None,
         gradient_checkpointing: bool = False,
         track: str = "none",
     ):
-        self.folder, self.tokenizer, self.plan, self.began, self.save_every = folder, tokenizer, plan, began, save_every
+        self.folder, self.tokenizer, self.plan, self.began = folder, tokenizer, plan, began
+        self.pusher = pusher
+        self.save_every = save_every or (None if pusher is None else pusher.every)
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
         self.accelerator = Accelerator(
@@ -292,6 +307,8 @@ class TrainingRun(abc.ABC):
                 self.describe(position),
                 position.best_step,
             )
+            if self.pusher is not None:
+                self.pusher.after_save(self.folder.out / "checkpoints" / f"step-{position.step}", position.step)
         self.accelerator.wait_for_everyone()
 
     def _finish(self, position: Position) -> None:
@@ -302,3 +319,5 @@ class TrainingRun(abc.ABC):
             say(f"the best weights are those of step {position.best_step}")
         training["best_step"] = position.best_step
         self.folder.finish(self.saved_model, self.tokenizer, self.score(), training)
+        if self.pusher is not None:
+            self.pusher.after_the_end(self.folder.out)

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from groundup.training.lora_settings import LoraOptions
+from groundup.training.pushing_settings import PushOptions
 
 
 @dataclass(kw_only=True)
-class PretrainSettings(LoraOptions):
+class PretrainSettings(LoraOptions, PushOptions):
     """Train a language model from scratch, or go on with one, on any text.
 
     With nothing but --data and a budget it trains its own tokenizer, keeps back the last tenth of the text, and chooses

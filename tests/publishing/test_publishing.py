@@ -195,18 +195,3 @@ def test_the_code_on_a_card_runs_from_the_hub(publish, stranger, checkpoint, hub
         .replace("max_new_tokens=50", "max_new_tokens=5")
     )
     assert stranger(code, repo_id)[0].startswith("Once upon a time")
-
-
-@pytest.mark.slow
-def test_a_run_pushes_a_saved_step_and_survives_a_hub_that_fails(elsewhere, checkpoint, hub, repo_id):
-    code = f"""
-from pathlib import Path
-from groundup.common.hub import Target
-from groundup.training.pushing import push_checkpoint
-print(push_checkpoint(Path({str(checkpoint())!r}), Target({repo_id!r}), {{"license": "mit"}}, step=10))
-"""
-    hub.fail({"path": "/api/", "do": "status", "status": 403, "times": 9})
-    done = elsewhere("-c", code)
-    assert done.stdout == "None\n" and "the training goes on" in done.stderr
-    hub.fail()
-    assert "step 10 published" in elsewhere("-c", code).stderr and "model.safetensors" in hub.files(repo_id)

@@ -1,0 +1,86 @@
+"""`--push-every` and `--push-to`: a run that sends its checkpoints to the Hub while it trains."""
+
+import json
+
+import pytest
+import yaml
+
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
+from groundup.training.classification import classify
+from groundup.training.pretraining import pretrain
+from groundup.training.pushing import push_target
+from groundup.training.pushing_settings import PushOptions
+
+LICENSED = {"push_license": "apache-2.0"}
+TINY = ("--vocab-size", 300, "--hidden-size", 32, "--num-hidden-layers", 2, "--context-length", 32)
+SHORT = (*TINY, "--batch-tokens", 256, "--max-steps", 12)
+
+
+@pytest.fixture
+def run(elsewhere, story):
+    """Pretrain for twelve steps in a process with an empty home that knows the hub."""
+
+    def run(out, *options, **more):
+        return elsewhere("-m", "groundup", "pretrain", "--data", story, "--out", out, *SHORT, *options, **more)
+
+    return run
+
+
+WRONG = {
+    "no place": (PushOptions(push_every=5), "add --push-to OWNER/NAME"),
+    "no licence": (PushOptions(push_to="alice/x"), "add --push-license"),
+    "no name of a licence": (PushOptions(push_to="alice/x", push_license="all mine"), "add --push-license"),
+    "no name of a repository": (PushOptions(push_to="x", **LICENSED), "give OWNER/NAME"),
+    "no name of a branch": (PushOptions(push_to="alice/x", push_branch="a b", **LICENSED), "no name that git takes"),
+    "no steps": (PushOptions(push_to="alice/x", push_every=0, **LICENSED), "--push-every 0"),
+    "steps that are not saved": (PushOptions(push_to="alice/x", push_every=3, **LICENSED), "multiple of --save-every"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_options_that_do_not_go_together_are_said(name, monkeypatch, hub):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    options, words = WRONG[name]
+    with pytest.raises(InputError, match=words):
+        push_target(options, save_every=2)
+
+
+def test_what_cannot_be_pushed_is_said_before_anything_is_done(monkeypatch, tmp_path, story):
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    for train, options in ((pretrain, {}), (classify, {"seeds": 2})):
+        with pytest.raises(InputError, match="no token" if train is pretrain else "publish the one that is kept"):
+            train(data=[str(story)], out=str(tmp_path / "out"), push_to="alice/x", **LICENSED, **options)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_run_pushes_what_it_saves_and_its_end_and_trains_the_same_weights(run, hub, repo_id, tmp_path):
+    options = ("--push-to", repo_id, "--push-every", 6, "--push-license", "mit", "--push-branch", "run")
+    done = run(tmp_path / "pushed", *options)
+    assert "step 6 is published" in done.stderr and hub.token not in done.stderr + done.stdout
+    state = hub.state(repo_id)
+    titles, sha = [], state["heads"]["run"]
+    while sha:
+        titles.append(state["commits"][sha]["title"])
+        sha = state["commits"][sha]["parent"]
+    assert titles == ["the finished run", "step 12", "step 6", "initial commit"]
+    files = hub.files(repo_id, "run")
+    assert set(hub.files(repo_id)) == {".gitattributes"} and "license: mit" in files["README.md"].decode()
+    assert json.loads(files["metrics.json"])["metrics"] and "state" not in str(set(files))
+    run(tmp_path / "alone", "--save-every", 6)
+    weights = [sha256_of(tmp_path / name / "model.safetensors") for name in ("pushed", "alone")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_hub_that_fails_does_not_end_a_run(run, elsewhere, hub, repo_id, tmp_path):
+    hub.fail({"path": "/api/", "do": "status", "status": 403, "times": 99})
+    done = run(tmp_path / "out", "--push-to", repo_id, "--push-license", "mit")
+    assert "the finished run was not published, nothing else is lost: your token may not write" in done.stderr
+    assert (tmp_path / "out" / "metrics.json").is_file() and hub.state(repo_id) is None
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["settings"]["push_to"] == repo_id
+    hub.fail()
+    elsewhere("-m", "groundup", "publish", tmp_path / "out", repo_id, "--license", "mit")
+    assert "model.safetensors" in hub.files(repo_id)
