@@ -18,6 +18,7 @@ from groundup.evaluation.report import (
     result_lines,
     section,
     shown,
+    title,
 )
 
 PAGE_FILE = "report.html"
@@ -27,12 +28,20 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
-td:nth-child(3) { font-weight: 600; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; min-width: 9rem; }
+.text th:nth-child(2), .text td:nth-child(2) { text-align: left; min-width: 9rem; }
+td:nth-child(n+2) { white-space: nowrap; }
+.text td:nth-child(2) { white-space: normal; }
 pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre b { color: #2171b5; }
 svg { max-width: 100%; height: auto; }
 .note { color: #666; }
+@media (max-width: 40rem) {
+  th, td { padding: .25rem .35rem; }
+  th:first-child, td:first-child { min-width: 6rem; max-width: 8rem; }
+  .text th:nth-child(2), .text td:nth-child(2) { min-width: 5rem; max-width: 6rem; overflow-wrap: anywhere; }
+  .text td:nth-child(n+3) { white-space: normal; min-width: 5.5rem; }
+}
 """
 
 
@@ -63,18 +72,19 @@ def sections(metrics: dict[str, Any], level: int = 2) -> str:
     rows = metrics["metrics"]
     results = [*section(rows, "results"), *section(rows, "comparison")]
     parts = [
-        ("Results", _table(*result_lines(results)) + _paragraphs([*notes(results), *_how(results)])),
+        ("Results", _table(*result_lines(results), kind="text") + _paragraphs([*notes(results), *_how(results)])),
         ("Does it use its context?", _positions_plot(section(rows, "positions"))),
         ("Does it learn from examples in its prompt?", _fewshot_plot(results)),
         ("What it writes", "".join(map(_sample, metrics.get("samples", [])))),
-        ("The tokenizer", _table(*result_lines(section(rows, "tokenizer")))),
+        ("The tokenizer", _tokenizer_tables(section(rows, "tokenizer"))),
         ("Not measured", _list([f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()])),
         ("How it was made", _facts(metrics)),
     ]
     return "".join(f"<h{level}>{html.escape(title)}</h{level}>\n{content}\n" for title, content in parts if content)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """A table; of the `kind` "text" its second column is text too."""
     if not lines:
         return ""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
@@ -84,7 +94,7 @@ def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
         + "</tr>\n"
         for line in lines
     )
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>"
+    return f'<table class="{kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'
 
 
 def _paragraphs(texts: Sequence[str]) -> str:
@@ -117,12 +127,37 @@ def _sample(sample: dict[str, Any]) -> str:
     return f'<p class="note">{html.escape(place)}</p>\n<pre>{text}</pre>\n'
 
 
+def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> str:
+    """A table for each measure: a line for each kind of text, a column for each tokenizer."""
+    tables = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        some = [row for row in rows if row["name"] == name]
+        values = {(row["dataset"], row.get("model"), row["baseline"]): row for row in some}
+        columns = {(row.get("model"), row["baseline"]): _column(row) for row in some}
+        lines = [
+            [kind, *(shown(values.get((kind, *column))) for column in columns)]
+            for kind in dict.fromkeys(row["dataset"] for row in some)
+        ]
+        tables.append(_table([title(some[0]), *columns.values()], lines))
+    return "\n".join(tables)
+
+
+def _column(row: dict[str, Any]) -> str:
+    """The tokenizer that a row is about: the model's own, or a baseline's beside it."""
+    if row["baseline"] is None:
+        return row.get("model") or "this model"
+    return f"{row['baseline']} ({row['model']})" if row.get("model") else row["baseline"]
+
+
 def _facts(metrics: dict[str, Any]) -> str:
     """What the file says of the models and of the packages, as one table."""
-    lines = [[name, _fact(value)] for name, value in {**metrics["training"], **metrics["versions"]}.items()]
+    training, models = dict(metrics["training"]), metrics["training"].get("models", {})
+    training.pop("models", None)
+    facts = {f"{model}: {name}": value for model, values in models.items() for name, value in values.items()}
+    lines = [[name, _fact(value)] for name, value in {**facts, **training, **metrics["versions"]}.items()]
     if metrics["weights_sha256"]:
         lines.append(["sha256 of the weights", metrics["weights_sha256"]])
-    return _table(["", ""], lines)
+    return _table(["", ""], lines, kind="text")
 
 
 def _fact(value: Any) -> str:
@@ -142,8 +177,10 @@ def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
         lines.setdefault(row.get("model", "this model"), []).append(row)
     if not lines:
         return ""
-    header = ["tokens it could see", "model", "nats per token"]
-    table = [[row["positions"], name, shown(row)] for name, line in lines.items() for row in line]
+    by_place = {(row["positions"], name): row for name, line in lines.items() for row in line}
+    places = dict.fromkeys(place for place, _ in by_place)
+    header = ["tokens it could see", *lines]
+    table = [[place, *(shown(by_place.get((place, name))) for name in lines)] for place in places]
     return _plot(
         {name: ([row["positions"] for row in line], [row["value"] for row in line]) for name, line in lines.items()},
         "tokens it could see",

@@ -32,6 +32,8 @@ _TITLES = {
     "copied": "copied from the training text",
     "continued_word_for_word": "training text continued word for word",
     "stopped": "texts that end",
+    "tokens_against_english": "tokens against English",
+    "unknown_rate": "unknown words",
 }
 MOST_COLUMNS = 3  # baselines with a column of their own
 BESIDE = "\u00a0\u00a0"  # what a line that belongs to the number above it begins with; HTML keeps these spaces

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
+from groundup.evaluation.language import token_byte_lengths
 from groundup.tokenization.folder import load_tokenizer, plain_backend
 
 GPT2 = "openai-community/gpt2"
@@ -52,8 +53,8 @@ def kinds_of_text(own: Mapping[str, str]) -> dict[str, str]:
 def tokenizer_rows(
     tokenizers: Mapping[str | None, PreTrainedTokenizerFast], kinds: Mapping[str, str], seed: int
 ) -> list[dict[str, Any]]:
-    """Rows for metrics.json: of each kind of text and tokenizer `bytes_per_token` and, where a word can be unknown,
-    `unknown_rate`; of each language also `tokens_against_english`, for the same meaning.
+    """Rows for metrics.json: of each kind of text and tokenizer `bytes_per_token` and, where it is known, the
+    `unknown_rate` of its tokens; of each language also `tokens_against_english`, for the same meaning.
 
     `tokenizers` has the model's own under None, the others under the name of a baseline.
     """
@@ -66,6 +67,8 @@ def tokenizer_rows(
             values = {"bytes_per_token": len(text.encode()) / max(1, count)}
             if isinstance(unknown, int) and tokenizer.unk_token != tokenizer.eos_token:
                 values["unknown_rate"] = ids[kind].count(unknown) / max(1, count)
+            elif token_byte_lengths(tokenizer) is not None:  # it knows every byte
+                values["unknown_rate"] = 0.0
             if kind in LANGUAGES:
                 values["tokens_against_english"] = count / max(1, len(ids["English"]))
             shared = {"dataset": kind, "split": "tokenizer", "count": count, "seed": seed, "baseline": baseline}
