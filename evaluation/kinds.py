@@ -29,6 +29,13 @@ ADAPTER_CLASSES = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     None: "AutoModelForMaskedLM",
 }
+# What a model is that has no next token to predict: with shared weights it might load as one that has, and lie.
+_OTHERS = {
+    "AutoModelForMaskedLM": "an encoder, which sees the words that follow",
+    "AutoModelForSequenceClassification": "a classifier",
+    "AutoModelForTokenClassification": "a classifier of words",
+    "AutoModelForQuestionAnswering": "a finder of answers",
+}
 WRITERS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
@@ -48,6 +55,21 @@ def auto_class_of(folder: Path) -> str:
         if name.endswith(end):
             return auto_class
     raise InputError(f"{CONFIG_FILE} has architectures {names!r}, which names no known class: save the model again")
+
+
+def require_next_token(source: str) -> None:
+    """Raise `InputError` for a folder whose config names a model of another kind than one that goes on with a text."""
+    folder = Path(source).expanduser()
+    try:
+        is_pair = (folder / CONFIG_FILE).is_file() and read_json(folder / CONFIG_FILE).get("is_encoder_decoder")
+        kind = "an encoder with a decoder" if is_pair else _OTHERS.get(auto_class_of(folder))
+    except InputError:  # a name on the Hub, or a folder that only loading can judge
+        return
+    if kind is not None:
+        raise InputError(
+            f"{source} is {kind}, and evaluate measures models that predict the next token of a text: "
+            "docs/howto/evaluate.md says how to measure the others"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

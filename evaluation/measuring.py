@@ -22,6 +22,7 @@ from groundup.common.settings import verb
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
 from groundup.evaluation.comparison import compare_language, compare_tasks
+from groundup.evaluation.kinds import require_next_token
 from groundup.evaluation.language_parts import (
     BY_DOCUMENT,
     HEADLINE,
@@ -177,6 +178,7 @@ class Evaluation:
         return work
 
     def _load(self, name: str, source: str) -> "Loaded":
+        require_next_token(source)
         model, tokenizer = load_model(source, trust_remote_code=self.settings.trust_remote_code)
         return Loaded(name, source, model, tokenizer, self.parts.work / f"model-{self.names.index(name)}")
 

@@ -6,8 +6,19 @@ import sys
 import pytest
 import torch
 import yaml
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import groundup
 from groundup.common.errors import InputError
@@ -16,10 +27,16 @@ from groundup.evaluation.loading import load_model
 from groundup.evaluation.measuring import evaluate
 from groundup.evaluation.report import read_metrics
 from groundup.evaluation.settings import EvaluateSettings
+from groundup.modeling import (
+    GroundupConfig,
+    GroundupForConditionalGeneration,
+    GroundupForMaskedLM,
+)
 from groundup.tokenization.folder import save_tokenizer
 
 MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")
 CONTEXT = 32
+SIZES = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
 
 
 @pytest.fixture
@@ -147,6 +164,54 @@ def test_a_classifier_is_no_language_model(tmp_path):
     Qwen3ForSequenceClassification(Qwen3Config(vocab_size=64, num_attention_heads=2, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no weights for lm_head"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "make, kind",
+    [
+        (lambda: GPT2ForSequenceClassification(GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=2)), "classif"),
+        (
+            lambda: BertForMaskedLM(BertConfig(vocab_size=400, hidden_size=24, num_hidden_layers=1)),
+            "an encoder, which sees",
+        ),
+        (lambda: GroundupForMaskedLM(GroundupConfig(**SIZES, is_causal=False)), "an encoder, which sees"),
+        (
+            lambda: GroundupForConditionalGeneration(
+                GroundupConfig(**SIZES, is_encoder_decoder=True, decoder_start_token_id=0)
+            ),
+            "with a decoder",
+        ),
+        (
+            lambda: T5ForConditionalGeneration(T5Config(vocab_size=400, d_model=16, d_kv=8, d_ff=32, num_layers=1)),
+            "with a decoder",
+        ),
+    ],
+)
+def test_a_model_of_another_kind_is_said_to_be_one_and_leaves_no_numbers(make, kind, bpe, text_file, tmp_path):
+    folder = tmp_path / "model"
+    make().save_pretrained(folder)
+    save_tokenizer(bpe, folder)
+    with pytest.raises(InputError, match=kind) as caught:
+        evaluate(model=str(folder), data=[str(text_file)], out=str(tmp_path / "out"), quiet=True)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_measured_as_the_model_it_makes_of_its_base(checkpoint, tiny, bpe, text_file, tmp_path):
+    base, adapter = checkpoint("qwen3"), tmp_path / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+    torch.manual_seed(0)
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    adapted.save_pretrained(adapter)
+    save_tokenizer(bpe, adapter)
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    save_tokenizer(bpe, tmp_path / "merged")
+    models = [str(adapter), str(tmp_path / "merged"), str(base)]
+    out = evaluate(model=models, data=[str(text_file)], samples=0, out=str(tmp_path / "out"), quiet=True)
+    losses = [row["value"] for row in read_metrics(out)["metrics"] if row["name"] == "loss" and row["baseline"] is None]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != pytest.approx(losses[2], rel=1e-3)
 
 
 def test_a_place_that_is_no_folder_is_said_so(tmp_path):
