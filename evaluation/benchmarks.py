@@ -89,7 +89,8 @@ def run_task(
     """Run one task, or all of a group, with so many examples before each question.
 
     `limit` takes only the first rows of each task. Measures that choose get a baseline: chance among the choices, or
-    the most frequent answer. Raises what lm-eval raises, for instance where a task's rows cannot be downloaded.
+    the most frequent answer. Raises `RuntimeError` where an answer is longer than the context, and what
+    lm-eval raises, for instance where a task's rows cannot be downloaded.
     """
     random.seed(seed)
     np.random.seed(FEWSHOT_SEED + seed)
@@ -101,15 +102,37 @@ def run_task(
                 task.set_config(key="num_fewshot", value=num_fewshot)
             task.set_fewshot_seed(seed=FEWSHOT_SEED + seed)
         # Not `simple_evaluate`: it seeks out the machine's packages and settings each time, for three seconds.
-        found: Any = lm_evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0)
+        try:
+            found: Any = lm_evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0)
+        except AssertionError as error:  # lm-eval's answer to what does not fit into the context
+            reason = str(error) or f"an answer is longer than the model's {lm.max_length} tokens"
+            raise RuntimeError(f"{name}: {reason}") from error
     if not found or not found["results"]:
         raise RuntimeError(f"lm-eval gave no result for {name}")
     result = TaskResult()
     for task, values in found["results"].items():
         samples = found["samples"].get(task, [])
         shots = found["n-shot"].get(task, num_fewshot)
+        before = len(result.rows)
         _add_rows(result, task, values, samples, shots, seed)
+        if cut := _cut_off(lm, samples):
+            note = f"{cut} prompts of {task} with {shots} examples are longer than the model's {lm.max_length} tokens"
+            for row in result.rows[before:]:
+                row["note"] = f"{note}: their beginning is cut off"
     return result
+
+
+def _cut_off(lm: HFLM, samples: list[dict[str, Any]]) -> int:
+    """For how many rows the model does not see the whole prompt; a text alone is read in windows, so none is cut."""
+
+    def is_cut(prompt: str, *rest: Any) -> bool:
+        if not rest:
+            return False
+        if isinstance(rest[0], str):
+            return len(lm.tok_encode(prompt + rest[0])) > lm.max_length + 1
+        return len(lm.tok_encode(prompt)) > lm.max_length - rest[0].get("max_gen_toks", lm.max_gen_toks)
+
+    return len({sample["doc_id"] for sample in samples if any(is_cut(*arguments) for arguments in sample["arguments"])})
 
 
 def _add_rows(

@@ -1,5 +1,7 @@
 """The parts of an evaluation that are about a text: the scores of its tokens, and the rows of metrics.json of them."""
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,8 @@ def language_part(
     if kind != HEADLINE:
         for row in rows:
             row |= {"stride": windows.stride, "windows": windows.label}
+        if kind == BY_DOCUMENT:
+            rows.append(_word_perplexity(rows[0], scores.total(windows, token_bytes).nats, text))
         return {"rows": rows}
     for first, last, nats, tokens in scores.by_place(windows):
         place = f"{first:,}" if first == last else f"{first:,} to {last:,}"
@@ -112,6 +116,17 @@ def language_part(
         row |= {"context": windows.context, "stride": windows.stride, "baseline": None}
         rows.append(row)
     return {"rows": rows, "units": units.as_dict()}
+
+
+def _word_perplexity(like: dict[str, Any], nats: float, text: Text) -> dict[str, Any]:
+    """The perplexity by the words of the text, whatever the tokenizer; words are counted as lm-eval counts them."""
+    words = sum(len(re.split(r"\s+", document)) for document in text.documents.texts())
+    row = {key: value for key, value in like.items() if key not in ("low", "high", "interval", "note")}
+    return row | {
+        "name": "word_perplexity",
+        "value": math.exp(min(nats / words, 700)) if words else None,
+        "count": words,
+    }
 
 
 def _add_intervals(rows: list[dict[str, Any]], units: UnitSums, seed: int) -> None:

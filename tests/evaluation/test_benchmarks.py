@@ -1,9 +1,11 @@
 import json
 import math
+import re
 import subprocess
 import sys
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.common.errors import InputError
 from groundup.evaluation.benchmarks import TASKS_FOLDER, as_lm, find_tasks, run_task
@@ -34,8 +36,8 @@ def test_rolling_perplexity_is_ours_with_each_document_alone(lm, tiny, bpe, stre
     ours = scores.total(windows, token_byte_lengths(bpe))
     assert any(len(bpe.encode(text)) > context_of(tiny("groundup")) for text in texts)
     assert ours.bits_per_byte == pytest.approx(theirs["bits_per_byte"], rel=1e-5)
-    words = sum(len(text.split()) for text in texts)
-    assert ours.nats / words == pytest.approx(math.log(theirs["word_perplexity"]), rel=2e-2)  # they split at \s+
+    words = sum(len(re.split(r"\s+", text)) for text in texts)
+    assert math.exp(ours.nats / words) == pytest.approx(theirs["word_perplexity"], rel=1e-4)
 
 
 def test_a_choice_has_chance_beside_it_and_a_word_the_most_frequent_one(lm):
@@ -67,6 +69,25 @@ def test_examples_stand_before_the_question_and_come_from_training(lm, monkeypat
         prompt = sample["arguments"][0][0]
         assert prompt.count("Answer:") == shots + 1 and prompt.endswith("Answer:")
         assert sample["doc"]["output"] not in prompt
+
+
+def test_a_prompt_that_the_context_has_no_room_for_is_said_to_be_cut(lm, tiny, bpe):
+    def notes(lm, task, shots):
+        result = run_task(lm, task, manager=find_tasks([task]), num_fewshot=shots, limit=3)
+        return {row.get("note") for row in result.rows}
+
+    assert notes(lm, "instruction_spell_out", 8) == {
+        "3 prompts of instruction_spell_out with 8 examples are longer than the model's 32 tokens: "
+        "their beginning is cut off"
+    }
+    wide = GPT2LMHeadModel(GPT2Config(vocab_size=len(bpe), n_embd=16, n_layer=1, n_head=2, n_positions=2048))
+    assert notes(as_lm(wide, bpe, 8), "instruction_spell_out", 8) == {None}
+    assert notes(lm, "docs_text", 0) == {None}  # read in windows
+
+
+def test_an_answer_longer_than_the_context_is_the_reason_that_is_given(lm):
+    with pytest.raises(RuntimeError, match="an answer is longer than the model's 32 tokens"):
+        run_task(lm, "instruction_upper_case", manager=find_tasks(["instruction_upper_case"]), limit=3)
 
 
 def test_every_task_of_ours_is_found_and_loads_rows():

@@ -13,6 +13,7 @@ from groundup.evaluation import measuring
 from groundup.evaluation.measuring import evaluate
 from groundup.evaluation.parts import names_of
 from groundup.evaluation.report import read_metrics
+from groundup.evaluation.task_rows import documents
 from groundup.tokenization.folder import save_tokenizer
 
 
@@ -55,6 +56,7 @@ def test_everything_on_a_text_is_measured_and_named(models, text_file, tmp_path)
     headline, strided, alone = rows(out, name="bits_per_byte", baseline=None)
     assert (headline["stride"], strided["stride"], alone["stride"]) == (32, 9, None)
     assert headline["low"] < headline["value"] < headline["high"]
+    assert rows(out, name="word_perplexity", windows="each document alone")[0]["value"] > 1
     assert headline["bytes"] == strided["bytes"] == alone["bytes"]
     assert [row["positions"] for row in rows(out, name="loss_by_position")][:3] == ["1", "2", "3 to 4"]
     assert len(rows(out, name="copied")) == 2 and len(rows(out, name="distinct_1")) == 2
@@ -140,6 +142,35 @@ def test_a_stride_beyond_the_context_fails_alone(models, text_file, tmp_path):
     out = evaluate(model=models[0], data=text_file, stride=99, samples=0, out=str(tmp_path / "out"), quiet=True)
     assert "--stride 99 must lie between 1 and" in read_metrics(out)["failures"]["groundup-model: language, strided"]
     assert rows(out, name="bits_per_byte")
+
+
+def test_words_and_bits_by_document_are_those_of_lm_eval_on_the_same_text(models, tmp_path):
+    data = tmp_path / "documents.jsonl"
+    texts = documents()["test"]["text"][:5]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = evaluate(
+        **{"model": models[0], "data": str(data), "by_document": True, "samples": 0},
+        **{"tasks": "docs_text", "limit": 5, "out": str(tmp_path / "out"), "quiet": True},
+    )
+    for name in ("word_perplexity", "bits_per_byte"):
+        ours, theirs = (
+            rows(found, name=name, windows="each document alone"),
+            rows(found, name=name, dataset="docs_text"),
+        )
+        assert ours[0]["value"] == pytest.approx(theirs[0]["value"], rel=1e-4)
+
+
+def test_examples_in_the_prompt_give_a_curve(models, tmp_path):
+    shots = [0, 1, 2, 4, 8]
+    out = evaluate(
+        **{"model": models[0], "tasks": "instruction_spell_out", "num_fewshot": shots, "limit": 4},
+        **{"out": str(tmp_path / "out"), "quiet": True},
+    )
+    found = rows(out, name="accuracy", baseline=None)
+    assert [row["num_fewshot"] for row in found] == shots
+    assert all("cut off" in row["note"] for row in found[2:])
+    page = (out / "report.html").read_text()
+    assert "Does it learn from examples in its prompt?" in page and page.count("<svg") == 1
 
 
 def test_tasks_alone_need_no_text_and_give_a_row_for_each_number_of_examples(models, tmp_path, groundup):
