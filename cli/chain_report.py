@@ -9,8 +9,15 @@ from groundup.cli.recipe import Ledger, Recipe, Stage
 from groundup.common.console import console, say
 from groundup.common.files import atomic_write
 from groundup.evaluation.generation import Sampling, complete
-from groundup.evaluation.kinds import MODEL_WEIGHTS, auto_class_of
-from groundup.evaluation.loading import load_model
+from groundup.evaluation.kinds import (
+    ADAPTER_FILE,
+    ADAPTER_WEIGHTS,
+    MODEL_WEIGHTS,
+    WRITERS,
+    auto_class_of,
+    read_json,
+)
+from groundup.evaluation.loading import load_writer
 from groundup.evaluation.page import PAGE_FILE, document, sections
 from groundup.evaluation.proof import prove
 from groundup.evaluation.report import read_metrics, summary_table
@@ -20,7 +27,7 @@ SAMPLE_TOKENS = 80
 
 def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
     """Prove the last model, print its scores and what it writes, and write the report of the whole chain."""
-    folders = [out / stage.name for stage in recipe.stages if (out / stage.name / MODEL_WEIGHTS).is_file()]
+    folders = [out / stage.name for stage in recipe.stages if _is_model(out / stage.name)]
     samples: list[tuple[str, str]] = []
     if folders:
         samples = _show_model(folders[-1], recipe.prompts, seconds)
@@ -28,24 +35,32 @@ def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
     say(f"\ndone in {seconds:.0f} s; everything on one page: {path}")
 
 
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS))
+
+
 def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[tuple[str, str]]:
     kind = auto_class_of(folder)
-    proof = prove(folder, prompts[0] if prompts else "")
-    say()
-    say(f"{folder}: {seconds:.0f} s for the whole recipe. A process without this package loaded it by")
-    say(f"{kind}: logits equal (largest difference {proof.largest_difference:.0e}), the same greedy text.")
+    is_adapter = (folder / ADAPTER_FILE).is_file()
+    base = Path(read_json(folder / ADAPTER_FILE)["base_model_name_or_path"]) if is_adapter else None
+    say(f"\n{folder}: {seconds:.0f} s for the whole recipe.")
+    if base is None or base.is_dir():
+        proof = prove(folder, prompts[0] if prompts else "", base=base)
+        same = f"logits equal (largest difference {proof.largest_difference:.0e})"
+        same += ", the same greedy text" if kind in WRITERS else ""
+        say(f"A process without this package loaded it by {kind}: {same}.")
     say()
     if (folder / "metrics.json").is_file():
         console.print(summary_table(read_metrics(folder)))
-    if kind != "AutoModelForCausalLM":
+    if kind not in WRITERS:
         return []
-    model, tokenizer = load_model(folder)
+    model, tokenizer = load_writer(folder)
     samples = []
     for seed, prompt in enumerate(prompts):
         text = complete(model, tokenizer, prompt, Sampling(max_new_tokens=SAMPLE_TOKENS, seed=seed))
-        samples.append((prompt, text))
+        samples.append((prompt + "\n" if model.config.is_encoder_decoder else prompt, text))
         say(f"\n--- {prompt!r}, seed {seed}")
-        say(prompt + text)
+        say(text if model.config.is_encoder_decoder else prompt + text)
     return samples
 
 

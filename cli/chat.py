@@ -16,7 +16,7 @@ from groundup.common.errors import InputError, near
 from groundup.common.settings import verb
 from groundup.evaluation.generation import Sampling, encode_prompt, lay_out_for_decoding
 from groundup.evaluation.language import context_of
-from groundup.evaluation.loading import load_model
+from groundup.evaluation.loading import load_writer
 
 HELP = """\
 /set NAME VALUE   change how tokens are drawn: temperature, top_k, top_p, max_new_tokens or seed
@@ -30,14 +30,19 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines()] + ["/help"]
 
 @verb(GenerateSettings)
 def generate(settings: GenerateSettings) -> str:
-    """Print the prompt and what the model writes after it, token by token, and return what it wrote."""
+    """Print the prompt and what the model writes after it, or its answer, token by token; return what it wrote."""
     if not settings.model:
         raise InputError("generate needs a model: give --model FOLDER")
     sampling = sampling_of(settings)
-    model, tokenizer = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
+    model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
     lay_out_for_decoding(model)
-    writing = Writing(model, tokenizer, encode_prompt(tokenizer, settings.prompt), sampling)
-    sys.stdout.write(settings.prompt)
+    ids = encode_prompt(tokenizer, settings.prompt)
+    if settings.as_message:
+        asked = [{"role": "user", "content": settings.prompt}]
+        ids, _ = conversation_ids(tokenizer, asked, context_of(model), room=0)
+    writing = Writing(model, tokenizer, ids, sampling)
+    # What goes on from a prompt stands behind it; an answer stands alone.
+    sys.stdout.write("" if settings.as_message or model.config.is_encoder_decoder else settings.prompt)
     show(writing)
     return writing.text
 
@@ -48,7 +53,7 @@ def chat(settings: ChatSettings) -> Messages:
     if not settings.model:
         raise InputError("chat needs a model: give --model FOLDER")
     sampling = sampling_of(settings)
-    model, tokenizer = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
+    model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
     lay_out_for_decoding(model)
     conversation = Conversation(
         model, tokenizer, sampling, settings.system, answers=can_converse(settings.model, tokenizer)

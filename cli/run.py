@@ -17,6 +17,8 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.settings import verb
 
+FILE_OPTIONS = ("data", "eval_data", "train_data", "predict")
+
 
 @verb(RunSettings)
 def run(settings: RunSettings) -> Path:
@@ -28,6 +30,7 @@ def run(settings: RunSettings) -> Path:
     name = recipe.name + ("-smoke" if settings.smoke else "")
     out = Path(settings.out).expanduser() if settings.out else Path("runs") / name
     ledger = Ledger(out, settings.smoke)
+    _check_files(recipe, ledger)
     if settings.dry_run:
         console.print(_overview(recipe, ledger))
         return out
@@ -45,6 +48,20 @@ def run(settings: RunSettings) -> Path:
 
     show(recipe, out, ledger, time.monotonic() - started)
     return out
+
+
+def _check_files(recipe: Recipe, ledger: Ledger) -> None:
+    """Raise `InputError` for a file that a stage still to be done reads and that is not there, before the first one."""
+    from groundup.data.sources import check_exists  # takes a second, which `groundup --help` need not
+
+    for stage in recipe.stages:
+        if not ledger.is_done(stage):
+            options = (stage.options.get(name) or [] for name in FILE_OPTIONS)
+            items = [item for value in options for item in (value if isinstance(value, list) else [value])]
+            try:
+                check_exists([item for item in items if not item.startswith("{")])
+            except InputError as error:
+                raise InputError(f"{recipe.name}, stage {stage.name}: {error}") from error
 
 
 def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:

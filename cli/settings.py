@@ -11,6 +11,8 @@ class GenerateSettings:
     """A model's folder or its name on the Hub: ours, or any that AutoModelForCausalLM loads."""
     prompt: str = ""
     """The text to go on from (default: the beginning of a new text)."""
+    as_message: bool = False
+    """Give the prompt as a user's message, in the model's chat template, and print the answer alone."""
     max_new_tokens: int = 200
     """The most tokens to write."""
     temperature: float = 0.8

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
 from groundup.common.settings import read_yaml
-from groundup.evaluation.generation import Sampling, stream_text
+from groundup.evaluation.generation import Sampling, room_after, stream_text
 from groundup.evaluation.language import context_of
 from groundup.tokenization.chat import ChatEncoder
 
@@ -58,7 +58,7 @@ class Writing:
     def ending(self) -> str | None:
         """One line where the model's context ended the text before `max_new_tokens`, else None."""
         context = context_of(self._model)
-        room = context + 1 - len(self._prompt_ids)  # the last token is not fed back
+        room = room_after(self._model, len(self._prompt_ids))
         if self._reason != "length" or room >= self._sampling.max_new_tokens:
             return None
         return (

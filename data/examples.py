@@ -102,13 +102,6 @@ def _tables_of_texts(data: str) -> Iterator[tuple[str, datasets.Dataset]]:
         yield source.name, datasets.Dataset.from_dict({"text": lines})
 
 
-def check_exists(data: Sequence[str]) -> None:
-    """Raise `InputError` now for a name that cannot be found when it is read at the end; nothing is read."""
-    for item in data:
-        if item != labelled_tasks.LIBRARY_AREAS and not is_hub_name(item):
-            find_files(item)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 

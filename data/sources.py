@@ -41,6 +41,7 @@ from groundup.data.readers import (
 from groundup.data.tables import Rows
 
 PYTHON_DOCS = "python-docs"
+BUILT_IN = (PYTHON_DOCS, "library-areas", "instruction-tasks")  # names that stand for no file
 
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")
 
@@ -148,6 +149,13 @@ def find_files(item: str) -> list[Source]:
     In a folder, and for a glob that leaves the ending open, files of other kinds are passed over and counted.
     """
     return [source for path, name in _list_files(item) for source in _open(path, name)]
+
+
+def check_exists(data: Sequence[str]) -> None:
+    """Raise `InputError` now for a file that cannot be found when it is to be read; nothing is read."""
+    for item in data:
+        if item.split(":")[0] not in BUILT_IN and not is_hub_name(item):
+            _list_files(item)
 
 
 def _list_files(item: str) -> list[tuple[Path, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
 from groundup.modeling import GroundupForCausalLM
@@ -45,6 +45,30 @@ def last_logits(model: PreTrainedModel, ids: list[int], cache: Cache) -> torch.T
     """The logits (V,) after the last of `ids`, which follow what the cache holds and join it."""
     new = torch.tensor([ids], device=model.device)  # (1, T)
     return model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+
+
+class PairDecoder:
+    """An encoder that reads the prompt, and a decoder that writes from its own first token on."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.model: Any = model
+        first = model.generation_config.decoder_start_token_id
+        first = model.config.decoder_start_token_id if first is None else first
+        self.first = model.generation_config.bos_token_id if first is None else first
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+    def start(self, ids: list[int]) -> torch.Tensor:
+        """Read a prompt; return the logits (V,) of the first token to be written."""
+        self.read = self.model.get_encoder()(input_ids=torch.tensor([ids], device=self.model.device))
+        return self.step(self.first)
+
+    def step(self, token: int) -> torch.Tensor:
+        """Write one token; return the logits (V,) of the one after it."""
+        new = torch.tensor([[token]], device=self.model.device)
+        output = self.model(
+            encoder_outputs=self.read, decoder_input_ids=new, past_key_values=self.cache, use_cache=True
+        )
+        return output.logits[0, -1]
 
 
 class FlatDecoder:
@@ -176,6 +200,8 @@ def is_plain(model: PreTrainedModel) -> bool:
     )
 
 
-def decoder_for(model: PreTrainedModel, positions: int) -> FlatDecoder | ForwardDecoder:
+def decoder_for(model: PreTrainedModel, positions: int) -> FlatDecoder | ForwardDecoder | PairDecoder:
     """What reads one text of at most `positions` tokens, from its beginning, in inference mode."""
+    if model.config.is_encoder_decoder:
+        return PairDecoder(model)
     return FlatDecoder(model, positions) if is_plain(model) else ForwardDecoder(model)

@@ -58,11 +58,16 @@ def stream_tokens(model: PreTrainedModel, input_ids: list[int], sampling: Sampli
         raise InputError(
             f"the prompt has {len(input_ids):,} tokens, the model takes 1 to {context:,}: change the prompt"
         )
-    # The last token drawn is not fed back, so a full context still gives one.
-    room = min(sampling.max_new_tokens, context + 1 - len(input_ids))
+    room = min(sampling.max_new_tokens, room_after(model, len(input_ids)))
     sampling = replace(sampling, max_new_tokens=room, stop_ids=sampling.stop_ids or stop_ids_of(model))
     with evaluating(model):
         return (yield from _decode(model, input_ids, sampling))
+
+
+def room_after(model: PreTrainedModel, prompt_tokens: int) -> int:
+    """How many tokens a model can write after a prompt; an encoder and a decoder have a context each."""
+    # The last token drawn is not fed back, so a full context still gives one.
+    return context_of(model) + (0 if model.config.is_encoder_decoder else 1 - prompt_tokens)
 
 
 @torch.inference_mode()

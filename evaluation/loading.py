@@ -1,6 +1,7 @@
 """A folder or a name on the Hub -> a causal language model and its tokenizer, ready to be measured or to write."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import find_adapter_config_file, logging
 
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
@@ -47,6 +54,25 @@ def load_model(
     else:
         model = load_network(source, kind, trust_remote_code=trust_remote_code)
     return model, load_tokenizer(source)
+
+
+def load_writer(
+    source: str | Path, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """What `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
+    kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
+    return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
+
+
+def _is_pair(source: str | Path) -> bool:
+    """Whether a model, or the one that an adapter is for, has an encoder and a decoder; False where there is none."""
+    path = str(Path(source).expanduser())
+    try:
+        if adapter := find_adapter_config_file(path):
+            return json.loads(Path(adapter).read_text(encoding="utf-8")).get("task_type") == "SEQ_2_SEQ_LM"
+        return bool(PreTrainedConfig.get_config_dict(path)[0].get("is_encoder_decoder"))
+    except (OSError, ValueError):
+        return False  # `load_model` says what is wrong
 
 
 def load_network(

@@ -64,7 +64,8 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
     options = {} if base is None else _labels(folder)
     model = _load(folder, base, auto_class, options)
     ids = encode_prompt(tokenizer, prompt)[: max(1, context_of(model) // 2)]
-    if (highest := max(*ids, *tokenizer.encode(PROBE))) >= model.config.get_text_config().vocab_size:
+    probe_ids = tokenizer.encode(PROBE, verbose=False)  # of a classifier it may be longer than what that looks at
+    if (highest := max(*ids, *probe_ids)) >= model.config.get_text_config().vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has a token {highest}, the model only {model.config.vocab_size} rows"
         )
@@ -77,7 +78,7 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
         "other_classes": [name for name in code if name.startswith("AutoModel") and name != auto_class],
         "trust_remote_code": bool(code),
         "text": PROBE,
-        "text_ids": tokenizer.encode(PROBE),
+        "text_ids": probe_ids,
         "ids": ids,
         "is_encoder_decoder": bool(model.config.is_encoder_decoder),
         "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in WRITERS else 0,

@@ -52,6 +52,7 @@ from groundup.training.repeating import repeat
 from groundup.training.run import TrainingRun, carry_out, processes, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
+from groundup.training.starting import SMOKE_TEST_ROWS, evenly
 
 CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
@@ -243,7 +244,8 @@ class ClassificationRun(TrainingRun):
         if not settings.eval_data:
             return self.prepared.examples("test")
         given = self.prepared.columns
-        return load_examples(settings.eval_data, given, held_out=True)[0]
+        examples = load_examples(settings.eval_data, given, held_out=True)[0]
+        return examples.take(evenly(len(examples), SMOKE_TEST_ROWS)) if settings.smoke else examples
 
     def _rows(self, examples: Examples, split: str, out: Path | None = None) -> list[dict[str, Any]]:
         """Rows for metrics.json; where texts of the training stand among the examples, others without them."""

@@ -23,12 +23,11 @@ from groundup.data.examples import (
     Columns,
     Examples,
     also_in,
-    check_exists,
     label_names,
     load_examples,
     stratified,
 )
-from groundup.data.sources import short_name
+from groundup.data.sources import check_exists, short_name
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_network
 from groundup.modeling import GroundupConfig
@@ -38,7 +37,7 @@ from groundup.training.classification_settings import ClassifySettings
 from groundup.training.plan import Optimization, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import PUBLIC_PATHS, with_budget
+from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
 
 PATHS = (*PUBLIC_PATHS, "model", "predict")
 LONGEST_MINUTES = 10.0  # of a run without a budget
@@ -176,6 +175,8 @@ def _check(settings: ClassifySettings) -> None:
 def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
     columns = Columns(settings.text_column, settings.label_column)
     examples, sources, columns = load_examples(settings.data, columns)
+    if settings.smoke:
+        examples = examples.take(evenly(len(examples), SMOKE_ROWS))
     parts, dropped = _split(examples, settings)
     for part, rows in parts.items():
         write_examples(run.work / f"{part}.jsonl", rows)

@@ -56,7 +56,7 @@ from groundup.training.run import TrainingRun, carry_out, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import make_config, open_prepared, prepare_run
+from groundup.training.starting import SMOKE_TEST_ROWS, evenly, make_config, open_prepared, prepare_run
 
 BASE = "base"  # under work/: the new model after its first pretraining
 SAMPLES_FILE = "samples.md"
@@ -170,12 +170,6 @@ class ConversationBatches:
         if missing and self.rank >= self.processes - missing:
             batches[-1]["labels" if self.pairs else "shift_labels"][-1] = IGNORED
         return batches
-
-
-def evenly(rows: int, at_most: int) -> np.ndarray:
-    """The numbers of all rows, or of `at_most` that are spread evenly over them."""
-    count = min(rows, at_most)
-    return np.arange(count) * rows // max(1, count)
 
 
 class InstructionRun(TrainingRun):
@@ -298,7 +292,9 @@ class InstructionRun(TrainingRun):
         settings = self.prepared.settings
         if settings.eval_data:
             joint = INPUT_JOINTS.get(str(self.tokenizer.chat_template), "\n")
-            return load_conversations(settings.eval_data, joint, held_out=True)[0]
+            tests = load_conversations(settings.eval_data, joint, held_out=True)[0]
+            chosen = evenly(len(tests), SMOKE_TEST_ROWS if settings.smoke else len(tests))
+            return [tests[place] for place in chosen]
         return self.prepared.conversations("test")
 
     def _loss_rows(self, rows: ConversationRows, base: PreTrainedModel, about: dict[str, Any]) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from groundup.data.conversations import (
     encode_conversations,
     load_conversations,
 )
-from groundup.data.sources import short_name
+from groundup.data.sources import check_exists, short_name
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_model
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
@@ -38,7 +38,7 @@ from groundup.training.instruction_settings import InstructSettings
 from groundup.training.plan import Optimization, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import PUBLIC_PATHS, with_budget
+from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
 
 VALIDATION_SHARE = 0.1
 LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
@@ -123,12 +123,15 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--lora adapts a model that has learnt something: give --model")
     if not 0 <= settings.pretrain_share < 1:
         raise InputError(f"--pretrain-share {settings.pretrain_share} must be at least 0 and below 1")
+    check_exists(settings.eval_data)
 
 
 def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     tokenizer = None if settings.model is None else load_tokenizer(settings.model)
     template = _template(settings, tokenizer)
     conversations, counts, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
+    if settings.smoke:
+        conversations = [conversations[place] for place in evenly(len(conversations), SMOKE_ROWS)]
     parts = _split(conversations, settings)
     size = sum(len(text.encode()) for text in _texts(parts["train"]))
     if tokenizer is None:

@@ -19,6 +19,8 @@ from groundup.evaluation.report import read_metrics, summary_table, write_metric
 from groundup.training.classification_settings import ClassifySettings
 from groundup.training.run import agreed
 
+SMOKE_SEEDS = 2
+
 
 def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]) -> Path:
     """Train with `settings.seeds` seeds, one after the other, each in a folder `seed-N` of its own; return the folder.
@@ -33,13 +35,14 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
     state = PartialState()
     out = agreed(state, lambda: _folder(settings))
     folders = []
-    for number in range(settings.seeds):
+    seeds = min(settings.seeds, SMOKE_SEEDS) if settings.smoke else settings.seeds
+    for number in range(seeds):
         console.quiet = settings.quiet
-        say(f"seed {number + 1} of {settings.seeds}")
+        say(f"seed {number + 1} of {seeds}")
         one = dataclasses.replace(
             settings, seeds=1, seed=settings.seed + number, out=str(out / f"seed-{number}"), predict=None
         )
-        left = settings.seeds - number
+        left = seeds - number
         if settings.minutes is not None:
             minutes = (settings.minutes - (time.time() - began) / 60) / left
             one = dataclasses.replace(one, minutes=max(0.1, minutes))

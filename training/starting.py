@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,7 +22,7 @@ from groundup.common.files import require_new
 from groundup.common.settings import public_settings
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
-from groundup.data.sources import Corpus, load_corpus, sample_texts, text_bytes
+from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.language import (
     LanguageScore,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 SMOKE_STEPS = 20
+SMOKE_ROWS, SMOKE_TEST_ROWS = 1000, 100  # of tables, spread evenly over them
 USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
@@ -85,6 +87,7 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
 def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     if settings.lora and settings.init_from is None:
         raise InputError("--lora adapts a model that is there: name it with --init-from")
+    check_exists(settings.eval_data)
     corpus = _corpus(settings)
     size = _text_bytes(corpus)
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
@@ -237,6 +240,12 @@ def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfi
         return GroundupConfig(**fields | plan.model)
     except Exception as error:
         raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
+
+
+def evenly(rows: int, at_most: int) -> np.ndarray:
+    """The numbers of all rows, or of `at_most` that are spread evenly over them."""
+    count = min(rows, at_most)
+    return np.arange(count) * rows // max(1, count)
 
 
 def with_budget(settings: PretrainSettings) -> PretrainSettings:

@@ -1,0 +1,56 @@
+"""Every recipe of the package walks its whole path in smoke, with small files in the places of a person's own."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import groundup
+from groundup.cli.main import main
+from groundup.cli.recipe import read_recipe
+
+RECIPES = sorted((Path(groundup.__file__).parent / "recipes").glob("*.yaml"))
+OWN_FILES = {"my_domain.txt", "my_text.txt", "my_test.txt", "SMSSpamCollection"}
+
+
+@pytest.fixture
+def in_a_folder(story, tmp_path, monkeypatch):
+    """An empty folder with what the recipes ask a person for."""
+    chance = Random(0)
+    words = {"ham": ["call", "me", "later", "at", "home"], "spam": ["win", "a", "free", "prize", "now"]}
+    lines = [f"{label}\t{' '.join(chance.choices(words[label], k=6))} {n}" for n in range(60) for label in words]
+    (tmp_path / "SMSSpamCollection").write_text("\n".join(lines))
+    for name in ("my_domain.txt", "my_text.txt", "my_test.txt"):
+        (tmp_path / name).write_text(story.read_text())
+    story.unlink()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_walks_its_path_and_leaves_a_page_of_every_stage(path, in_a_folder, groundup):
+    done = groundup("run", path, "--smoke")
+    assert "everything on one page" in done.stderr
+    recipe = read_recipe(path)
+    out = in_a_folder / "runs" / f"{recipe.name}-smoke"
+    page = (out / "report.html").read_text()
+    for stage in recipe.stages:
+        assert f"<h2>{stage.name}</h2>" in page
+    if path.stem in ("instructions", "translation"):
+        assert page.count("<pre><b>") == len(recipe.prompts)
+
+
+def test_files_that_a_person_brings_are_missed_before_the_first_stage(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, missed in (("domain_lora", "stage adapter: no file or folder my_domain.txt"), ("spam", "SMSSpamColl")):
+        assert main(["run", name, "--smoke"]) == 2
+        assert missed in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_recipe_asks_for_a_file_unknown_here():
+    asked = {item for path in RECIPES for stage in read_recipe(path).stages for item in stage.options.get("data", [])}
+    assert {
+        item for item in asked if not item.startswith(("python-docs", "library-areas", "instruction-"))
+    } <= OWN_FILES
