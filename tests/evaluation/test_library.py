@@ -1,19 +1,31 @@
 """The library `evaluate` on our checkpoints, without a network."""
 
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import datasets
 import evaluate
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics
 from transformers import pipeline
 
 from groundup.common.errors import InputError
+from groundup.evaluation.classification import scores
+from groundup.evaluation.instruction import Answer, score_answers
 from groundup.evaluation.library import METRICS_FOLDER, combine_metrics, load_metric, metric_names
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 from groundup.tokenization.folder import save_tokenizer
 
 LABELS = {"predictions": [0, 1, 2, 2, 1, 0], "references": [0, 1, 1, 2, 1, 2]}
+
+METRICS = {name: load_metric(name) for name in metric_names()}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,63 @@ def test_several_metrics_are_computed_at_once():
 def test_a_metric_that_is_nowhere_is_the_users_error():
     with pytest.raises(InputError, match="did you mean 'accuracy'"):
         load_metric("acuracy")
+
+
+class SpaceOfAMetric(BaseHTTPRequestHandler):
+    """A hub with one Space, `evaluate-metric/brevity`."""
+
+    SCRIPT = (METRICS_FOLDER / "accuracy" / "accuracy.py").read_bytes().replace(b"Accuracy(", b"Brevity(")
+
+    def do_GET(self):
+        there = self.path.startswith("/spaces/evaluate-metric/brevity/") and self.path.endswith("/brevity.py")
+        self.send_response(200 if there else 404)
+        self.send_header("ETag", "one")
+        self.send_header("Content-Length", str(len(self.SCRIPT) if there else 0))
+        self.end_headers()
+        if there and self.command == "GET":
+            self.wfile.write(self.SCRIPT)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_metric_that_is_not_ours_is_asked_of_the_hub(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), SpaceOfAMetric)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "from groundup.evaluation.library import load_metric\n"
+        "print(load_metric('brevity').compute(predictions=[1, 0], references=[1, 1]))"
+    )
+    hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | hub, capture_output=True, text=True)
+    server.shutdown()
+    assert done.stdout.strip() == "{'accuracy': 0.5}", done.stderr[-2000:]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+def test_what_classify_reports_is_what_the_metrics_of_evaluate_give(pairs):
+    truth, predicted = map(list, zip(*pairs))
+    ours = scores(np.array(truth), np.array(predicted), ["a", "b", "c"])
+    both = {"predictions": predicted, "references": truth}
+    assert ours["accuracy"] == METRICS["accuracy"].compute(**both)["accuracy"]
+    f1 = METRICS["f1"].compute(**both, average="macro", labels=sorted({*truth}))["f1"]
+    assert ours["f1_macro"] == pytest.approx(f1)
+    assert ours["mcc"] == pytest.approx(METRICS["matthews_correlation"].compute(**both)["matthews_correlation"])
+
+
+def test_what_instruct_reports_is_what_the_metrics_of_evaluate_give():
+    written, right = ["the cat sat", "a dog ", "no"], ["the cat sat", "a dog", "yes"]
+    ours = score_answers([Answer(text, stopped=True) for text in written], right)
+    theirs = METRICS["chrf"].compute(predictions=written, references=[[text] for text in right])["score"]
+    assert ours["chrf"] == pytest.approx(theirs)
+    rouge = METRICS["rouge"].compute(predictions=written, references=right)["rougeL"]
+    assert ours["rouge_l"] == pytest.approx(rouge, abs=1e-4)
+    exact = METRICS["exact_match"].compute(predictions=[text.strip() for text in written], references=right)
+    assert ours["exact_match"] == pytest.approx(exact["exact_match"])
 
 
 def test_the_evaluator_scores_our_classifier_as_its_pipeline_does(classifier, rows):
