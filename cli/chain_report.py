@@ -2,7 +2,9 @@
 
 import base64
 import html
+import itertools
 import json
+import re
 from pathlib import Path
 
 from groundup.cli.recipe import Ledger, Recipe, Stage
@@ -18,11 +20,13 @@ from groundup.evaluation.kinds import (
     read_json,
 )
 from groundup.evaluation.loading import load_writer
-from groundup.evaluation.page import PAGE_FILE, document, sections
+from groundup.evaluation.page import PAGE_FILE, document, sections, table
 from groundup.evaluation.proof import prove
 from groundup.evaluation.report import read_metrics, summary_table
 
 SAMPLE_TOKENS = 80
+MISTAKES = 10  # of a classifier
+TEXT_SHOWN = 200  # characters of a mistaken text or an answer
 
 
 def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
@@ -101,6 +105,10 @@ def _stage_section(folder: Path, stage: Stage) -> str:
         )
     if (folder / "metrics.json").is_file():
         parts.append(sections(read_metrics(folder), level=3))
+    if (folder / "mistakes.jsonl").is_file():
+        parts.append(_mistakes(folder / "mistakes.jsonl"))
+    if (folder / "samples.md").is_file():
+        parts.append(_answers(folder / "samples.md"))
     if (folder / "tokenizer_report.json").is_file():
         rows = json.loads((folder / "tokenizer_report.json").read_text(encoding="utf-8"))
         items = (
@@ -110,3 +118,21 @@ def _stage_section(folder: Path, stage: Stage) -> str:
     if not parts:
         return ""
     return f"<h2>{html.escape(stage.name)}</h2>\n" + "\n".join(parts) + "\n"
+
+
+def _mistakes(path: Path) -> str:
+    """What a classifier was surest of and wrong about."""
+    with path.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in itertools.islice(file, MISTAKES)]
+    lines = [[row["label"], row["predicted"], f"{row['probability']:.2f}", row["text"][:TEXT_SHOWN]] for row in rows]
+    content = table(["is", "was taken for", "probability", "text"], lines, kind="words")
+    return f"<h3>Its surest mistakes</h3>\n{content}" if lines else ""
+
+
+def _answers(path: Path) -> str:
+    """The table of answers before and after training, from Markdown."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    cells = [
+        [cell.strip().replace("\\|", "|")[:TEXT_SHOWN] for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines
+    ]
+    return f"<h3>Answers</h3>\n{table(cells[0], cells[2:], kind='words')}"

@@ -21,6 +21,7 @@ from groundup.evaluation.kinds import (
 )
 from groundup.evaluation.report import (
     RECIPE_FILE,
+    family_lines,
     notes,
     read_metrics,
     result_lines,
@@ -295,7 +296,10 @@ def _results(metrics: dict[str, Any]) -> str:
             text += f"\n{row['dataset']}, {row['split']}: {row['count']:,} tokens"
             text += f" ({row['bytes']:,} bytes of text)" if row.get("bytes") else ""
             text += f", in windows of {row['context']:,} tokens, one every {row['stride']:,}.\n"
-    return text + "".join(f"\n{note}\n" for note in notes(rows))
+    text += "".join(f"\n{note}\n" for note in notes(rows))
+    if families := section(metrics["metrics"], "families"):
+        text += "\n" + _markdown_table(*family_lines(families), right_from=2)
+    return text
 
 
 def _training_data(recipe: dict[str, Any]) -> str:

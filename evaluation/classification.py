@@ -1,4 +1,4 @@
-"""A classifier's predictions -> numbers, with baselines beside them, a picture of what it confuses, and a plain word.
+"""A classifier's predictions -> numbers, with baselines beside them, and a picture of what it confuses.
 
 Accuracy, macro-averaged F1 and Matthews' correlation are scikit-learn's; the baselines learn from the same rows.
 """
@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 
 from groundup.data.example_rows import ExampleRows
 from groundup.data.examples import Examples
+from groundup.evaluation.verdict import MAJORITY, SVM
 
-MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"
 UNKNOWN = "(a label that training had not)"
 BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # the most of either that go through the model at once
 MOST_MISTAKES = 200
@@ -134,24 +134,6 @@ def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         seeds = [row["seed"] for row in rows]
         means.append(rows[0] | {"value": float(np.mean(values)), "std": spread, "seed": None, "seeds": seeds})
     return means
-
-
-def verdict(rows: Sequence[dict[str, Any]]) -> str:
-    """One sentence on whether the model was worth it: its accuracy beside the best baseline's, on the same rows."""
-    first = next((row for row in rows if row["name"] == "accuracy" and not row["baseline"]), None)
-    if first is None:
-        return "nothing was measured"
-    place = ("name", "dataset", "split")
-    rivals = [row for row in rows if row["baseline"] and all(row[key] == first[key] for key in place)]
-    best = max(rivals, key=lambda row: row["value"])
-    points = 100 * (first["value"] - best["value"])
-    if points > 0:
-        return f"accuracy {first['value']:.2%}: {points:.2f} points above {best['baseline']} ({best['value']:.2%})"
-    what = "no better than" if points == 0 else f"{-points:.2f} points below"
-    return (
-        f"accuracy {first['value']:.2%}: {what} {best['baseline']} ({best['value']:.2%}). This model does not beat the "
-        "baseline: use the baseline, or give it more rows, more --adapt-minutes or a pretrained --model"
-    )
 
 
 def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], path: Path) -> None:

@@ -184,17 +184,18 @@ def answer_rows(
     `about` has `dataset`, `split` and `seed`; a family's rows have the dataset `DATASET/FAMILY`.
     """
     families = dict.fromkeys(conversation.family for conversation in conversations)
-    groups = {about["dataset"]: list(range(len(conversations)))}
+    groups: list[tuple[dict[str, str], list[int]]] = [({}, list(range(len(conversations))))]
     if len(families) > 1:
         for family in families:
             places = [place for place, row in enumerate(conversations) if row.family == family]
-            groups[f"{about['dataset']}/{family or 'other'}"] = places
+            name = family or "other"
+            groups.append(({"dataset": f"{about['dataset']}/{name}", "family": name}, places))
     rows = []
-    for dataset, places in groups.items():
+    for group, places in groups:
         measures = score_answers(
             [answers[place] for place in places], [conversations[place].answer for place in places], trained
         )
-        shared = {**about, "dataset": dataset, "count": len(places), "baseline": None}
+        shared = {**about, **group, "count": len(places), "baseline": None}
         rows += [{"name": name, "value": value, **shared} for name, value in measures.items()]
     return rows
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from groundup.common.files import atomic_write
 from groundup.evaluation.report import (
     BESIDE,
+    family_lines,
     notes,
     read_metrics,
     result_lines,
@@ -32,6 +33,7 @@ th:first-child, td:first-child { text-align: left; min-width: 9rem; }
 .text th:nth-child(2), .text td:nth-child(2) { text-align: left; min-width: 9rem; }
 td:nth-child(n+2) { white-space: nowrap; }
 .text td:nth-child(2) { white-space: normal; }
+.words th, .words td { text-align: left; white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
 pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre b { color: #2171b5; }
 svg { max-width: 100%; height: auto; }
@@ -72,7 +74,8 @@ def sections(metrics: dict[str, Any], level: int = 2) -> str:
     rows = metrics["metrics"]
     results = [*section(rows, "results"), *section(rows, "comparison")]
     parts = [
-        ("Results", _table(*result_lines(results), kind="text") + _paragraphs([*notes(results), *_how(results)])),
+        ("Results", table(*result_lines(results), kind="text") + _paragraphs([*notes(results), *_how(results)])),
+        ("By family", table(*family_lines(section(rows, "families")), kind="text")),
         ("Does it use its context?", _positions_plot(section(rows, "positions"))),
         ("Does it learn from examples in its prompt?", _fewshot_plot(results)),
         ("What it writes", "".join(map(_sample, metrics.get("samples", [])))),
@@ -83,8 +86,8 @@ def sections(metrics: dict[str, Any], level: int = 2) -> str:
     return "".join(f"<h{level}>{html.escape(title)}</h{level}>\n{content}\n" for title, content in parts if content)
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """A table; of the `kind` "text" its second column is text too."""
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+    """A table in HTML; of the `kind` "text" its second column is text too, of "words" all are."""
     if not lines:
         return ""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
@@ -138,7 +141,7 @@ def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> str:
             [kind, *(shown(values.get((kind, *column))) for column in columns)]
             for kind in dict.fromkeys(row["dataset"] for row in some)
         ]
-        tables.append(_table([title(some[0]), *columns.values()], lines))
+        tables.append(table([title(some[0]), *columns.values()], lines))
     return "\n".join(tables)
 
 
@@ -157,7 +160,7 @@ def _facts(metrics: dict[str, Any]) -> str:
     lines = [[name, _fact(value)] for name, value in {**facts, **training, **metrics["versions"]}.items()]
     if metrics["weights_sha256"]:
         lines.append(["sha256 of the weights", metrics["weights_sha256"]])
-    return _table(["", ""], lines, kind="text")
+    return table(["", ""], lines, kind="text")
 
 
 def _fact(value: Any) -> str:
@@ -180,12 +183,12 @@ def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
     by_place = {(row["positions"], name): row for name, line in lines.items() for row in line}
     places = dict.fromkeys(place for place, _ in by_place)
     header = ["tokens it could see", *lines]
-    table = [[place, *(shown(by_place.get((place, name))) for name in lines)] for place in places]
+    values = [[place, *(shown(by_place.get((place, name))) for name in lines)] for place in places]
     return _plot(
         {name: ([row["positions"] for row in line], [row["value"] for row in line]) for name, line in lines.items()},
         "tokens it could see",
         "loss (nats per token)",
-    ) + _table(header, table)
+    ) + table(header, values)
 
 
 def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> str:

@@ -17,12 +17,16 @@ from rich.text import Text
 
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write
-from groundup.evaluation.verdict import verdict
+from groundup.evaluation.verdict import verdict, worth
 
 METRICS_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"
 PACKAGES = ("groundup", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 _TITLES = {
+    "f1_macro": "macro F1",
+    "mcc": "MCC",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
     "bits_per_byte": "bits per byte",
     "loss": "loss (nats per token)",
     "token_accuracy": "next token right",
@@ -110,7 +114,8 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     """
     rows = [*section(metrics["metrics"], "results"), *section(metrics["metrics"], "comparison")]
     header, lines = result_lines(rows)
-    below = [*notes(rows), *(f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items())]
+    below = [*notes(rows), *family_notes(section(metrics["metrics"], "families"))]
+    below += [*(f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items())]
     table = Table(box=None, pad_edge=False, header_style="bold", caption="\n".join(below) or None)
     table.caption_justify = "left"
     for column, name in enumerate(header):
@@ -122,13 +127,15 @@ def summary_table(metrics: dict[str, Any]) -> Table:
 
 
 def section(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The rows of one section: "results", "comparison", "positions" (the loss by place) or "tokenizer"."""
+    """The rows of one section: "results", "comparison", "families", "positions" (the loss by place) or "tokenizer"."""
     return [row for row in rows if _section_of(row) == name]
 
 
 def _section_of(row: dict[str, Any]) -> str:
     if row.get("against"):
         return "comparison"
+    if row.get("family"):
+        return "families"
     if row.get("positions"):
         return "positions"
     return "tokenizer" if row["split"] == "tokenizer" else "results"
@@ -198,8 +205,27 @@ def _on(row: dict[str, Any]) -> str:
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why a number of the table is missing, each reason once."""
-    return list(dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note")))
+    """Why a number of the table is missing, each reason once; and whether a classifier was worth it."""
+    said = dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note"))
+    return [*said, *filter(None, [worth(rows)])]
+
+
+def family_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """A header, and for each family of tasks a line with all that was measured on it."""
+    names = {row["name"]: title(row) for row in rows}
+    places = dict.fromkeys((row["family"], row["split"]) for row in rows)
+    values = {(row["family"], row["split"], row["name"]): row for row in rows}
+    lines = [[*place, *(shown(values.get((*place, name))) for name in names)] for place in places]
+    return ["", "on", *names.values()], lines
+
+
+def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Exact match by family, a line for each split."""
+    splits: dict[str, list[str]] = {}
+    for row in rows:
+        if row["name"] == "exact_match":
+            splits.setdefault(row["split"], []).append(f"{row['family']} {shown(row)}")
+    return [f"exact match by family, {split}: {', '.join(said)}" for split, said in splits.items()]
 
 
 def title(row: dict[str, Any]) -> str:
@@ -249,7 +275,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def plot_curve(log_path: Path, png_path: Path) -> None:
-    """Draw training loss (as it was, and smoothed), validation loss and learning rate over the steps of a log.
+    """Draw training loss (as it was, and smoothed), validation loss and learning rate over the steps of a log; of a
+    classifier the accuracy too.
 
     Bits per byte are the validation loss in another unit, so they have an axis of their own and no curve.
     """
@@ -273,12 +300,22 @@ def plot_curve(log_path: Path, png_path: Path) -> None:
 
 def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
     steps, train = _series(log, "loss")
+    of_labels, accuracy = _series(log, "validation_accuracy")
+    # What a classifier minimises has noise and next tokens in it, what it is measured by has not.
+    what = "training, with its noise" if of_labels else "training"
     axes.plot(steps, train, color="#a6cbe3", linewidth=0.8)
-    axes.plot(steps, _smoothed(train), color="#2171b5", linewidth=1.8, label="training (smoothed)")
+    axes.plot(steps, _smoothed(train), color="#2171b5", linewidth=1.8, label=f"{what} (smoothed)")
     steps, validation = _series(log, "validation_loss")
     if steps:
         axes.plot(steps, validation, color="#d94801", linewidth=1.6, marker="o", markersize=4, label="validation")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(f"loss (nats per {'text' if of_labels else 'token'})")
+    if of_labels:
+        right = axes.twinx()
+        right.plot(of_labels, accuracy, color="#238b45", linewidth=1.2, linestyle="--")
+        axes.plot([], [], color="#238b45", linewidth=1.2, linestyle="--", label="accuracy (validation)")
+        right.set_ylim(0, 1)
+        right.set_ylabel("accuracy (validation)")
+        right.spines["top"].set_visible(False)
     axes.legend(frameon=False)
     both = [row for row in log if row.get("validation_loss") and row.get("validation_bits_per_byte")]
     if both:

@@ -29,7 +29,6 @@ from groundup.evaluation.classification import (
     log_loss,
     predict,
     scores,
-    verdict,
     write_mistakes,
 )
 from groundup.evaluation.labelling import label_texts
@@ -235,7 +234,6 @@ class ClassificationRun(TrainingRun):
         test = self._test()
         if len(test):
             rows = self._rows(test, "test", self.folder.out) + rows
-        say(verdict(rows))
         return rows
 
     def _test(self) -> Examples:

@@ -14,7 +14,7 @@ from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new
 from groundup.data.sources import short_name
 from groundup.evaluation.card import write_card
-from groundup.evaluation.classification import mean_rows, verdict
+from groundup.evaluation.classification import mean_rows
 from groundup.evaluation.report import read_metrics, summary_table, write_metrics
 from groundup.training.classification_settings import ClassifySettings
 from groundup.training.run import agreed
@@ -79,4 +79,4 @@ def _combine(out: Path, folders: Sequence[Path]) -> None:
         path.replace(out / path.name)
     (out / "final").rmdir()
     console.print(summary_table(read_metrics(out)))
-    say(f"over {len(folders)} seeds, {verdict(means)}; kept: {folders[best].name}")
+    say(f"kept: {folders[best].name}, the best of {len(folders)} on its own rows for selection")

@@ -1,11 +1,15 @@
 """Recipes: which stages are done again, what a dry run says, and the page at the end."""
 
+import json
+
 import pytest
 
 from groundup.cli.chain_report import write_report
 from groundup.cli.main import main
 from groundup.cli.recipe import Ledger, read_recipe
 from groundup.common.errors import InputError
+from groundup.data.conversations import Conversation
+from groundup.evaluation.instruction import Answer, sample_table
 
 RECIPE = """
 name: small
@@ -86,6 +90,19 @@ def test_the_report_is_one_file_that_names_every_stage_and_loads_nothing(recipe,
         assert words in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def test_the_report_shows_mistakes_and_answers_as_they_are(recipe, tmp_path):
+    made = read_recipe(recipe)
+    (tmp_path / "base").mkdir()
+    mistake = {"label": "a<b", "predicted": "c", "probability": 0.9, "text": "so <sure>"}
+    (tmp_path / "base" / "mistakes.jsonl").write_text(json.dumps(mistake) + "\n")
+    asked = Conversation([{"role": "user", "content": "a | b?"}, {"role": "assistant", "content": "yes"}])
+    samples = sample_table([asked], [Answer("no", True)], [Answer("ye", False)])
+    (tmp_path / "base" / "samples.md").write_text(samples)
+    page = write_report(made, tmp_path, Ledger(tmp_path, smoke=False), []).read_text()
+    assert "<td>a&lt;b</td><td>c</td><td>0.90</td><td>so &lt;sure&gt;</td>" in page
+    assert "<td>a | b?</td><td>yes</td><td>no</td><td>ye …</td>" in page
 
 
 def test_a_stage_without_settings_of_its_own_must_not_be_a_word(tmp_path):

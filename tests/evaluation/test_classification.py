@@ -16,9 +16,11 @@ from groundup.evaluation.classification import (
     mean_rows,
     predict,
     scores,
-    verdict,
     write_mistakes,
 )
+from groundup.evaluation.page import sections
+from groundup.evaluation.report import notes, plot_curve, shown
+from groundup.evaluation.verdict import worth
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 
 TRAIN = Examples(["win money now", "free money", "see you at home", "on my way home", "home soon"], list("ssggg"))
@@ -68,7 +70,7 @@ def measured(right, by_svm):
 )
 def test_the_verdict_says_whether_it_was_worth_it(right, words):
     rows = classification_rows(measured(right, 90), ["a", "b"], dataset="d", split="test", seed=0)
-    assert words in verdict(rows)
+    assert words in worth(rows)
 
 
 def test_seeds_become_a_mean_and_a_standard_deviation():
@@ -80,6 +82,30 @@ def test_seeds_become_a_mean_and_a_standard_deviation():
     assert row["value"] == pytest.approx(0.93)
     assert row["std"] == pytest.approx(np.std([0.90, 0.92, 0.97], ddof=1))
     assert row["seeds"] == [0, 1, 2]
+
+
+def test_the_summary_shows_the_spread_and_says_whether_it_was_worth_it():
+    runs = [
+        classification_rows(measured(right, 90), ["a", "b"], dataset="d", split="test", seed=seed)
+        for seed, right in enumerate((80, 84))
+    ]
+    rows = mean_rows(runs)
+    assert shown(rows[0]) == "82.0% ± 2.8%"
+    assert notes(rows) == [worth(rows)]
+    assert "does not beat the baseline" in sections(
+        {"metrics": rows, "training": {}, "versions": {}, "weights_sha256": ""}
+    )
+    assert notes([{"name": "accuracy", "value": 0.5, "dataset": "d", "split": "test", "baseline": None}]) == []
+
+
+def test_the_curve_of_a_classifier_has_its_accuracy_and_is_per_text(tmp_path):
+    log = [{"step": 1, "loss": 0.9, "learning_rate": 0.1}]
+    log += [{"step": 1, "validation_loss": 0.7, "validation_accuracy": 0.5}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    plot_curve(tmp_path / "log.jsonl", tmp_path / "curve.svg")
+    drawn = (tmp_path / "curve.svg").read_text()
+    for words in ("loss (nats per text)", "accuracy (validation)", "training, with its noise"):
+        assert f"<!-- {words}" in drawn
 
 
 def test_mistakes_are_written_with_the_surest_first(tmp_path):

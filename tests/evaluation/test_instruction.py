@@ -15,6 +15,7 @@ from groundup.evaluation.instruction import (
     score_answers,
     write_answers,
 )
+from groundup.evaluation.report import family_lines, family_notes, section
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForConditionalGeneration
 from groundup.tokenization.bpe import train_bpe
 
@@ -131,6 +132,14 @@ def test_each_family_has_rows_of_its_own_beside_those_of_all():
     rows = answer_rows(conversations, [Answer("a", True), Answer("x", True), Answer("c", False)], (), about)
     exact = {row["dataset"]: (row["value"], row["count"]) for row in rows if row["name"] == "exact_match"}
     assert exact == {"set": (pytest.approx(2 / 3), 3), "set/one": (0.5, 2), "set/two": (1.0, 1)}
+    families = section(rows, "families")
+    assert family_notes(families) == ["exact match by family, test: one 0.500, two 1.000"]
+    header, lines = family_lines(families)
+    assert header[2] == "exact match" and [line[:3] for line in lines] == [
+        ["one", "test", "0.500"],
+        ["two", "test", "1.000"],
+    ]
+    assert all(row["dataset"] == "set" for row in section(rows, "results"))
 
 
 def test_samples_are_a_table_that_no_text_can_break():
