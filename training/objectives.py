@@ -17,11 +17,12 @@ LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used
 class TokenLoss(nn.Module):
     """The summed loss [nats] of predicting tokens; where the head is plain, large logits never exist whole."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, compiled: bool = False):
         super().__init__()
         self.model = model
         self._head_is_plain = plain_head(model) is not None
         self._pieces = torch.nn.LinearCrossEntropyOptions()
+        self._of_logits = torch.compile(loss_of_logits) if compiled else loss_of_logits
 
     def summed(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
         """Ids (B, T) and what each position is to predict (B, T), -100 where nothing -> the sum over all, a scalar."""
@@ -38,8 +39,13 @@ class TokenLoss(nn.Module):
         head = cast(nn.Linear, self.model.get_output_embeddings())
         in_bf16 = torch.is_autocast_enabled(hidden.device.type)
         if in_bf16 and hidden.size(0) * head.weight.size(0) <= LARGEST_LOGITS:
-            return functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+            return self._of_logits(hidden, head.weight, targets)
         return functional.linear_cross_entropy(hidden, head.weight, targets, reduction="sum", options=self._pieces)
+
+
+def loss_of_logits(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Vectors (N, C), the head (V, C) and the ids (N,) to predict -> the summed loss, with all logits at once."""
+    return functional.cross_entropy(functional.linear(hidden, head).float(), targets, reduction="sum")
 
 
 class NextTokenLoss(TokenLoss):

@@ -50,10 +50,19 @@ class Muon(torch.optim.Optimizer):
         lr: step size, the same for every width.
         momentum: share of the old average kept; a schedule may change it in `param_groups`.
         weight_decay: share of a weight taken away each step, times `lr`.
+        dtype: precision in which matrices are orthogonalised; bf16 is enough (Jordan et al. 2024).
     """
 
-    def __init__(self, params: Iterable, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -76,7 +85,7 @@ class Muon(torch.optim.Optimizer):
             averages.append(state["momentum_buffer"])
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's step
-        updates = orthogonalise(torch.stack(looked_ahead))
+        updates = orthogonalise(torch.stack(looked_ahead).to(self.dtype)).to(parameters[0].dtype)
         rows, columns = parameters[0].shape
         step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
         decay = group["lr"] * group["weight_decay"]
@@ -110,12 +119,13 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizers(
-    model: nn.Module, kind: str, rates: dict[str, float], weight_decay: float
+    model: nn.Module, kind: str, rates: dict[str, float], weight_decay: float, precision: str = "fp32"
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model: `rates` gives the learning rate of each kind of parameter (`split_parameters`).
 
     With "muon" the matrices in the blocks get Muon and the rest AdamW (betas of nanochat, read there on 2026-07-03:
-    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Only matrices decay.
+    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Only matrices decay. `precision` is
+    that of the run: Muon's products are taken in it too.
     """
     kinds = {name: parameters for name, parameters in split_parameters(model).items() if parameters}
     groups = {
@@ -129,6 +139,6 @@ def build_optimizers(
     }
     if kind == "adamw":
         return [torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.95), fused=True)]
-    matrices = groups.pop("matrix", None)
-    optimizers: list[torch.optim.Optimizer] = [Muon([matrices])] if matrices else []
+    matrices, dtype = groups.pop("matrix", None), torch.bfloat16 if precision == "bf16" else torch.float32
+    optimizers: list[torch.optim.Optimizer] = [Muon([matrices], dtype=dtype)] if matrices else []
     return [*optimizers, torch.optim.AdamW(list(groups.values()), betas=(0.8, 0.95), eps=1e-10, fused=True)]

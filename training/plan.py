@@ -15,6 +15,7 @@ from groundup.common.errors import InputError, near
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.bpe import suitable_vocab_size
+from groundup.training.compiling import compiler_found
 from groundup.training.settings import PretrainSettings
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
@@ -43,6 +44,7 @@ SIZES = (
     Size(512, 8, 512, 8e15),
     Size(768, 12, 1024, 8e16),
 )
+WORTH_COMPILING = 120.0  # seconds of training: compiling takes up to 20, and makes a step a third faster
 ADAPTER_RATE = 5e-3  # of LoRA's factors, whatever the width and the rank (docs/domain.md)
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 SMOKE_SIZE = Size(64, 2, 64, 0)
@@ -52,7 +54,8 @@ SMOKE_SIZE = Size(64, 2, 64, 0)
 class Optimization:
     """How gradients become updates: precision, optimizer, learning rates by kind of parameter, and their schedule.
 
-    `warmup` and `decay` are shares of the budget; `clip` is the greatest norm of a gradient, None for any.
+    `warmup` and `decay` are shares of the budget; `clip` is the greatest norm of a gradient, None for any; `compiled`
+    says that the blocks go through torch.compile.
     """
 
     precision: str
@@ -62,6 +65,7 @@ class Optimization:
     warmup: float
     decay: float
     clip: float | None = None
+    compiled: bool = False
 
 
 @dataclass(kw_only=True)
@@ -151,6 +155,7 @@ def make_plan(
         warmup=0.0 if settings.optimizer == "muon" else 0.05,
         decay=0.6,
         clip=1.0 if settings.optimizer == "adamw" else None,
+        compiled=_compiled(settings, seconds),
         reasons=_reasons(settings, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
     )
 
@@ -208,6 +213,15 @@ def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tupl
     attention = 6 * config.num_hidden_layers * attended * context_length
     whole = parameters if config.tie_word_embeddings else parameters + table
     return whole, 6 * parameters + attention  # one table is looked up, the other multiplied
+
+
+def _compiled(settings: PretrainSettings, seconds: float | None) -> bool:
+    """Whether to compile: under a clock that pays for it; else only if asked, so that a run is the same everywhere."""
+    if settings.compile == "yes" and not compiler_found():
+        raise InputError("--compile yes: torch.compile needs a C++ compiler and finds none: install g++ or clang")
+    if settings.compile == "auto":
+        return seconds is not None and seconds >= WORTH_COMPILING and not settings.smoke and compiler_found()
+    return settings.compile == "yes"
 
 
 def _precision(settings: PretrainSettings) -> str:

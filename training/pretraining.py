@@ -126,7 +126,8 @@ class Pretraining(TrainingRun):
 
     def make_objective(self) -> nn.Module:
         """The summed loss of predicting each next token, or the masked ones."""
-        return NextTokenLoss(self.model) if self.masking is None else MaskedTokenLoss(self.model)
+        loss = NextTokenLoss if self.masking is None else MaskedTokenLoss
+        return loss(self.model, compiled=self.plan.compiled)
 
     def make_batches(self) -> Batches:
         """Windows of the training text, in the order that the seed decides."""
@@ -199,6 +200,7 @@ class Pretraining(TrainingRun):
         )
 
     def _scored_tokens_per_second(self) -> float:
+        self._score(self.prepared.validation, 1)  # the first pass of all finds its memory and kernels, which takes time
         started = time.perf_counter()
         tokens = self._score(self.prepared.validation, TIMED_TOKENS).tokens
         return max(1, tokens) / (time.perf_counter() - started)

@@ -32,6 +32,7 @@ from groundup.training.checkpoint import (
     save_state,
     set_random_state,
 )
+from groundup.training.compiling import compile_blocks, uncompiled
 from groundup.training.loop import Batches, Loop, Schedule
 from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization
@@ -204,7 +205,9 @@ class TrainingRun(abc.ABC):
         set_seed(seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own on each
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable()
-        self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay)
+        self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay, plan.precision)
+        if plan.compiled:
+            compile_blocks(self.model)
 
     @abc.abstractmethod
     def make_model(self) -> "PreTrainedModel | PeftModel":
@@ -254,13 +257,16 @@ class TrainingRun(abc.ABC):
         if (self.folder.out / "final").is_dir():
             self.folder.promote()
             return
-        position = self._position(resume)
-        loop = self._loop(position)
+        objective, batches = self.accelerator.prepare(self.make_objective()), self.make_batches()
+        with uncompiled():
+            position = self._position(resume)  # late, since it knows what is left of the time
+        loop = self._loop(objective, batches, position)
         if position.step:
             loop.write_log({"event": "resume", "step": position.step})
         position = loop.run()
         if self.accelerator.is_main_process:
-            self._finish(position)
+            with uncompiled():
+                self._finish(position)
         self.accelerator.wait_for_everyone()
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -278,15 +284,15 @@ class TrainingRun(abc.ABC):
             set_random_state(states)
         return position
 
-    def _loop(self, position: Position) -> Loop:
+    def _loop(self, objective: nn.Module, batches: Batches, position: Position) -> Loop:
         return Loop(
             accelerator=self.accelerator,
-            objective=self.accelerator.prepare(self.make_objective()),
+            objective=objective,
             optimizers=self.optimizers,
-            batches=self.make_batches(),
+            batches=batches,
             budget=self.budget(position),
             schedule=Schedule(warmup=self.plan.warmup, decay=self.plan.decay, clip=self.plan.clip),
-            validate=lambda: self.validate(position),
+            validate=lambda: self._validate(position),
             save=self._save,
             log_path=self.folder.log_path if self.accelerator.is_main_process else None,
             save_every=self.save_every,
@@ -310,6 +316,10 @@ class TrainingRun(abc.ABC):
             if self.pusher is not None:
                 self.pusher.after_save(self.folder.out / "checkpoints" / f"step-{position.step}", position.step)
         self.accelerator.wait_for_everyone()
+
+    def _validate(self, position: Position) -> dict[str, float]:
+        with uncompiled():
+            return self.validate(position)
 
     def _finish(self, position: Position) -> None:
         """Score the best weights and write the checkpoint."""

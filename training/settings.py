@@ -61,6 +61,8 @@ class PretrainSettings(LoraOptions, PushOptions):
     """Decay of the matrices, per step and unit of learning rate (default: by the plan)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; auto is bf16 where the processor has instructions for it."""
+    compile: Literal["auto", "yes", "no"] = "auto"
+    """Compile the blocks by torch.compile; auto: where the minutes given pay for it and there is a compiler."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
     save_every: int | None = None

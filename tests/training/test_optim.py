@@ -52,6 +52,19 @@ def test_the_step_of_a_matrix_does_not_depend_on_the_size_of_its_gradient():
     torch.testing.assert_close(steps[0], steps[1], rtol=1e-3, atol=1e-5)
 
 
+def test_orthogonalised_in_bf16_a_step_goes_nearly_the_same_way():
+    torch.manual_seed(0)
+    gradient, steps = torch.randn(48, 128), []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = nn.Parameter(torch.zeros(48, 128))
+        weight.grad = gradient.clone()
+        Muon([weight], lr=0.1, dtype=dtype).step()
+        assert weight.dtype == torch.float32
+        steps.append(weight.detach().flatten())
+    assert torch.cosine_similarity(*steps, dim=0) > 0.999
+    assert not torch.equal(*steps)
+
+
 def test_matrices_updated_together_get_what_each_gets_alone():
     torch.manual_seed(0)
     gradients = [torch.randn(8, 24) for _ in range(3)]
