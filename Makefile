@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/pyright
 
 bench: setup
-	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW))
+	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(TEXT),--text $(TEXT))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,72 @@
+"""What every row of the table is made of: two ways of doing one thing, in turn, several times."""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS = 5
+
+
+@dataclass
+class Row:
+    """A ratio of ours to the peer's, above 1 where ours is better, over paired runs."""
+
+    name: str
+    what: str
+    median: float
+    lowest: float
+    highest: float
+    ours: str
+    peer: str
+
+
+def compare(
+    name: str,
+    what: str,
+    unit: str,
+    work: float,
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    runs: int = RUNS,
+) -> Row:
+    """Run ours and the peer in turn, once unmeasured and `runs` times measured; rates are `work` per second."""
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(runs + 1):
+        for side, run in (("ours", ours), ("peer", peer)):
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[side].append(time.perf_counter() - started)
+    ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["peer"])]
+    rates = {side: f"{work / statistics.median(times):,.0f} {unit}" for side, times in seconds.items()}
+    return Row(name, what, statistics.median(ratios), min(ratios), max(ratios), rates["ours"], rates["peer"])
+
+
+def peak_memory(code: str, *arguments: str) -> float:
+    """The most memory [MB] that a Python process with this code held; it can import the modules of this folder."""
+    # Not getrusage's: a new process begins there with its parent's peak.
+    told = (
+        code
+        + """
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+print(int(status["VmHWM"].split()[0]) / 1024)
+"""
+    )
+    path = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    command = [sys.executable, "-c", path + told, *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.split()[-1])
+
+
+def compare_memory(
+    name: str, what: str, ours: Callable[[], float], peer: Callable[[], float], base: float = 0.0, runs: int = RUNS
+) -> Row:
+    """The peer's peak [MB] ÷ ours, both less `base`, over paired runs."""
+    found = [(ours() - base, peer() - base) for _ in range(runs)]
+    ratios = [theirs / own for own, theirs in found]
+    peaks = [f"{statistics.median(values):,.0f} MB" for values in zip(*found)]
+    return Row(name, what, statistics.median(ratios), min(ratios), max(ratios), *peaks)
