@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.training.schedule import Budget, learning_rate_factor, momentum
+from groundup.training import schedule
+from groundup.training.schedule import Budget, Stopwatch, learning_rate_factor, momentum
 
 shares = st.floats(0, 1)
 
@@ -28,6 +29,7 @@ def test_momentum_grows_from_its_start_to_its_end():
     assert momentum(0, warmup=0.2) == 0.85
     assert abs(momentum(0.1, warmup=0.2) - 0.9) < 1e-12
     assert abs(momentum(0.9, warmup=0.2) - 0.95) < 1e-12
+    assert momentum(0, warmup=0) == 0.95
 
 
 def test_a_budget_counts_steps_or_seconds_and_never_passes_one():
@@ -35,3 +37,18 @@ def test_a_budget_counts_steps_or_seconds_and_never_passes_one():
     assert Budget(seconds=10).share_used(10**9, 2.5) == 0.25
     assert Budget(steps=10).share_used(11, 0) == 1
     assert Budget(seconds=10).share_used(0, 11) == 1
+
+
+def test_the_smallest_budget_is_used_up_by_one_step_and_of_two_the_larger_share_counts():
+    assert Budget(steps=1).share_used(1, 0) == 1
+    assert Budget(seconds=0.5).share_used(0, 0.25) == 0.5
+    assert Budget(steps=10, seconds=10).share_used(2, 7) == Budget(steps=10, seconds=10).share_used(7, 2) == 0.7
+    assert Budget().share_used(7, 7) == 0
+
+
+def test_a_stopwatch_goes_on_from_the_seconds_of_an_earlier_process(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(schedule.time, "perf_counter", lambda: now)
+    new, resumed = Stopwatch(), Stopwatch(30.0)
+    now = 102.0
+    assert (new.seconds, resumed.seconds) == (2, 32)
