@@ -219,6 +219,8 @@ def test_a_place_that_is_no_folder_is_said_so(tmp_path):
     for source in (tmp_path / "none", "./none", "runs/some/where"):
         with pytest.raises(InputError, match="does not exist"):
             load_model(source)
+    with pytest.raises(InputError, match="no such folder, and the Hub cannot be reached"):
+        load_model("a-name-that-may-be-on-the-hub")
     with pytest.raises(InputError, match="is a file"):
         load_model(tmp_path / "file.txt")
 
