@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
+from groundup.cli.space import build_space, is_of_a_space, write_app
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.hub import Pushed, Target, fetch_model, push_folder
-from groundup.common.settings import verb
+from groundup.common.settings import read_yaml, verb
 from groundup.evaluation.card import CARD_FILE
 from groundup.evaluation.gate import Parcel, through_the_gate
 from groundup.evaluation.gate_folder import is_ours
+from groundup.evaluation.kinds import GGUF_WEIGHTS, auto_class_of
+from groundup.evaluation.report import RECIPE_FILE
 from groundup.evaluation.settings import PublishSettings
 from groundup.training.conversion import export
 from groundup.training.conversion_settings import ExportSettings
@@ -40,18 +43,27 @@ def publish(settings: PublishSettings) -> Pushed | None:
     if not settings.checkpoint or not settings.repo_id:
         raise InputError("publish needs a checkpoint and a name: groundup publish CHECKPOINT OWNER/NAME")
     target = Target(settings.repo_id, settings.private, settings.branch, settings.pull_request, settings.tag)
+    if settings.space:
+        _check_space(settings)
     with contextlib.ExitStack() as stack:
         # Everything passes its gate before anything is sent.
         parcels = [(target, stack.enter_context(_gate(settings, Path(settings.checkpoint).expanduser())))]
         for kind in settings.with_twin:
             twin = stack.enter_context(_twin(settings, parcels[0][1].folder, kind))
             parcels.append((dataclasses.replace(target, repo_id=f"{target.repo_id}-{kind}"), twin))
+        if settings.space:
+            space = Target(f"{target.repo_id}-space", settings.private, repo_type="space")
+            parcels.append((space, stack.enter_context(_space(settings, parcels[0][1]))))
         if settings.dry_run:
             for place, parcel in parcels:
                 print(_listing(parcel, place), (parcel.folder / CARD_FILE).read_text(encoding="utf-8"), sep="\n\n")
             return None
-        pushed = [_push(parcel, place, settings.message) for place, parcel in parcels]
-    return pushed[0]
+        model = _push(parcels[0][1], target, settings.message)
+        for place, parcel in parcels[1:]:
+            if place.repo_type == "space":
+                write_app(parcel.folder, settings.repo_id, model.commit)
+            _push(parcel, place, settings.message)
+    return model
 
 
 def _gate(settings: PublishSettings, folder: Path, **more: Any) -> contextlib.AbstractContextManager[Parcel]:
@@ -71,9 +83,29 @@ def _twin(settings: PublishSettings, original: Path, kind: Any) -> Iterator[Parc
             yield parcel
 
 
+def _check_space(settings: PublishSettings) -> None:
+    folder = Path(settings.checkpoint).expanduser()
+    if settings.pull_request:
+        raise InputError("--space shows a model that is on the Hub: leave out --pull-request")
+    if (folder / GGUF_WEIGHTS).is_file() or auto_class_of(folder) != "AutoModelForCausalLM":
+        raise InputError("--space shows a causal language model, this is another: leave it out")
+
+
+@contextlib.contextmanager
+def _space(settings: PublishSettings, model: Parcel) -> Iterator[Parcel]:
+    """The playground for a model that has passed the gate, as a Space."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        build_space(folder, settings.repo_id, read_yaml(model.folder / RECIPE_FILE).get("license"))
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        yield Parcel(folder, {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}, [], None)
+
+
 def _push(parcel: Parcel, target: Target, message: str | None) -> Pushed:
     say(_listing(parcel, target))
-    pushed = push_folder(parcel.folder, target, message or f"{parcel.folder.name}, groundup {__version__}", is_ours)
+    known = is_ours if target.repo_type == "model" else is_of_a_space
+    message = message or f"{target.repo_id.split('/')[1]}, groundup {__version__}"
+    pushed = push_folder(parcel.folder, target, message, known)
     say(f"{'published' if pushed.is_new else 'nothing had changed'}: {pushed.url}")
     return pushed
 

@@ -4,6 +4,7 @@ The page is gradio's. It listens on 127.0.0.1 alone, answers no other host name,
 the browser from loading anything from elsewhere, whatever stands in a card or in what a model writes.
 """
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from groundup.cli.settings import PlaygroundSettings
 from groundup.cli.writing import can_converse
 from groundup.common.console import say
 from groundup.common.errors import InputError
+from groundup.common.hub import fetch_model
 from groundup.common.settings import verb
 from groundup.evaluation.generation import lay_out_for_decoding
 from groundup.evaluation.loading import load_model
@@ -23,9 +25,9 @@ VISITORS = 8  # texts written at once; more wait in line
 _FILES = Path(__file__).parent
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; form-action 'self'; "
-    "frame-ancestors 'none'"
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; form-action 'self'; frame-ancestors "
 )
+_SHOWN_BY = "https://huggingface.co"  # the Hub shows a Space in a frame of its own page
 _SANS = ["ui-sans-serif", "system-ui", "sans-serif"]
 _MONO = ["ui-monospace", "Consolas", "monospace"]
 
@@ -47,11 +49,20 @@ def playground(settings: PlaygroundSettings) -> None:
         page.close(verbose=False)
 
 
-def load_player(source: str, trust_remote_code: bool = False) -> Player:
-    """Load a model for the page. Raises `InputError` where there is none."""
+def serve_as_space(model: str, revision: str) -> None:
+    """Show a model of the Hub to everybody, on a machine of the Hub, until it is stopped.
+
+    That machine says by GRADIO_SERVER_NAME and GRADIO_SERVER_PORT where to listen; any other listens on 127.0.0.1.
+    """
+    page = build_page([load_player(str(fetch_model(model, revision)), name=model)])
+    _launch(page, [_policy(_SHOWN_BY)], server_name=os.environ.get("GRADIO_SERVER_NAME", HOST))
+
+
+def load_player(source: str, trust_remote_code: bool = False, name: str | None = None) -> Player:
+    """Load a model for the page, which calls it by `name`. Raises `InputError` where there is none."""
     model, tokenizer = load_model(source, trust_remote_code=trust_remote_code)
     lay_out_for_decoding(model)
-    name = "/".join(Path(source).parts[-2:]) if Path(source).exists() else source
+    name = name or ("/".join(Path(source).parts[-2:]) if Path(source).exists() else source)
     player = Player(name, source, model, tokenizer, Lens(model, tokenizer), can_converse(source, tokenizer))
     player.lens.look(".")  # the first pass through a model is the slowest: nobody should have to wait for it
     return player
@@ -60,37 +71,43 @@ def load_player(source: str, trust_remote_code: bool = False) -> Player:
 def serve(page: gr.Blocks, port: int | None = None) -> str:
     """Serve a page on this machine and return its address. Raises `InputError` for a port that is taken."""
     from starlette.middleware import Middleware  # gradio brings it: without gradio the page's own error comes first
-    from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    guards = [
-        Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),  # another name would be rebound DNS
-        Middleware(BaseHTTPMiddleware, dispatch=_add_policy),
-    ]
+    own_names = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])  # another would be rebound DNS
     try:
-        _, url, _ = page.queue(default_concurrency_limit=VISITORS).launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            quiet=True,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            app_kwargs={"middleware": guards},
-            theme=gr.themes.Default(font=_SANS, font_mono=_MONO),
-            css=(_FILES / "page.css").read_text(encoding="utf-8"),
-        )
+        guards = [own_names, _policy("'none'")]
+        return _launch(page, guards, server_name=HOST, server_port=port, prevent_thread_lock=True)
     except OSError as error:
         raise InputError(f"cannot listen on {HOST}, port {port or '7860 to 7959'}: choose another --port") from error
+
+
+def _launch(page: gr.Blocks, guards: list[Any], **where: Any) -> str:
+    _, url, _ = page.queue(default_concurrency_limit=VISITORS).launch(
+        **where,
+        share=False,
+        quiet=True,
+        inbrowser=False,
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        app_kwargs={"middleware": guards},
+        theme=gr.themes.Default(font=_SANS, font_mono=_MONO),
+        css=(_FILES / "page.css").read_text(encoding="utf-8"),
+    )
     return url
 
 
-async def _add_policy(request: Any, answer: Any) -> Any:
-    response = await answer(request)
-    response.headers["Content-Security-Policy"] = _POLICY
-    return response
+def _policy(framed_by: str) -> Any:
+    """The middleware that tells the browser to load nothing from elsewhere, and which pages may frame this one."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    async def add_policy(request: Any, answer: Any) -> Any:
+        response = await answer(request)
+        response.headers["Content-Security-Policy"] = _POLICY + framed_by
+        return response
+
+    return Middleware(BaseHTTPMiddleware, dispatch=add_policy)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx2
 from huggingface_hub import (
@@ -42,7 +42,7 @@ from groundup.common.hub_errors import line, plain_words
 MAIN = "main"
 SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken for dead; the client itself waits for ever
 WAITS = (1.0, 4.0)  # seconds before the second and the third try of a call that the client does not repeat itself
-MODEL_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt"]
+MODEL_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt", "README.md", "recipe.yaml", "*.png"]
 LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left to the person
 # What git takes as the name of a branch or a tag (git-check-ref-format), without its rarer letters.
 GIT_NAME = re.compile(r"(?![-/.])(?!.*(\.\.|//|/\.|\.lock(/|$)|@\{))[\w./@+-]+(?<![/.])")
@@ -60,8 +60,7 @@ class Target:
     branch: str | None = None
     pull_request: bool = False
     tag: str | None = None
-    repo_type: str = "model"
-    space_sdk: str | None = None
+    repo_type: Literal["model", "space"] = "model"
 
     def __post_init__(self) -> None:
         """Raise `InputError` for a name that no repository can have, or for wishes that exclude each other."""
@@ -110,9 +109,8 @@ def push_folder(folder: Path, target: Target, message: str, is_ours: Callable[[s
     with _patient_client(), plain_words(target.repo_id, f"; commit {commit.oid[:8]} is there, whole"):
         if target.tag:
             _tag(api, target, commit.oid)
-    revision = commit.oid if target.repo_type == "model" else MAIN
-    url = commit.pr_url or f"{api.endpoint}/{_prefix(target)}{target.repo_id}/tree/{revision}"
-    return Pushed(commit.oid, is_new, url)
+    page = f"{target.repo_id}/tree/{commit.oid}" if target.repo_type == "model" else f"spaces/{target.repo_id}"
+    return Pushed(commit.oid, is_new, commit.pr_url or f"{api.endpoint}/{page}")
 
 
 def require_token() -> None:
@@ -146,7 +144,6 @@ def _repository(api: HfApi, target: Target) -> Iterator[None]:
 def _make(api: HfApi, target: Target) -> bool:
     """Make the repository unless it exists; whether it was made here and nowhere else."""
     named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
-    made = False
     try:
         private = _trying(lambda: api.repo_info(**named)).private
     except RepositoryNotFoundError:
@@ -154,8 +151,9 @@ def _make(api: HfApi, target: Target) -> bool:
             raise
         say(f"making the {'private' if target.private else 'public'} repository {target.repo_id}")
         new: dict[str, Any] = {"private": True} if target.private else {}
+        new |= {"space_sdk": "gradio"} if target.repo_type == "space" else {}
         try:
-            _trying(lambda: api.create_repo(**named, **new, space_sdk=target.space_sdk))
+            _trying(lambda: api.create_repo(**named, **new))
             return True
         except HfHubHTTPError as error:
             # Made by an attempt whose answer got lost, or by somebody else: whose it is cannot be known.
@@ -167,7 +165,7 @@ def _make(api: HfApi, target: Target) -> bool:
         private = _trying(lambda: api.repo_info(**named)).private
     if target.private and not private:
         raise InputError(f"{target.repo_id} is public already: make it private in its settings, or leave out --private")
-    return made
+    return False
 
 
 def _remove_if_empty(api: HfApi, target: Target) -> str:
@@ -338,10 +336,6 @@ def _tag(api: HfApi, target: Target, commit: str) -> None:
     if _refs(api, target, "tags").get(str(target.tag)) != commit:
         tag, repo_type = str(target.tag), target.repo_type
         _trying(lambda: api.create_tag(target.repo_id, tag=tag, revision=commit, repo_type=repo_type))
-
-
-def _prefix(target: Target) -> str:
-    return "" if target.repo_type == "model" else f"{target.repo_type}s/"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

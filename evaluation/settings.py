@@ -84,6 +84,8 @@ class PublishSettings:
     """The commit's message (default: says what is published)."""
     with_twin: list[Literal["llama", "qwen3", "arcee", "gpt2", "gguf"]] = field(default_factory=list)
     """Publish this stock form of the model too, in a repository beside it: OWNER/NAME-qwen3."""
+    space: bool = False
+    """Publish the playground for this model too, as a Space that the Hub runs: OWNER/NAME-space."""
     dry_run: bool = False
     """Go through the gate and show the files, their sizes and the card; send nothing."""
     trust_remote_code: bool = False

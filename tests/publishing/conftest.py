@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -23,7 +24,7 @@ from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
 from groundup.evaluation.language import LanguageScore, language_rows
 from groundup.evaluation.report import plot_curve, write_metrics
-from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.checkpoint import save_model
@@ -32,6 +33,16 @@ TEXTS = [
     "The cat sat on the mat. The dog sat on the log, and the frog in the bog.\n" * 9,
     "Zażółć gęślą jaźń: für Größe, naïveté & 你好 — 🙂👩‍👩‍👧 ok?\n\n\tdef f(x):\n\t\treturn x  # twice  \n" * 3,
 ]
+LABELS = {"id2label": {0: "ham", 1: "maybe", 2: "spam"}, "label2id": {"ham": 0, "maybe": 1, "spam": 2}}
+# Kinds of checkpoints beside language models: the Auto class that loads them, and what their config has.
+KINDS = {
+    "classifier": ("AutoModelForSequenceClassification", LABELS),
+    "masked": ("AutoModelForMaskedLM", {"is_causal": False}),
+    "words": ("AutoModelForTokenClassification", LABELS | {"is_causal": False}),
+    "answers": ("AutoModelForQuestionAnswering", {}),
+    "answering": ("AutoModelForSeq2SeqLM", {"is_encoder_decoder": True, "decoder_start_token_id": 0}),
+    "body": ("AutoModel", {}),
+}
 TOKEN = "hf_" + "aLiCeAnDhErToKeN0123456789abcdefgh"
 READER = "hf_" + "rEaDoNlY0123456789abcdefghijklmnop"
 
@@ -63,10 +74,9 @@ def describe(folder, weights, rows=True, **recipe):
 
 
 def config(**changes):
-    return GroundupConfig(
-        **{"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16},
-        **{"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, **changes},
-    )
+    sizes = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    tokens = {"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    return GroundupConfig(**sizes | tokens | changes)
 
 
 def shaken(model, seed=0):
@@ -87,10 +97,22 @@ def makers(bpe, tmp_path_factory):
         save_model(folder, shaken(GroundupForCausalLM(config())), bpe)
         return describe(folder, "model.safetensors")
 
-    def classifier(folder):
-        labels = {"id2label": {0: "ham", 1: "maybe", 2: "spam"}, "label2id": {"ham": 0, "maybe": 1, "spam": 2}}
-        save_model(folder, shaken(GroundupForSequenceClassification(config(**labels))), bpe)
+    def second(folder):
+        """Another version of the language model."""
+        save_model(folder, shaken(GroundupForCausalLM(config()), seed=1), bpe)
+        return describe(folder, "model.safetensors")
+
+    def headed(folder):
+        """A model of any other kind, named in `KINDS`."""
+        head, knobs = KINDS[folder.name]
+        model = getattr(transformers, head)._model_mapping[GroundupConfig](config(**knobs))
+        save_model(folder, shaken(model), bpe)
         return describe(folder, "model.safetensors", rows=False, verb="classify")
+
+    def large(folder):
+        """Weights that are sent in parts and, in the gate, linked to instead of copied."""
+        save_model(folder, shaken(GroundupForCausalLM(config(hidden_size=384, intermediate_size=1024))), bpe)
+        return describe(folder, "model.safetensors")
 
     def adapter(folder):
         """As peft writes it, with the base as the path where it was found."""
@@ -105,10 +127,17 @@ def makers(bpe, tmp_path_factory):
         if kind not in made:
             folder = tmp_path_factory.mktemp("made") / kind
             folder.mkdir()
-            made[kind] = {"language": language, "classifier": classifier, "adapter": adapter}[kind](folder)
+            others = {"language": language, "second": second, "large": large, "adapter": adapter}
+            made[kind] = others.get(kind, headed)(folder)
         return made[kind]
 
     return get
+
+
+@pytest.fixture
+def kinds():
+    """`KINDS`, for the tests."""
+    return KINDS
 
 
 @pytest.fixture
@@ -130,7 +159,7 @@ class Hub:
         self.root = root
         root.mkdir()
         users = {
-            TOKEN: {"name": "alice", "orgs": ["lab"], "role": "write"},
+            TOKEN: {"name": "alice", "orgs": ["lab", "evaluate-metric"], "role": "write"},
             READER: {"name": "alice", "orgs": [], "role": "read"},
         }
         (root / "users.json").write_text(json.dumps(users))
@@ -163,10 +192,10 @@ class Hub:
         path = self.root / "repos" / kind / f"{name}.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def files(self, name, branch="main"):
-        """Path -> content at the head of a branch."""
+    def files(self, name, revision="main"):
+        """Path -> content at the head of a branch, or at a commit."""
         state = self.state(name)
-        files = state["commits"][state["heads"][branch]]["files"]
+        files = state["commits"][state["heads"].get(revision, revision)]["files"]
         return {
             path: (self.root / "objects" / (entry.get("lfs") or entry["oid"])).read_bytes()
             for path, entry in files.items()
@@ -224,6 +253,7 @@ def elsewhere(running_hub, tmp_path):
             assert done.returncode == 0, done.stderr[-3000:]
         return done
 
+    run.environment = lambda home, token: empty_home(home, running_hub.url, token)
     return run
 
 
@@ -270,3 +300,92 @@ def pusher(running_hub, tmp_path_factory):
     yield push
     process.kill()
     process.wait()
+
+
+WORKER = """\
+import contextlib, io, json, os, sys, traceback
+answers, _ = os.fdopen(os.dup(1), "w"), os.dup2(2, 1)
+for line in sys.stdin:
+    order, status = json.loads(line), 0
+    os.environ["HF_TOKEN"] = order["token"] or ""
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        try:
+            exec(order["code"], {"__name__": "order"})
+        except SystemExit as end:
+            status = end.code or 0
+        except BaseException:
+            status = 1
+            traceback.print_exc()
+    answers.write(json.dumps([status, said.getvalue(), complained.getvalue()]) + "\\n")
+    answers.flush()
+"""
+
+
+@pytest.fixture(scope="session")
+def worker(running_hub, tmp_path_factory):
+    """Processes with an empty home that know the hub; each runs one piece of code after the other.
+
+    A process costs seconds, most of them the import of torch; repositories have names of their own, so that nothing
+    that one piece of code left in its caches serves another.
+    """
+    running = {}
+
+    def work(name, code, token=None, check=True, opening=""):
+        if name not in running:
+            home = tmp_path_factory.mktemp(name)
+            running[name] = subprocess.Popen(
+                [sys.executable, "-c", opening + WORKER],
+                env=empty_home(home, running_hub.url, None), cwd=home, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(home / "errors").open("w"),
+            )  # fmt: skip
+        process = running[name]
+        process.stdin.write(json.dumps({"code": code, "token": token}) + "\n")
+        process.stdin.flush()
+        done = subprocess.CompletedProcess(code, *json.loads(process.stdout.readline()))
+        assert not check or done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    yield work
+    for process in running.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def publish(worker):
+    """`groundup publish`, as somebody with a token and an empty home gives it."""
+
+    def run(folder, repo_id, *options, token=TOKEN, check=True):
+        words = ["publish", folder, repo_id, "--license", "apache-2.0", "--language", "en", *options]
+        code = f"import sys; from groundup.cli.main import main; sys.exit(main({list(map(str, words))!r}))"
+        return worker("publisher", code, token, check)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stranger(worker):
+    """Run code that knows `name` and `revision`, but neither our package nor a token; the lines that it prints."""
+
+    def run(code, repo_id, revision="main", token=None):
+        opening = f"name, revision = {repo_id!r}, {revision!r}\n"
+        without_us = "import sys; sys.modules['groundup'] = None\n"
+        return worker("stranger", opening + code, token, opening=without_us).stdout.splitlines()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def published(running_hub, publish, makers):
+    """The name of a checkpoint of a kind on the hub, tagged v1, each published once; a later commit has other files."""
+    names = {}
+
+    def get(kind, *options):
+        if kind not in names:
+            names[kind] = f"alice/the-{kind}"
+            options += ("--base-model", get("language")) if kind == "adapter" else ()
+            publish(makers(kind), names[kind], "--tag", "v1", *options)
+        return names[kind]
+
+    return get
