@@ -78,6 +78,10 @@ def test_an_index_outside_is_refused_and_a_negative_one_counts_from_the_end():
         windows[len(windows)]
 
 
+def test_the_label_that_counts_for_nothing_is_the_one_that_torch_leaves_out():
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
+
+
 @pytest.mark.parametrize("stride", [0, 5])
 def test_a_stride_that_leaves_tokens_out_is_refused(stride):
     with pytest.raises(ValueError, match="stride"):

@@ -8,8 +8,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from groundup.data.masking import Masking
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import PackedRows
-from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
-from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
+from groundup.modeling import (
+    GroundupConfig,
+    GroundupForCausalLM,
+    GroundupForConditionalGeneration,
+    GroundupForMaskedLM,
+)
+from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss, PairLoss
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "zero_init": False}
 DOCUMENTS = [[7, 8, 9], [10, 11, 12, 13, 14], [15, 16], [17] * 20, [18, 19, 20, 21]]
@@ -54,3 +59,19 @@ def test_the_masked_loss_is_the_encoders_own():
     batch = Masking(5, {0}, seed=0).apply(torch.randint(6, 60, (3, 20)), range(3))
     counted = (batch["labels"] != -100).sum()
     torch.testing.assert_close(MaskedTokenLoss(model)(**batch), model(**batch).loss * counted)
+
+
+def test_the_loss_of_a_pair_is_its_own_mean_times_the_labels_and_no_padding_is_read():
+    torch.manual_seed(0)
+    whole = {"is_encoder_decoder": True, "decoder_start_token_id": 1, "pad_token_id": 0, "eos_token_id": 2}
+    model = GroundupForConditionalGeneration(GroundupConfig(**SIZES | whole)).eval()
+    read, labels = torch.randint(6, 60, (3, 12)), torch.randint(6, 60, (3, 7))
+    labels[1, 4:], mask = -100, torch.ones_like(read)
+    mask[2, 5:] = 0
+    loss = PairLoss(model)(read, mask, labels)
+    own = model(input_ids=read, attention_mask=mask, labels=labels).loss * (labels != -100).sum()
+    torch.testing.assert_close(loss, own)
+    other = read.masked_fill(mask == 0, 5)
+    torch.testing.assert_close(PairLoss(model)(other, mask, labels), loss)
+    fewer = labels.masked_fill(torch.arange(7) == 2, -100)
+    assert PairLoss(model)(read, mask, fewer) < loss
