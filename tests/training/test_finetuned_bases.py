@@ -86,6 +86,20 @@ def test_a_stock_model_learns_to_answer_in_words_or_with_tokens_that_it_lacked(f
     assert model.get_input_embeddings().num_embeddings >= len(AutoTokenizer.from_pretrained(out))
 
 
+def test_rows_to_test_on_that_are_trained_on_are_left_out_of_a_second_score(folder, tmp_path, capsys):
+    fresh = [{"prompt": f"new {n}: red blue", "completion": "blue"} for n in range(5)]
+    seen = [json.loads(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
+    test = write(tmp_path / "test.jsonl", [*seen, *fresh])
+    out = package.instruct(
+        data=[str(folder / "asked.jsonl")], eval_data=[test], model=str(folder / "llama"), max_steps=1,
+        out=str(tmp_path / "out"),
+    )  # fmt: skip
+    rows = json.loads((out / "metrics.json").read_text())["metrics"]
+    counts = {row["split"]: row["count"] for row in rows if row["name"] == "exact_match"}
+    assert counts == {"test": 125, "test without them": 17}  # 5 new ones, and 12 that were kept back
+    assert "108 of 125 rows to test on are in training, too" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_stock_model_without_padding_learns_labels(folder, tmp_path, lora):
     out = package.classify(
