@@ -333,7 +333,7 @@ def worker(running_hub, tmp_path_factory):
 
     def work(name, code, token=None, check=True, opening=""):
         if name not in running:
-            home = tmp_path_factory.mktemp(name)
+            work.homes.append(home := tmp_path_factory.mktemp(name))
             running[name] = subprocess.Popen(
                 [sys.executable, "-c", opening + WORKER],
                 env=empty_home(home, running_hub.url, None), cwd=home, text=True,
@@ -346,6 +346,7 @@ def worker(running_hub, tmp_path_factory):
         assert not check or done.returncode == 0, done.stderr[-3000:]
         return done
 
+    work.homes = []
     yield work
     for process in running.values():
         process.kill()

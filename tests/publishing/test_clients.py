@@ -254,3 +254,12 @@ for at in ("main", revision):
             logs = model(torch.tensor([both])).logits[0].log_softmax(-1)
         answer = sum(logs[place - 1, both[place]].item() for place in range(len(context), len(both)))
         assert found == pytest.approx(torch.tensor(-answer).exp().item(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_token_lies_in_no_file_that_publishing_or_loading_left(versions, hub, worker, stranger):
+    name, _ = versions
+    stranger("from huggingface_hub import snapshot_download; snapshot_download(name)", name, token=hub.token)
+    files = [path for folder in (hub.root / "objects", *worker.homes) for path in folder.rglob("*") if path.is_file()]
+    assert len(worker.homes) == 2 and any(path.name == "README.md" for path in files)
+    assert [path for path in files if hub.token.encode() in path.read_bytes()] == []
