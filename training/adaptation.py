@@ -10,6 +10,7 @@ from groundup.common import clock
 from groundup.common.console import say
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import MOST_ADAPT_EPOCHS, PreparedExamples
+from groundup.training.plan import LEAST_DECAY
 from groundup.training.pretraining import Pretraining
 from groundup.training.run import carry_out
 from groundup.training.schedule import Budget
@@ -58,6 +59,7 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
             model_config=model,
             optimizer="muon" if plan.optimizer == "muon" else "adamw",
             learning_rate=settings.learning_rate * base["rate"],
+            weight_decay=LEAST_DECAY,
             precision=settings.precision,
             seed=settings.seed,
             resume=True,

@@ -34,7 +34,7 @@ from groundup.modeling import GroundupConfig
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.classification_settings import ClassifySettings
-from groundup.training.plan import Optimization, Plan, make_plan, suitable_minutes
+from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
@@ -259,6 +259,7 @@ def _plan(
             vocab_size=len(tokenizer),
             optimizer=optimizer,
             learning_rate=settings.learning_rate,
+            weight_decay=LEAST_DECAY,
             precision=settings.precision,
             smoke=settings.smoke,
         ),

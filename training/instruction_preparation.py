@@ -35,7 +35,7 @@ from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.instruction_settings import InstructSettings
-from groundup.training.plan import Optimization, make_plan, suitable_minutes
+from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
@@ -252,6 +252,8 @@ def _plan(
     shared = {field.name for field in dataclasses.fields(PretrainSettings)} & set(vars(settings))
     options = {name: getattr(settings, name) for name in shared if name not in PATHS}
     options["context_length"] = context
+    if settings.weight_decay is None:
+        options["weight_decay"] = LEAST_DECAY
     if width is not None:
         options["hidden_size"] = width
     plan = make_plan(PretrainSettings(**options), text_bytes, seconds)

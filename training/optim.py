@@ -118,14 +118,24 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return kinds
 
 
+TABLE_DECAY = 0.4  # of the share that a matrix in a block loses in a step, what an embedding and the head lose
+
+
+def _share_of_decay(kind: str, rates: dict[str, float]) -> float:
+    """A kind's decay per unit of its own rate, relative to the matrices': what counts is the share lost in a step."""
+    if kind in ("embedding", "head") and rates[kind] > 0:
+        return TABLE_DECAY * rates.get("matrix", 0.0) / rates[kind]
+    return 1.0 if kind == "matrix" else 0.0
+
+
 def build_optimizers(
     model: nn.Module, kind: str, rates: dict[str, float], weight_decay: float, precision: str = "fp32"
 ) -> list[torch.optim.Optimizer]:
     """The optimizers of a model: `rates` gives the learning rate of each kind of parameter (`split_parameters`).
 
     With "muon" the matrices in the blocks get Muon and the rest AdamW (betas of nanochat, read there on 2026-07-03:
-    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Only matrices decay. `precision` is
-    that of the run: Muon's products are taken in it too.
+    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Vectors and adapters do not decay.
+    `precision` is that of the run: Muon's products are taken in it too.
     """
     kinds = {name: parameters for name, parameters in split_parameters(model).items() if parameters}
     groups = {
@@ -133,7 +143,7 @@ def build_optimizers(
             "params": parameters,
             "lr": rates[name],
             "initial_lr": rates[name],
-            "weight_decay": weight_decay if name == "matrix" else 0.0,
+            "weight_decay": weight_decay * _share_of_decay(name, rates),
         }
         for name, parameters in kinds.items()
     }

@@ -45,6 +45,10 @@ SIZES = (
     Size(768, 12, 1024, 8e16),
 )
 WORTH_COMPILING = 120.0  # seconds of training: compiling takes up to 20, and makes a step a third faster
+# Weights forget their past within this share of a pass over the text: the best time constant of decay, in passes, does
+# not depend on the sizes (Wang and Aitchison 2024). Measured on texts seen several times: docs/experiments.md.
+FORGETTING = 0.3
+LEAST_DECAY, MOST_DECAY = 0.1, 3.0
 ADAPTER_RATE = 5e-3  # of LoRA's factors, whatever the width and the rank (docs/domain.md)
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 SMOKE_SIZE = Size(64, 2, 64, 0)
@@ -92,7 +96,7 @@ def bf16_is_native() -> bool:
     return accelerator.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def measure_flops(precision: str, seconds: float = 0.1) -> float:
+def measure_flops(precision: str, seconds: float = 0.5) -> float:
     """Matrix-multiply speed of this machine [FLOP/s], at the sizes of a small model."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -141,6 +145,8 @@ def make_plan(
     _, of_a_token = cost_of(model, vocab_size, context_length)
     batch_tokens = settings.batch_tokens or (1024 if settings.smoke else suitable_batch(tokens or flop / of_a_token))
     rows = max(1, batch_tokens // context_length)
+    rates = _rates(settings, model["hidden_size"])
+    steps_of_a_pass = text_bytes / bytes_a_token(vocab_size) / (rows * context_length)
     micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
     return Plan(
         vocab_size=vocab_size,
@@ -150,8 +156,8 @@ def make_plan(
         micro_batch_rows=min(rows, settings.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
         precision=precision,
         optimizer=settings.optimizer,
-        rates=_rates(settings, model["hidden_size"]),
-        weight_decay=settings.weight_decay if settings.weight_decay is not None else 0.1,
+        rates=rates,
+        weight_decay=_weight_decay(settings, rates, steps_of_a_pass),
         warmup=0.0 if settings.optimizer == "muon" else 0.05,
         decay=0.6,
         clip=1.0 if settings.optimizer == "adamw" else None,
@@ -213,6 +219,21 @@ def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tupl
     attention = 6 * config.num_hidden_layers * attended * context_length
     whole = parameters if config.tie_word_embeddings else parameters + table
     return whole, 6 * parameters + attention  # one table is looked up, the other multiplied
+
+
+def bytes_a_token(vocab_size: int) -> float:
+    """Bytes of English that a token of a BPE trained on it stands for: 2.6 at 1,024 tokens, 3.6 at 8,192 (measured)."""
+    return 2.6 + (math.log2(vocab_size) - 10) / 3
+
+
+def _weight_decay(settings: PretrainSettings, rates: dict[str, float], steps_of_a_pass: float) -> float:
+    """Strong for a short text, which a run sees again and again and would learn by heart; weak for a long one."""
+    if settings.weight_decay is not None:
+        return settings.weight_decay
+    if settings.optimizer == "adamw" or settings.init_from is not None:
+        return LEAST_DECAY
+    suitable = 1 / (rates["matrix"] * FORGETTING * max(1.0, steps_of_a_pass))
+    return round(min(MOST_DECAY, max(LEAST_DECAY, suitable)), 3)
 
 
 def _compiled(settings: PretrainSettings, seconds: float | None) -> bool:

@@ -11,7 +11,7 @@ from groundup.common.errors import InputError, near
 from groundup.common.settings import verb
 from groundup.data.sources import load_corpus, text_bytes
 from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU, Hardware
-from groundup.training.plan import USED_SHARE, Plan, cost_of, make_plan, measure_flops, suitable_minutes
+from groundup.training.plan import USED_SHARE, Plan, bytes_a_token, cost_of, make_plan, measure_flops, suitable_minutes
 from groundup.training.planning_settings import PlanSettings
 from groundup.training.settings import PretrainSettings
 
@@ -109,11 +109,6 @@ def _card(name: str) -> Hardware:
         known = ["here", *HARDWARE]
         raise InputError(f"--hardware {name}{near(name, known)}: there are {', '.join(known)}")
     return HARDWARE[name]
-
-
-def bytes_a_token(vocab_size: int) -> float:
-    """Bytes of English that a token of a BPE trained on it stands for: 2.6 at 1,024 tokens, 3.6 at 8,192 (measured)."""
-    return 2.6 + (math.log2(vocab_size) - 10) / 3
 
 
 def training_memory(chosen: Plan, parameters: int) -> float:

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.training.optim import Muon, build_optimizers, orthogonalise, split_parameters
+from groundup.training.optim import TABLE_DECAY, Muon, build_optimizers, orthogonalise, split_parameters
 
 
 def tiny(**knobs):
@@ -102,6 +103,17 @@ def test_every_trainable_parameter_has_one_optimizer_and_matrices_in_blocks_have
         assert not in_muon & in_adamw
         assert in_muon | in_adamw == {id(p) for p in model.parameters()}
         assert in_muon == {id(p) for p in model.model.layers.parameters() if p.ndim == 2}
+
+
+def test_tables_lose_their_share_of_what_matrices_lose_in_a_step_and_vectors_nothing():
+    rates = {"matrix": 0.01, "embedding": 0.05, "head": 0.002, "vector": 0.1}
+    muon, adamw = build_optimizers(tiny(tie_word_embeddings=False), "muon", rates, 0.5)
+    lost = {group["lr"]: group["lr"] * group["weight_decay"] for group in adamw.param_groups}
+    of_a_matrix = rates["matrix"] * muon.param_groups[0]["weight_decay"]
+    assert of_a_matrix == pytest.approx(0.01 * 0.5)
+    assert lost[rates["embedding"]] == pytest.approx(TABLE_DECAY * of_a_matrix)
+    assert lost[rates["head"]] == pytest.approx(TABLE_DECAY * of_a_matrix)
+    assert lost[rates["vector"]] == 0
 
 
 def test_frozen_parameters_have_no_optimizer():

@@ -5,7 +5,7 @@ import pytest
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU
-from groundup.training.plan import cost_of, make_plan, suitable_batch
+from groundup.training.plan import bytes_a_token, cost_of, make_plan, suitable_batch
 from groundup.training.planning import forecast_of, plan
 from groundup.training.planning_settings import PlanSettings
 from groundup.training.settings import PretrainSettings
@@ -44,6 +44,21 @@ def test_more_tokens_never_mean_a_smaller_batch_or_model():
     ]
     assert widths == sorted(widths)
     assert widths[0] < widths[-1]
+
+
+def test_the_oftener_a_text_is_seen_the_more_weights_decay_and_what_was_given_stays():
+    def decay(text_bytes, **options):
+        return make_plan(PretrainSettings(batch_tokens=2048, vocab_size=2048, **options), text_bytes, None).weight_decay
+
+    decays = [decay(10.0**power) for power in (4, 5.8, 6.2, 7, 11)]
+    assert decays == sorted(decays, reverse=True)
+    assert (decays[0], decays[-1]) == (3.0, 0.1)
+    # Steps until a weight that nothing renews has shrunk to 1 / e: three tenths of a pass.
+    forgotten = 1 / (0.015 * decay(1.4e6))
+    assert forgotten * 2048 == pytest.approx(0.3 * 1.4e6 / bytes_a_token(2048), rel=0.01)
+    assert decay(1.4e6, learning_rate=2.0) == pytest.approx(decay(1.4e6) / 2, rel=0.01)
+    assert decay(1.4e6, weight_decay=0.7) == 0.7
+    assert decay(1.4e6, init_from="a-model") == decay(1.4e6, optimizer="adamw") == 0.1
 
 
 def test_every_choice_can_be_overridden():
