@@ -61,14 +61,17 @@ def our_training(optimizer: str, precision: str, compiled: bool) -> Callable[[],
     if compiled:
         compile_blocks(model)
     optimizers = build_optimizers(model, optimizer, RATES, 0.1, precision)
-    AcceleratorState._reset_state()
-    accelerator = Accelerator(cpu=True, mixed_precision={"fp32": "no"}.get(precision, precision))
-    objective, batches = accelerator.prepare(NextTokenLoss(model, compiled)), RandomRows()
+
+    def accelerator() -> Accelerator:
+        AcceleratorState._reset_state()  # Trainer resets it, too
+        return Accelerator(cpu=True, mixed_precision={"fp32": "no"}.get(precision, precision))
+
+    objective, batches = accelerator().prepare(NextTokenLoss(model, compiled)), RandomRows()
     console.quiet = True
 
     def run() -> None:
         Loop(
-            accelerator=accelerator, objective=objective, optimizers=optimizers, batches=batches,
+            accelerator=accelerator(), objective=objective, optimizers=optimizers, batches=batches,
             budget=Budget(steps=STEPS), schedule=Schedule(), validate=lambda: {"validation_loss": 0.0},
             save=lambda position: None,
         ).run()  # fmt: skip

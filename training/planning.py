@@ -141,6 +141,8 @@ def choice_table(forecast: Forecast) -> Table:
         ("batch", f"{chosen.batch_tokens:,} tokens an update", chosen.reasons["batch"]),
         ("precision", chosen.precision, chosen.reasons["precision"]),
         ("optimizer", chosen.optimizer, ""),
+        ("decay", f"{chosen.weight_decay:g}", chosen.reasons["weight_decay"]),
+        ("compiled", "yes" if chosen.compiled else "no", chosen.reasons["compiled"]),
         ("training", f"{forecast.steps:,} steps, {forecast.tokens / 1e6:,.1f} M tokens", chosen.reasons["compute"]),
         ("passes", f"{forecast.epochs:.1f} over the text", _epochs_in_words(forecast)),
         ("memory", f"{forecast.memory / 1e9:.1f} GB", "weights, optimizer, one micro-batch"),
