@@ -64,3 +64,22 @@ def test_a_compiled_run_learns_what_another_learns_and_goes_on_bit_for_bit_after
     process.wait()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     assert sha256_of(out / "model.safetensors") == sha256_of(tmp_path / "yes" / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_costs_speed_and_nothing_else(story, tmp_path):
+    broken = tmp_path / "g++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho no headers >&2; exit 1\n')
+    broken.chmod(0o755)
+    words = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    weights = {}
+    for choice in ("yes", "no"):
+        out = tmp_path / choice
+        command = [sys.executable, "-m", "groundup", "pretrain", "--data", str(story), "--out", str(out)]
+        environment = os.environ | {"CXX": str(broken), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [*command, "--max-steps", "3", "--compile", choice, *words], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        weights[choice] = sha256_of(out / "model.safetensors")
+    assert weights["yes"] == weights["no"]
