@@ -57,7 +57,7 @@ def multiply(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         return layer(x)
     if layer._forward_hooks or layer._forward_pre_hooks or torch.compiler.is_compiling():
         return layer(x)
-    threads = torch.get_num_threads()
+    threads = min(torch.get_num_threads(), layer.out_features)
     rows = layer.out_features // threads
     whole, rest = layer.weight.split([threads * rows, layer.out_features - threads * rows])
     parts = torch.bmm(x.view(1, 1, -1).expand(threads, 1, -1), whole.view(threads, rows, -1).mT).flatten()

@@ -118,6 +118,16 @@ def test_a_vector_read_by_all_threads_gives_what_the_layer_gives(threads, bias):
         torch.set_num_threads(before)
 
 
+def test_more_threads_than_rows_are_no_harm():
+    layer, vector, before = torch.nn.Linear(2**18, 2, bias=False), torch.randn(2**18), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with torch.inference_mode():
+            torch.testing.assert_close(multiply(layer, vector), layer(vector), rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_layer_with_a_hook_on_it_is_called_itself():
     layer, seen = torch.nn.Linear(1024, 1024), []
     layer.register_forward_hook(lambda *_: seen.append(1))
