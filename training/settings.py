@@ -58,7 +58,7 @@ class PretrainSettings(LoraOptions, PushOptions):
     learning_rate: float = 1.0
     """Multiplies every learning rate of the plan."""
     weight_decay: float | None = None
-    """Decay of the matrices, per step and unit of learning rate (default: by the plan); tables lose 0.4 as much a step."""
+    """Decay of matrices, per step and unit of learning rate (default: by the plan); tables lose 0.4 as much."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; auto is bf16 where the processor has instructions for it."""
     compile: Literal["auto", "yes", "no"] = "auto"
