@@ -117,7 +117,7 @@ def _card(name: str) -> Hardware:
 def expected_bits_per_byte(flop: float) -> float:
     """What so much compute gives on English prose, by a power law through two measured runs (Kaplan et al. 2020).
 
-    Other text differs by more than compute does: documentation of code measured 1.5 where prose measured 2.0.
+    Other text differs by more than compute does: documentation of code measured 1.4 where prose measured 2.0.
     """
     return MEASURED_BITS * (flop / MEASURED_FLOP) ** -POWER
 
