@@ -231,8 +231,11 @@ def test_being_interrupted_is_told_apart_from_an_error():
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes):
-    fixed = {"max_steps": 20, "precision": "fp32"} | TINY
+@pytest.mark.parametrize("optimizer, within", [("adamw", 1e-5), ("muon", 1e-3)])
+def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes, optimizer, within):
+    # The sum over ranks rounds otherwise than the sum over rows, and Muon lifts what is left of that in the
+    # smallest singular values to the size of the largest.
+    fixed = {"max_steps": 20, "precision": "fp32", "optimizer": optimizer} | TINY
     package.pretrain(data=[str(story)], out=str(tmp_path / "one"), quiet=True, **fixed)
     done = two_processes("pretrain", "--data", story, "--out", tmp_path / "two", *options(fixed))
     assert done.returncode == 0, done.stderr
@@ -244,7 +247,7 @@ def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes):
         ]
         for name in ("one", "two")
     )
-    assert two == pytest.approx(one, rel=1e-4)
+    assert two == pytest.approx(one, rel=within)
 
 
 @pytest.mark.slow
