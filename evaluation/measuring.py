@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import output_folder, sha256_of
+from groundup.common.processes import processes
 from groundup.common.settings import verb
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
@@ -55,12 +55,9 @@ def evaluate(settings: EvaluateSettings) -> Path:
     that fails does not lose the others. Under torchrun the processes share the text; all else the first one does.
     Raises `InputError` for a model, a text or a task that cannot be read, and where nothing could be measured.
     """
-    processes = None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Said outright: without an accelerator Accelerate would start as many lone processes.
-        processes = PartialState(cpu=torch.accelerator.current_accelerator() is None)
-    console.quiet = settings.quiet or (processes is not None and not processes.is_main_process)
-    if processes and not settings.out:
+    state = processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    console.quiet = settings.quiet or (state is not None and not state.is_main_process)
+    if state and not settings.out:
         raise InputError("several processes need one folder: give --out")
     out = output_folder(settings.out, "evaluate", name_of(settings.model[0]) if settings.model else "nothing")
     parts = Parts(out)
@@ -68,13 +65,13 @@ def evaluate(settings: EvaluateSettings) -> Path:
         say(f"{out} is finished: nothing to do")
         return out
     try:
-        if processes is None or processes.is_main_process:
+        if state is None or state.is_main_process:
             settings = parts.begin(settings)
-        if processes:
-            processes.wait_for_everyone()
+        if state:
+            state.wait_for_everyone()
             settings = parts.begin(dataclasses.replace(settings, resume=True))
-        evaluation = Evaluation(settings, parts, processes)
-        if processes and not processes.is_main_process:
+        evaluation = Evaluation(settings, parts, state)
+        if state and not state.is_main_process:
             evaluation.help_with_text()
             return out
         evaluation.measure()

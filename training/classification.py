@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write, output_folder, require_new
+from groundup.common.processes import processes
 from groundup.common.settings import public_settings, verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
 from groundup.data.examples import Examples, also_in, load_examples
@@ -48,7 +49,7 @@ from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
 from groundup.training.repeating import repeat
-from groundup.training.run import TrainingRun, carry_out, processes, pusher_of
+from groundup.training.run import TrainingRun, carry_out, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.starting import SMOKE_TEST_ROWS, evenly
@@ -74,10 +75,9 @@ def classify(settings: ClassifySettings) -> Path:
         return _label_only(settings)
     if settings.seeds > 1 and settings.push_to is not None:
         raise InputError(f"--push-to takes one run, not {settings.seeds}: publish the one that is kept afterwards")
-    with processes() as state:
-        out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
-        if settings.predict is not None and state.is_main_process:
-            atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
+    out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
+    if settings.predict is not None and processes().is_main_process:
+        atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
     say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
     return out
 

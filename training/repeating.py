@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accelerate.state import PartialState
-
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new
+from groundup.common.processes import processes
 from groundup.data.sources import short_name
 from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows
@@ -32,7 +31,7 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
     began = clock.began()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
-    state = PartialState()
+    state = processes()
     out = agreed(state, lambda: _folder(settings))
     folders = []
     seeds = min(settings.seeds, SMOKE_SEEDS) if settings.smoke else settings.seeds

@@ -5,9 +5,8 @@ measured; everything else is the same for pretraining, classification and instru
 """
 
 import abc
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -22,6 +21,7 @@ from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import output_folder
+from groundup.common.processes import processes
 from groundup.evaluation.report import read_metrics, summary_table
 from groundup.training.checkpoint import (
     Position,
@@ -83,20 +83,20 @@ def carry_out(
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
     pusher_of(settings)  # options that will not do are said before anything is done
-    with processes() as state:
-        console.quiet = settings.quiet or not state.is_main_process
-        run = RunFolder(agreed(state, lambda: output_folder(settings.out, verb, name)))
-        if settings.resume and run.is_finished:
-            say(f"{run.out} is finished: nothing to do")
-            return run.out
-        try:
-            # Asked on the first process alone: another one may look when the recipe has just been written.
-            agreed(state, lambda: None if settings.resume and run.has_begun else prepare(settings, run, began))
-            start(run, began).run(resume=settings.resume)
-        except Exception as error:
-            raise disk_error(error, run.out) or error from error
-        if state.is_main_process:
-            console.print(summary_table(read_metrics(run.out)))
+    state = processes()
+    console.quiet = settings.quiet or not state.is_main_process
+    run = RunFolder(agreed(state, lambda: output_folder(settings.out, verb, name)))
+    if settings.resume and run.is_finished:
+        say(f"{run.out} is finished: nothing to do")
+        return run.out
+    try:
+        # Asked on the first process alone: another one may look when the recipe has just been written.
+        agreed(state, lambda: None if settings.resume and run.has_begun else prepare(settings, run, began))
+        start(run, began).run(resume=settings.resume)
+    except Exception as error:
+        raise disk_error(error, run.out) or error from error
+    if state.is_main_process:
+        console.print(summary_table(read_metrics(run.out)))
     return run.out
 
 
@@ -107,21 +107,6 @@ def pusher_of(settings: Any) -> "Pusher | None":
     from groundup.training.pushing import Pusher  # the gate takes a while to import
 
     return Pusher(settings, settings.save_every)
-
-
-@contextlib.contextmanager
-def processes() -> Iterator[PartialState]:
-    """All processes that the launcher started, or this one alone.
-
-    A run may have others in it; the outermost one, when it has ended well, lets the processes part.
-    """
-    is_outermost = not torch.distributed.is_initialized()
-    # Said outright: under torchrun without an accelerator Accelerate would start as many lone processes.
-    state = PartialState(cpu=torch.accelerator.current_accelerator() is None)
-    yield state
-    if is_outermost and torch.distributed.is_initialized():
-        state.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def refuse_silent_sharding() -> None:

@@ -102,7 +102,7 @@ def test_an_adapter_of_two_processes_is_that_of_one(story, asked, tmp_path, two_
 
 
 def test_two_verbs_in_one_program_of_two_processes(story, labelled, tmp_path):
-    """The first verb lets the processes part; the second brings them together again."""
+    """They meet once: a second meeting could find the addresses of the first in the launcher's store."""
     program = tmp_path / "program.py"
     program.write_text(
         "import groundup\n"
