@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 export OMP_WAIT_POLICY ?= passive
+# A file of tests stays in one process: what it prepares once is prepared once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: setup demo test test-slow lint bench clean
 
@@ -20,10 +22,10 @@ demo: setup
 	$(BIN)/groundup run recipes/python_docs.yaml $(if $(SMOKE),--smoke)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -6,9 +6,12 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, for what a test starts too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,19 @@ from groundup.common.console import console
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_terminal_summary(terminalreporter):
+    """A line for how long each part of the tests took."""
+    seconds, tests = Counter(), Counter()
+    for report in [report for reports in terminalreporter.stats.values() for report in reports]:
+        if isinstance(report, pytest.TestReport):
+            part = report.nodeid.removeprefix("tests/").split("/")[0].split("::")[0]
+            seconds[part] += report.duration
+            tests[part] += report.when == "call"
+    terminalreporter.section("seconds by part, all processes together")
+    for part, took in seconds.most_common():
+        terminalreporter.line(f"{took:8.0f}  {part} ({tests[part]} tests)")
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ class Position:
     """How far a run is: what must be known, beside weights and optimizer, to go on as if it had never stopped."""
 
     step: int = 0
-    tokens: int = 0
+    labels: int = 0  # learned from, over all processes
     seconds: float = 0.0
     budget_seconds: float | None = None
     best_value: float | None = None

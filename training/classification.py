@@ -103,6 +103,7 @@ def _start(run: RunFolder, began: float) -> "ClassificationRun":
 class ClassificationRun(TrainingRun):
     """A prepared run of `classify`."""
 
+    unit = "rows"
     best_by = "selection"
     higher_is_better = True
 
@@ -215,13 +216,10 @@ class ClassificationRun(TrainingRun):
         return {"selection": chosen} | {f"validation_{name}": round(value, 6) for name, value in values.items()}
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """What every run says of itself, and how often the rows were seen; a label a row, so no tokens are counted."""
-        described = super().describe(position)
-        rows = described.pop("tokens")
+        """What every run says of itself, and how often the rows were seen."""
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
-        return described | {
-            "rows": rows,
-            "epochs": round(rows / len(self.train_rows), 3),
+        return super().describe(position) | {
+            "epochs": round(position.labels / len(self.train_rows), 3),
             "selection": position.best_value,
             "trained_parameters": trained,
             "cut_texts": self.train_rows.cut,

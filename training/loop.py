@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -63,6 +63,7 @@ class Loop:
         budget: when to stop.
         validate: measures the model: values by name.
         save: writes the state after a step; called on every process.
+        unit: what one label stands for in the log: a token, or a row that is classified.
         log_path: where rows are added, one JSON object a line; None on all processes but the first.
         best_by: the measure that chooses the best step: the least, or the greatest if `higher_is_better`.
         patience: validations in a row without a better one that end the run before its budget does.
@@ -76,6 +77,7 @@ class Loop:
     schedule: Schedule
     validate: Callable[[], dict[str, float]]
     save: Callable[[Position], None]
+    unit: Literal["tokens", "rows"] = "tokens"
     log_path: Path | None = None
     save_every: int | None = None
     best_by: str = "validation_loss"
@@ -92,7 +94,7 @@ class Loop:
         self._watch = Stopwatch(self.position.seconds)
         self._last_save = time.monotonic()
         self._losses: list[torch.Tensor] = []
-        self._since_log = (self.position.tokens, self.position.seconds)
+        self._since_log = (self.position.labels, self.position.seconds)
         share, of_a_step = self._share(), 0.0
         with stop_signals() as stopped, ProgressBar("training", total=1.0) as bar:
             # Under a clock the last step is the one that ends nearest to the budget.
@@ -161,7 +163,7 @@ class Loop:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         self.position.step += 1
-        self.position.tokens += count
+        self.position.labels += count
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a scalar over all processes."""
@@ -183,20 +185,20 @@ class Loop:
 
     def _log(self) -> str:
         """Add a row to the log and return the text that stands beside the progress bar."""
-        tokens, seconds = self._since_log
-        elapsed = max(1e-9, self.position.seconds - seconds)
+        labels, seconds = self._since_log
+        rate = (self.position.labels - labels) / max(1e-9, self.position.seconds - seconds)
         row = {
             "step": self.position.step,
             "loss": round(torch.stack(self._losses).mean().item(), 6) if self._losses else None,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-            "tokens": self.position.tokens,
+            self.unit: self.position.labels,
             "seconds": round(self.position.seconds, 3),
-            "tokens_per_second": round((self.position.tokens - tokens) / elapsed, 1),
+            f"{self.unit}_per_second": round(rate, 1),
         }
         self._losses.clear()
-        self._since_log = (self.position.tokens, self.position.seconds)
+        self._since_log = (self.position.labels, self.position.seconds)
         self.write_log(row)
-        return f"loss {row['loss'] or float('nan'):.3f}  {row['tokens_per_second']:,.0f} tokens/s"
+        return f"loss {row['loss'] or float('nan'):.3f}  {rate:,.0f} {self.unit}/s"
 
     def write_log(self, row: dict[str, Any]) -> None:
         """Add a row to log.jsonl, on the process that has one, and its numbers to the trackers if there are any."""

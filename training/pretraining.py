@@ -165,7 +165,7 @@ class Pretraining(TrainingRun):
 
     def describe(self, position: Position) -> dict[str, Any]:
         """What every run says of itself, and how often the text was seen."""
-        epochs = position.tokens / max(1, len(self.prepared.train) - 1)
+        epochs = position.labels / max(1, len(self.prepared.train) - 1)
         return super().describe(position) | {"epochs": round(epochs, 3)}
 
     def score(self) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import abc
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -147,6 +147,7 @@ class TrainingRun(abc.ABC):
     validations in a row without a better one end the run.
     """
 
+    unit: Literal["tokens", "rows"] = "tokens"
     best_by = "validation_loss"
     higher_is_better = False
     patience: int | None = None
@@ -226,7 +227,7 @@ class TrainingRun(abc.ABC):
         """What metrics.json says of how the model came to be."""
         return {
             "steps": position.step,
-            "tokens": position.tokens,
+            self.unit: position.labels,
             "seconds": round(position.seconds, 1),
             "parameters": self.model.num_parameters(),
             "trained_parameters": self.model.num_parameters(only_trainable=True),
@@ -279,6 +280,7 @@ class TrainingRun(abc.ABC):
             schedule=Schedule(warmup=self.plan.warmup, decay=self.plan.decay, clip=self.plan.clip),
             validate=lambda: self._validate(position),
             save=self._save,
+            unit=self.unit,
             log_path=self.folder.log_path if self.accelerator.is_main_process else None,
             save_every=self.save_every,
             best_by=self.best_by,

@@ -1,16 +1,21 @@
 """Every recipe of the package walks its whole path in smoke, with small files in the places of a person's own."""
 
+import json
 from pathlib import Path
 from random import Random
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import groundup
 from groundup.cli.main import main
 from groundup.cli.recipe import read_recipe
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import save_tokenizer
 
 RECIPES = sorted((Path(groundup.__file__).parent / "recipes").glob("*.yaml"))
-OWN_FILES = {"my_domain.txt", "my_text.txt", "my_test.txt", "SMSSpamCollection"}
+OWN_FILES = {"my_domain.txt", "my_text.txt", "my_test.txt", "my_conversations.json", "SMSSpamCollection"}
 
 
 @pytest.fixture
@@ -22,9 +27,22 @@ def in_a_folder(story, tmp_path, monkeypatch):
     (tmp_path / "SMSSpamCollection").write_text("\n".join(lines))
     for name in ("my_domain.txt", "my_text.txt", "my_test.txt"):
         (tmp_path / name).write_text(story.read_text())
+    rows = [{"instruction": f"Say {n}.", "output": f"The king says {n}."} for n in range(60)]
+    (tmp_path / "my_conversations.json").write_text(json.dumps(rows))
+    _small_gpt2(tmp_path / "openai-community" / "gpt2", story.read_text())
     story.unlink()
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def _small_gpt2(folder, text):
+    """A folder of GPT-2's shape where the recipe names GPT-2 on the Hub: a folder that is there goes first."""
+    tokenizer = train_bpe([text], 300)
+    torch.manual_seed(0)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, **ends)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
 
 
 @pytest.mark.slow
@@ -37,7 +55,7 @@ def test_a_recipe_walks_its_path_and_leaves_a_page_of_every_stage(path, in_a_fol
     page = (out / "report.html").read_text()
     for stage in recipe.stages:
         assert f"<h2>{stage.name}</h2>" in page
-    if path.stem in ("instructions", "translation"):
+    if recipe.stages[-1].verb == "instruct":
         assert page.count("<pre><b>") == len(recipe.prompts)
 
 

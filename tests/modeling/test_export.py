@@ -95,14 +95,15 @@ def saved(twin, folder):
         ("gpt2", {"hidden_act": "silu", "intermediate_size": 100, "mlp_bias": False}),
     ],
 )
-def test_a_twin_computes_the_same_to_the_last_bit_and_writes_the_same(target, knobs, dtype, tmp_path):
+def test_a_twin_computes_the_same_to_the_last_bit_and_writes_the_same(target, knobs, dtype, tmp_path, equal_to_gpt2):
     model = model_of(target, **knobs)
     model = assemble(model.config, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()})
     twin = AutoModelForCausalLM.from_pretrained(saved(make_twin(model, target), tmp_path))
     assert (twin.config.model_type, twin.dtype) == (target, dtype)
     assert twin.config.eos_token_id == 0 and twin.generation_config.eos_token_id == 0
+    equal = equal_to_gpt2 if target == "gpt2" else torch.equal
     for shape in [(1, 33), (2, 40), (3, 128)]:
-        assert torch.equal(logits_of(twin, random_ids(*shape)), logits_of(model, random_ids(*shape)))
+        assert equal(logits_of(twin, random_ids(*shape)), logits_of(model, random_ids(*shape)))
     if dtype == torch.float32:
         ids = random_ids(2, 5)
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 30, "do_sample": False}
