@@ -37,6 +37,14 @@ def test_each_snippet_of_the_book_runs_alone(number, tmp_path, monkeypatch):
     exec(compile(snippet, f"book.md, snippet {number + 1}", "exec"), {"__name__": "snippet"})
 
 
+def test_each_figure_of_the_book_leads_to_a_name_in_a_file_that_is_there():
+    page = (DOCS / "book.md").read_text(encoding="utf-8")
+    places = re.findall(r"^\| [\d.,to ]+ \| .* \| `(.*?)` \| `(.*?)` \|$", page, re.MULTILINE)
+    assert len(places) > 30
+    for file, name in places:
+        assert re.search(rf"^ *(def |class )?{name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_on_a_page_is_one_that_the_command_line_takes(page):
     for verb, *options in commands(page):
