@@ -33,7 +33,7 @@ lint: setup
 	$(BIN)/pyright
 
 bench: setup
-	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(TEXT),--text $(TEXT))
+	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(ALL),--all) $(if $(TEXT),--text $(TEXT))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

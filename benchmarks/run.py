@@ -2,7 +2,8 @@
 
     make bench                    every row that takes minutes
     make bench ROW=name           one row
-    make bench ROW=nanogpt TEXT=shakespeare.txt
+    make bench ALL=1              those too that take hours
+    make bench ROW=plan TEXT=shakespeare.txt
 
 Prints a table and writes benchmarks/results.json. Absolute figures depend on the machine, ratios less so.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import bench_plan
 import bench_text
 import bench_training
 import bench_writing
@@ -36,19 +38,27 @@ ROWS = {
     "train-adamw": bench_training.train_uncompiled,
     "peak": bench_training.peak_share,
     "memory-step": bench_training.memory_step,
-    "nanogpt": bench_training.nanogpt,
     "evaluate": bench_text.evaluate,
 }
+PLAN_MINUTES = 3.0
+# Rows that take a text.
+ROWS_ON_TEXT = {
+    "nanogpt": bench_training.nanogpt,
+    "plan": lambda text: bench_plan.plan(text, PLAN_MINUTES),
+}
+HOURS = ("plan",)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--row", choices=ROWS, help="one row alone")
-    parser.add_argument("--text", help="a text for the row nanogpt (default: the built-in corpus)")
+    every = [*ROWS, *ROWS_ON_TEXT]
+    parser.add_argument("--row", choices=every, help="one row alone")
+    parser.add_argument("--all", action="store_true", help="also the rows that take hours")
+    parser.add_argument("--text", help="a text for the rows nanogpt and plan (default: the built-in corpus)")
     options = parser.parse_args()
     rows = []
-    for name in [options.row] if options.row else ROWS:
-        rows.append(bench_training.nanogpt(options.text) if name == "nanogpt" else ROWS[name]())
+    for name in [options.row] if options.row else [name for name in every if options.all or name not in HOURS]:
+        rows.append(ROWS_ON_TEXT[name](options.text) if name in ROWS_ON_TEXT else ROWS[name]())
         show(rows[-1:])
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     results = {"machine": machine, "rows": [asdict(row) for row in rows]}

@@ -41,7 +41,7 @@ from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_bu
 
 PATHS = (*PUBLIC_PATHS, "model", "predict")
 LONGEST_MINUTES = 10.0  # of a run without a budget
-ADAPT_SHARE = 0.4  # of a budget, for pretraining on the texts of a model that starts from nothing
+ADAPT_SHARE = 0.6  # of a budget, for pretraining on the texts of a model from nothing (docs/classification.md)
 ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
 MOST_ADAPT_EPOCHS = 6.0  # and where it is one
 MOST_EPOCHS, MOST_STEPS = 3.0, 300  # under a clock the larger of both is the end: what there is to learn is learnt

@@ -12,8 +12,8 @@ from groundup.training.checkpoint import random_state, set_random_state
 from groundup.training.pushing_settings import PushOptions
 
 
-def push_target(options: PushOptions, save_every: int | None = None) -> Target | None:
-    """Where the checkpoints of a run go; None where they stay.
+def push_target(options: PushOptions, save_every: int | None = None, adapted: str | None = None) -> Target | None:
+    """Where the checkpoints of a run go; None where they stay. `adapted` is the model that `--lora` adapts.
 
     Raises `InputError` for options that do not go together, a name that no repository can have, and a missing token:
     before the first step, not after the last.
@@ -27,6 +27,11 @@ def push_target(options: PushOptions, save_every: int | None = None) -> Target |
         raise InputError(f"--push-every {every}: what is pushed is saved first: give a multiple of --save-every")
     if not re.fullmatch(LICENSE, options.push_license or ""):
         raise InputError("--push-to needs a licence: add --push-license, for example --push-license apache-2.0")
+    if adapted is not None and options.push_base_model is None and Path(adapted).exists():
+        raise InputError(
+            f"--push-to: an adapter names its base, and {adapted} is a folder here, which nobody else has: publish it "
+            "first, then add --push-base-model OWNER/NAME"
+        )
     require_token()
     return Target(options.push_to, options.push_private, options.push_branch)
 
@@ -39,9 +44,11 @@ class Pusher:
     seconds, and of the upload.
     """
 
-    def __init__(self, options: PushOptions, save_every: int | None = None):
-        self.target, self.every = push_target(options, save_every), options.push_every
+    def __init__(self, options: PushOptions, save_every: int | None = None, adapted: str | None = None):
+        self.target, self.every = push_target(options, save_every, adapted), options.push_every
         self.additions = {"license": options.push_license}
+        if options.push_base_model is not None:
+            self.additions["base_model"] = options.push_base_model
 
     def after_save(self, folder: Path, step: int) -> None:
         """Push a saved state if its step is one of `--push-every`; its optimizer and random state stay here."""

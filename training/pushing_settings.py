@@ -9,6 +9,8 @@ class PushOptions:
 
     push_to: str | None = None
     """A repository on the Hub, as OWNER/NAME, that gets the finished checkpoint; it is made if it does not exist."""
+    push_base_model: str | None = None
+    """The name on the Hub of the model that --lora adapts, where that is a folder here: an adapter names its base."""
     push_every: int | None = None
     """Steps between two pushes of the model as it is; each is a saved state, and one commit."""
     push_branch: str | None = None

@@ -106,7 +106,8 @@ def pusher_of(settings: Any) -> "Pusher | None":
         return None
     from groundup.training.pushing import Pusher  # the gate takes a while to import
 
-    return Pusher(settings, settings.save_every)
+    base = getattr(settings, "init_from", None) or getattr(settings, "model", None)
+    return Pusher(settings, settings.save_every, base if settings.lora else None)
 
 
 def refuse_silent_sharding() -> None:

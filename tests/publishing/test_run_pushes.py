@@ -9,7 +9,7 @@ from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain
-from groundup.training.pushing import push_target
+from groundup.training.pushing import Pusher, push_target
 from groundup.training.pushing_settings import PushOptions
 
 LICENSED = {"push_license": "apache-2.0"}
@@ -53,6 +53,17 @@ def test_what_cannot_be_pushed_is_said_before_anything_is_done(monkeypatch, tmp_
         with pytest.raises(InputError, match="no token" if train is pretrain else "publish the one that is kept"):
             train(data=[str(story)], out=str(tmp_path / "out"), push_to="alice/x", **LICENSED, **options)
         assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_a_folder_needs_the_name_that_its_base_has_on_the_hub(monkeypatch, hub, tmp_path, story):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    options = {"push_to": "alice/x", "lora": True, "init_from": str(tmp_path), **LICENSED}
+    with pytest.raises(InputError, match="add --push-base-model OWNER/NAME"):
+        pretrain(data=[str(story)], out=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+    given = PushOptions(push_to="alice/x", push_base_model="alice/base", **LICENSED)
+    assert push_target(given, adapted=str(tmp_path)).repo_id == "alice/x"
+    assert Pusher(given).additions["base_model"] == "alice/base"
 
 
 @pytest.mark.slow
