@@ -94,7 +94,10 @@ def carry_out(
         agreed(state, lambda: None if settings.resume and run.has_begun else prepare(settings, run, began))
         start(run, began).run(resume=settings.resume)
     except Exception as error:
-        raise disk_error(error, run.out) or error from error
+        told = disk_error(error, run.out)
+        if told is None:
+            raise
+        raise told from error
     if state.is_main_process:
         console.print(summary_table(read_metrics(run.out)))
     return run.out

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 
 import groundup as package
 from groundup.common.console import console
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import read_yaml
 from groundup.data.example_rows import for_classifying
 from groundup.evaluation.classification import MAJORITY, SVM
@@ -163,6 +164,29 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(folder, tmp_path, ma
     monkeypatch.setattr(Loop, "_update", failing)
     with pytest.raises(RuntimeError, match="the power is gone"):
         package.classify(out=str(tmp_path / "cut"), **options)
+    monkeypatch.undo()
+    cut = package.classify(out=str(tmp_path / "cut"), resume=True, **options)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_among_the_texts_alone_stops_the_whole_run_which_goes_on_to_the_same_weights(
+    folder, tmp_path, monkeypatch
+):
+    options = {"data": [str(folder / "rows.jsonl")], "max_steps": 3, **TINY}
+    whole = package.classify(out=str(tmp_path / "whole"), **options)
+    update, done = Loop._update, []
+
+    def interrupting(loop):
+        done.append(1)
+        if len(done) == 1:
+            signal.raise_signal(signal.SIGINT)
+        update(loop)
+
+    monkeypatch.setattr(Loop, "_update", interrupting)
+    with pytest.raises(Interrupted, match="go on with --resume"):
+        package.classify(out=str(tmp_path / "cut"), **options)
+    assert len(done) == 1
+    assert not list((tmp_path / "cut" / "checkpoints").glob("step-*"))  # not yet at the labels
     monkeypatch.undo()
     cut = package.classify(out=str(tmp_path / "cut"), resume=True, **options)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
