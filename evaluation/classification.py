@@ -77,6 +77,13 @@ def log_loss(probabilities: npt.NDArray[np.float64], truth: Numbers) -> float:
     return float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)).mean())
 
 
+def standard_error(probabilities: npt.NDArray[np.float64], truth: Numbers, of_the_loss: bool) -> float:
+    """How far the mean loss, or else the accuracy, over these rows may lie from that over very many."""
+    of_the_truth = probabilities[np.arange(len(truth)), truth]
+    rows = -np.log(np.maximum(of_the_truth, 1e-12)) if of_the_loss else probabilities.argmax(1) == truth
+    return float(np.std(rows) / np.sqrt(len(truth)))
+
+
 def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str, float]:
     """Accuracy, macro-averaged F1 over the labels of `truth`, Matthews' correlation; for two labels F1 of the rarer."""
     present = np.unique(truth)

@@ -40,8 +40,9 @@ class Position:
     labels: int = 0  # learned from, over all processes
     seconds: float = 0.0
     budget_seconds: float | None = None
-    best_value: float | None = None
+    best_value: float | None = None  # of the step that is kept
     best_step: int = 0
+    peak_value: float | None = None  # the best seen
     stale: int = 0
     bad_steps: int = 0
     validation_tokens: int | None = None

@@ -30,6 +30,7 @@ from groundup.evaluation.classification import (
     log_loss,
     predict,
     scores,
+    standard_error,
     write_mistakes,
 )
 from groundup.evaluation.labelling import label_texts
@@ -205,7 +206,10 @@ class ClassificationRun(TrainingRun):
         return Position(budget_seconds=max(1.0, self.began + minutes * 60 - time.time() - finish))
 
     def validate(self, position: Position) -> dict[str, float]:
-        """Scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals."""
+        """Scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals.
+
+        Its standard error stands in for that of F1 and of Matthews' correlation where these choose: theirs is larger.
+        """
         names = self.prepared.plan.labels
         with self.accelerator.autocast():
             probabilities = predict(self.model, self.selection_rows, self.pad_id)
@@ -213,7 +217,9 @@ class ClassificationRun(TrainingRun):
         values = {"loss": log_loss(probabilities, truth)} | scores(truth, probabilities.argmax(1), names)
         best_by = self.prepared.settings.best_by
         chosen = -values["loss"] if best_by == "loss" else values[best_by] - TIE * values["loss"]
-        return {"selection": chosen} | {f"validation_{name}": round(value, 6) for name, value in values.items()}
+        error = standard_error(probabilities, truth, of_the_loss=best_by == "loss")
+        chosen = {"selection": chosen, "selection_error": error}
+        return chosen | {f"validation_{name}": round(value, 6) for name, value in values.items()}
 
     def describe(self, position: Position) -> dict[str, Any]:
         """What every run says of itself, and how often the rows were seen."""

@@ -65,7 +65,8 @@ class Loop:
         save: writes the state after a step; called on every process.
         unit: what one label stands for in the log: a token, or a row that is classified.
         log_path: where rows are added, one JSON object a line; None on all processes but the first.
-        best_by: the measure that chooses the best step: the least, or the greatest if `higher_is_better`.
+        best_by: the measure that chooses the best step: the least, or the greatest if `higher_is_better`. Where
+            `validate` gives its standard error too, as `{best_by}_error`: the latest that cannot be told from the best.
         patience: validations in a row without a better one that end the run before its budget does.
     """
 
@@ -216,20 +217,24 @@ class Loop:
     def _validate_and_save(self, validating: bool) -> None:
         if validating:
             values = self.validate()
-            self._note_best(values[self.best_by])
+            self._note_best(values[self.best_by], values.get(f"{self.best_by}_error", 0.0))
             self.write_log({"step": self.position.step, **values})
         self.save(self.position)
         self._last_save = time.monotonic()
 
-    def _note_best(self, value: float) -> None:
-        position = self.position
-        better = position.best_value is None or (
-            value > position.best_value if self.higher_is_better else value < position.best_value
-        )
-        if better:
-            position.best_value, position.best_step, position.stale = value, position.step, 0
+    def _note_best(self, value: float, error: float) -> None:
+        """Keep this step if it is the best so far, or cannot be told from the best: its learning rate is lower.
+
+        That is the rule of one standard error (Breiman et al. 1984, section 3.4.3), in favour of the later step.
+        """
+        position, sign = self.position, 1 if self.higher_is_better else -1
+        peak = position.peak_value
+        if peak is None or sign * (value - peak) > 0:
+            position.peak_value, position.stale = value, 0
         else:
             position.stale += 1
+        if peak is None or sign * (value - peak) > -error:
+            position.best_value, position.best_step = value, position.step
 
     def _is_stale(self) -> bool:
         return self.patience is not None and self.position.stale >= self.patience

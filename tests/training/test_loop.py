@@ -139,6 +139,13 @@ def test_the_best_step_is_the_one_with_the_lowest_validation_loss():
     assert (position.best_value, position.best_step) == (1.0, 2)
 
 
+def test_of_steps_that_cannot_be_told_apart_the_latest_is_kept():
+    losses = [3.0, 1.0, 1.4, 2.5, 1.45, 1.6]
+    values = iter({"validation_loss": loss, "validation_loss_error": 0.5} for loss in losses)
+    position = make_loop(Rows([12]), steps=6, validate=lambda: next(values), position=Position()).run()
+    assert (position.peak_value, position.best_value, position.best_step) == (1.0, 1.45, 5)
+
+
 def test_patience_ends_a_run_whose_score_no_longer_rises():
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9])
     position = make_loop(
