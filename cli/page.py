@@ -203,10 +203,12 @@ def _chat_tab(players: list[Player]) -> None:
             return
         asked = [[*past, {"role": "user", "content": line}] for past in pasts]
         starts = [_begin(player, _asking(system, talk), sampling) for player, talk in zip(players, asked)]
+        cleared = ""  # once: what is typed while a model answers is kept
         for _ in _rounds(starts):
             now = [_answered(talk, start) for talk, start in zip(asked, starts)]
             said = [_note(player, start, sampling) for player, start in zip(players, starts)]
-            yield ["", *map(_shown, now), *now, "".join(said)]
+            yield [cleared, *map(_shown, now), *now, "".join(said)]
+            cleared = gr.skip()
 
     everything = [line, *talks, *histories, notes]
     inputs = [line, system, *controls, *histories]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -227,12 +227,28 @@ def test_every_precision_loads_and_runs(kind, dtype, build, tmp_path, ids):
         assert again.model.rotary_emb.inv_freq.dtype == torch.float32  # rounded angles would be another model
 
 
+@pytest.fixture(scope="module")
+def flex_attention():
+    """torch's flex kernel where it is right: with AVX2 alone a stock Llama of shared keys is wrong by 0.9 with it."""
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    sizes = {"vocab_size": 199, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
+    stock, ids = LlamaModel(LlamaConfig(**sizes, **heads)).eval(), torch.randint(199, (3, 40))
+    with torch.no_grad():
+        wanted = stock(ids).last_hidden_state
+        stock.set_attn_implementation("flex_attention")
+        if not torch.allclose(stock(ids).last_hidden_state, wanted, atol=1e-3):
+            pytest.skip("flex attention is wrong for transformers' own Llama on this processor")
+    return "flex_attention"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [*DECODERS, "encoder", "cross"])
-def test_flex_attention_agrees_too(kind, build, ids):
+def test_flex_attention_agrees_too(kind, build, ids, request):
     model, named = build(kind, GroundupModel), {"encoder_hidden_states": ENCODED} if kind == "cross" else {}
     wanted = model(ids, **named).last_hidden_state
-    model.set_attn_implementation("flex_attention")
+    shares_keys = model.config.num_key_value_heads < model.config.num_attention_heads
+    model.set_attn_implementation(request.getfixturevalue("flex_attention") if shares_keys else "flex_attention")
     torch.testing.assert_close(model(ids, **named).last_hidden_state, wanted, **NEAR)
 
 
