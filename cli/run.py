@@ -13,6 +13,7 @@ from rich.table import Table
 from groundup.cli.main import VERBS, find
 from groundup.cli.recipe import Ledger, Recipe, Stage, find_recipe, read_recipe
 from groundup.cli.settings import RunSettings
+from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.settings import verb
@@ -74,7 +75,8 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     if folder.exists() and not (begun and "resume" in fields):
         folder.rename(_retired(folder))
     ledger.begin(stage)
-    find(VERBS[stage.verb].function)(settings_class(**options))
+    with clock.counting_from_now():  # a stage's minutes are its own
+        find(VERBS[stage.verb].function)(settings_class(**options))
     ledger.finish(stage, time.monotonic() - started)
 
 

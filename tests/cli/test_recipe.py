@@ -4,9 +4,12 @@ import json
 
 import pytest
 
+from groundup.cli import run
 from groundup.cli.chain_report import write_report
 from groundup.cli.main import main
 from groundup.cli.recipe import Ledger, read_recipe
+from groundup.cli.settings import RunSettings
+from groundup.common import clock
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation
 from groundup.evaluation.instruction import Answer, sample_table
@@ -37,6 +40,22 @@ def finish_all(ledger, stages):
     for stage in stages:
         ledger.begin(stage)
         ledger.finish(stage, 1.0)
+
+
+def test_the_minutes_of_a_stage_count_from_its_own_beginning(recipe, tmp_path, monkeypatch):
+    stages, ledger, began = read_recipe(recipe).stages, Ledger(tmp_path, smoke=False), []
+    find = run.find
+    monkeypatch.setattr(
+        run,
+        "find",
+        lambda path: find(path) if "settings" in path.lower() else lambda given: began.append(clock.began()),
+    )
+    with clock.counting_from_process_start():
+        started = clock.began()
+        for stage in stages:
+            run._do(stage, tmp_path / "out", ledger, RunSettings(recipe="x"))
+        assert clock.began() == started
+    assert started < began[0] < began[1] < began[2]
 
 
 def test_only_what_depends_on_a_change_is_done_again(recipe, tmp_path):
