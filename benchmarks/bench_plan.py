@@ -1,17 +1,18 @@
 """The row about the plan: what it chooses by itself beside choices made by hand, on texts unlike each other."""
 
+import statistics
 import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import Row
+from measuring import Row, bits_per_byte
 
 import groundup
 from groundup.common.console import console
 from groundup.data import python_docs
-from groundup.evaluation.report import read_metrics
 
+MINUTES = 3.0
 TEXT_BYTES = 5_000_000  # of source code, and of a text that is given
 # Changes by hand: sizes around those that a small machine can train in minutes, and what the plan derives from them.
 GRID: list[dict[str, Any]] = [
@@ -28,15 +29,15 @@ GRID: list[dict[str, Any]] = [
 ]
 
 
-def plan(text: str | None, minutes: float) -> Row:
+def plan(text: str | None) -> Row:
     """Bits per byte after the same minutes: the best choice of the grid ÷ the plan's own, on each text."""
     console.quiet = True
-    found = {name: _best_and_own(name, written, minutes) for name, written in _texts(text).items()}
-    ratios = sorted(best / own for own, best, _ in found.values())
-    what = f"bits per byte after {minutes:g} minutes, the best of {len(GRID)} choices by hand ÷ the plan's own: "
+    found = {name: _best_and_own(name, written) for name, written in _texts(text).items()}
+    ratios = [best / own for own, best, _ in found.values()]
+    what = f"bits per byte after {MINUTES:g} minutes, the best of {len(GRID)} choices by hand ÷ the plan's own: "
     what += "; ".join(f"{name} {choice}" for name, (_, _, choice) in found.items())
     own, best = (", ".join(f"{values[side]:.3f}" for values in found.values()) for side in (0, 1))
-    return Row("plan", what, ratios[len(ratios) // 2], ratios[0], ratios[-1], own, best)
+    return Row("plan", what, statistics.median(ratios), min(ratios), max(ratios), own, best)
 
 
 def _texts(given: str | None) -> dict[str, str]:
@@ -47,7 +48,7 @@ def _texts(given: str | None) -> dict[str, str]:
     return texts | ({given: Path(given).read_text(encoding="utf-8")[:TEXT_BYTES]} if given else {})
 
 
-def _best_and_own(name: str, text: str, minutes: float) -> tuple[float, float, str]:
+def _best_and_own(name: str, text: str) -> tuple[float, float, str]:
     """The plan's own bits per byte, the grid's least, and what the latter changed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.txt"
@@ -55,14 +56,9 @@ def _best_and_own(name: str, text: str, minutes: float) -> tuple[float, float, s
         scores = []
         for number, choice in enumerate([{}, *GRID]):
             out = groundup.pretrain(
-                data=[str(file)], minutes=minutes, out=str(Path(folder) / str(number)), quiet=True, **choice
+                data=[str(file)], minutes=MINUTES, out=str(Path(folder) / str(number)), quiet=True, **choice
             )
-            scores.append(_bits_per_byte(out))
+            scores.append(bits_per_byte(out))
             print(f"{name}: {choice or 'the plan'}: {scores[-1]:.4f}", flush=True)
     best = min(range(len(GRID)), key=lambda number: scores[number + 1])
     return scores[0], scores[best + 1], ", ".join(f"{key} {value}" for key, value in GRID[best].items())
-
-
-def _bits_per_byte(out: Path) -> float:
-    rows = read_metrics(out)["metrics"]
-    return next(row["value"] for row in rows if row["name"] == "bits_per_byte" and row["baseline"] is None)

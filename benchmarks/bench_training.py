@@ -11,14 +11,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from measuring import Row, compare, compare_memory, peak_memory
+from measuring import Row, bits_per_byte, compare, compare_memory, peak_memory
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import groundup
 from groundup.common.console import console
 from groundup.data import python_docs
-from groundup.evaluation.report import read_metrics
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.compiling import compile_blocks
 from groundup.training.loop import Batch, Loop, Schedule
@@ -267,5 +266,4 @@ def time_and_score(file: Path, out: Path, minutes: float) -> tuple[float, float]
         groundup.pretrain(data=[str(file)], minutes=minutes, out=str(out), quiet=True)
     finally:
         Loop.run = run
-    scores = [row for row in read_metrics(out)["metrics"] if row["name"] == "bits_per_byte"]
-    return ended[0] - started, next(row["value"] for row in scores if row["baseline"] is None)
+    return ended[0] - started, bits_per_byte(out)

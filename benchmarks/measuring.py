@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from groundup.evaluation.report import read_metrics
+
 RUNS = 5
 
 
@@ -44,6 +46,12 @@ def compare(
     ratios = [theirs / own for own, theirs in zip(seconds["ours"], seconds["peer"])]
     rates = {side: f"{work / statistics.median(times):,.0f} {unit}" for side, times in seconds.items()}
     return Row(name, what, statistics.median(ratios), min(ratios), max(ratios), rates["ours"], rates["peer"])
+
+
+def bits_per_byte(checkpoint: Path) -> float:
+    """What `pretrain` measured on the text it kept back."""
+    rows = read_metrics(checkpoint)["metrics"]
+    return next(row["value"] for row in rows if row["name"] == "bits_per_byte" and row["baseline"] is None)
 
 
 def peak_memory(code: str, *arguments: str) -> float:

@@ -40,12 +40,7 @@ ROWS = {
     "memory-step": bench_training.memory_step,
     "evaluate": bench_text.evaluate,
 }
-PLAN_MINUTES = 3.0
-# Rows that take a text.
-ROWS_ON_TEXT = {
-    "nanogpt": bench_training.nanogpt,
-    "plan": lambda text: bench_plan.plan(text, PLAN_MINUTES),
-}
+ROWS_ON_TEXT = {"nanogpt": bench_training.nanogpt, "plan": bench_plan.plan}  # these take a text
 HOURS = ("plan",)
 
 

@@ -74,14 +74,17 @@ def predict(
 
 def log_loss(probabilities: npt.NDArray[np.float64], truth: Numbers) -> float:
     """The mean negative log probability of the true labels [nats]."""
-    return float(-np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12)).mean())
+    return float(_row_losses(probabilities, truth).mean())
 
 
 def standard_error(probabilities: npt.NDArray[np.float64], truth: Numbers, of_the_loss: bool) -> float:
     """How far the mean loss, or else the accuracy, over these rows may lie from that over very many."""
-    of_the_truth = probabilities[np.arange(len(truth)), truth]
-    rows = -np.log(np.maximum(of_the_truth, 1e-12)) if of_the_loss else probabilities.argmax(1) == truth
+    rows = _row_losses(probabilities, truth) if of_the_loss else probabilities.argmax(1) == truth
     return float(np.std(rows) / np.sqrt(len(truth)))
+
+
+def _row_losses(probabilities: npt.NDArray[np.float64], truth: Numbers) -> npt.NDArray[np.float64]:
+    return -np.log(np.maximum(probabilities[np.arange(len(truth)), truth], 1e-12))
 
 
 def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str, float]:

@@ -147,8 +147,9 @@ class TrainingRun(abc.ABC):
     """A prepared run, from its first step, or the newest saved one, to its last file.
 
     Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `began`. The best
-    weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`; `patience`
-    validations in a row without a better one end the run.
+    weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`, or
+    the latest that its standard error cannot tell from those; `patience` validations in a row without a better one end
+    the run.
     """
 
     unit: Literal["tokens", "rows"] = "tokens"

@@ -113,18 +113,29 @@ def test_what_is_written_is_shown_as_written_and_never_run(visit):
     assert "".join(page.locator(".chip").all_inner_texts()).replace("·", " ") == evil
 
 
-def test_a_conversation_goes_on_and_begins_anew(visit):
+def test_a_conversation_goes_on_and_begins_anew_and_what_is_typed_meanwhile_is_kept(visit, monkeypatch):
+    answered = threading.Event()
+
+    def stream(model, tokenizer, ids, sampling):
+        while not answered.wait(0.05):
+            yield "on "
+        return "length"
+
+    monkeypatch.setattr("groundup.cli.writing.stream_text", stream)
     page = visit()
     to_tab(page, "Chat")
     expect(page.get_by_text("pretrained was not taught to converse")).to_be_visible()
-    message = page.get_by_role("textbox", name="message")
+    message, send = page.get_by_role("textbox", name="message"), page.get_by_role("button", name="Send")
     message.fill("dog?")
-    page.get_by_role("button", name="Send").click()
+    send.click()
     expect(message).to_have_value("", timeout=WAIT)
-    message.fill("cat?")  # perhaps while the first answer is still written: it must not be lost
     expect(page.locator(".message.user").filter(has_text="dog?")).to_have_count(2, timeout=WAIT)
+    message.fill("cat?")
+    page.wait_for_timeout(1000)
+    answered.set()
+    expect(message).to_have_value("cat?")
     for _ in range(WAIT // 1000):
-        page.get_by_role("button", name="Send").click()  # heard once the first answer is over
+        send.click()  # heard once the first answer is over
         page.wait_for_timeout(1000)
         if message.input_value() == "":
             break
