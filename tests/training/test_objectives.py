@@ -14,7 +14,8 @@ from groundup.modeling import (
     GroundupForConditionalGeneration,
     GroundupForMaskedLM,
 )
-from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss, PairLoss
+from groundup.training import objectives
+from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss, PairLoss, loss_in_pieces, loss_of_logits
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "zero_init": False}
 DOCUMENTS = [[7, 8, 9], [10, 11, 12, 13, 14], [15, 16], [17] * 20, [18, 19, 20, 21]]
@@ -37,6 +38,26 @@ def test_the_summed_loss_is_the_models_own_mean_times_the_labels(make):
     labels[0, 3:9] = -100
     mean = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), labels.flatten())
     torch.testing.assert_close(NextTokenLoss(model)(ids, labels), mean * (labels != -100).sum())
+
+
+@pytest.mark.parametrize("vectors", [1, 50, 64])
+def test_logits_in_pieces_give_the_loss_and_the_gradients_of_logits_at_once(vectors, monkeypatch):
+    monkeypatch.setattr(objectives, "LARGEST_LOGITS", 60 * 16)  # 16 vectors a piece
+    torch.manual_seed(0)
+    hidden, head = torch.randn(vectors, 32, requires_grad=True), torch.randn(60, 32, requires_grad=True)
+    targets = torch.randint(60, (vectors,))
+    sizes = []
+
+    def noting(piece, head, wanted):
+        sizes.append(piece.numel() // 32 * 60)
+        return loss_of_logits(piece, head, wanted)
+
+    whole = loss_of_logits(hidden, head, targets)
+    pieces = loss_in_pieces(noting, hidden, head, targets)
+    torch.testing.assert_close(pieces, whole)
+    gradients = torch.autograd.grad(pieces, (hidden, head))
+    torch.testing.assert_close(gradients, torch.autograd.grad(whole, (hidden, head)))
+    assert max(sizes) <= 60 * 16 and len(sizes) == 2 * -(-vectors // 16)  # forward, and once more on the way back
 
 
 @pytest.mark.parametrize("make", [decoder, stock])
