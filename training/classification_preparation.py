@@ -165,6 +165,8 @@ def _check(settings: ClassifySettings) -> None:
             raise InputError(f"--{name.replace('_', '-')} {value} is too small")
     if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
         raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
+    if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
+        raise InputError("a model from nothing learns the texts first: give it some --adapt-minutes, or a --model")
     if settings.lora and (settings.model is None or settings.adapt_minutes or settings.adapt_epochs):
         raise InputError("--lora adapts a model that lies somewhere: give --model, and no --adapt-minutes")
     if settings.lora and settings.train != "all":
@@ -264,7 +266,7 @@ def _plan(
             smoke=settings.smoke,
         ),
         text_bytes,
-        None if settings.adapt_minutes is None else 60 * settings.adapt_minutes,
+        60 * settings.adapt_minutes if settings.adapt_minutes else None,
     )
     scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
     rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}

@@ -210,6 +210,8 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
         ({"lora": True}, "give --model"),
         ({"test_share": 1.5}, "must be at least 0 and below 1"),
         ({"adapt_minutes": 1.0}, "give one of them"),
+        ({"adapt_minutes": 0.0, "adapt_epochs": None}, "learns the texts first"),
+        ({"adapt_epochs": 0.0}, "learns the texts first"),
         ({"predict": "x.txt", "data": []}, "give --model"),
     ],
 )
@@ -289,6 +291,13 @@ def test_a_stock_model_can_go_on_with_its_pretraining_first(stock, tmp_path):
             quiet=True,
         )
         assert AutoModelForSequenceClassification.from_pretrained(out).config.model_type == name
+
+
+@pytest.mark.parametrize("nothing", [{"adapt_minutes": 0.0}, {"adapt_epochs": 0.0}])
+def test_no_time_for_the_texts_is_the_model_as_it_is(stock, tmp_path, nothing):
+    common = {"data": [str(stock / "rows.jsonl")], "model": str(stock / "gpt2"), "max_steps": 2, "quiet": True}
+    out, plain = (package.classify(**common | more, out=str(tmp_path / str(len(more)))) for more in (nothing, {}))
+    assert (out / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
 
 def test_lora_trains_an_adapter_alone(stock, tmp_path):
