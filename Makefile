@@ -13,6 +13,7 @@ setup: $(VENV)/.ready
 
 # torch first and by its exact version: a range, or another package's wish for it, may bring another build.
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "installing into $(VENV): 2 GB, a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"

@@ -57,6 +57,7 @@ def publish(settings: PublishSettings) -> Pushed | None:
         if settings.dry_run:
             for place, parcel in parcels:
                 print(_listing(parcel, place), (parcel.folder / CARD_FILE).read_text(encoding="utf-8"), sep="\n\n")
+            say("ready to be published; nothing was sent (--dry-run)")
             return None
         model = _push(parcels[0][1], target, settings.message)
         for place, parcel in parcels[1:]:

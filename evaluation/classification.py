@@ -159,6 +159,7 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     axes.set_yticks(ticks, names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    axes.set_title("number of texts; shade: share of the row", fontsize=8)
     for row, column in np.argwhere(counts > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)

@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedMod
 from transformers.activations import NewGELUActivation
 
 from groundup.modeling import GroundupForCausalLM
-from groundup.modeling.modeling_groundup import apply_rotary
+from groundup.modeling.modeling_groundup import CACHE, apply_rotary
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -44,7 +44,7 @@ class ForwardDecoder:
 def last_logits(model: PreTrainedModel, ids: list[int], cache: Cache) -> torch.Tensor:
     """The logits (V,) after the last of `ids`, which follow what the cache holds and join it."""
     new = torch.tensor([ids], device=model.device)  # (1, T)
-    return model(input_ids=new, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
+    return model(input_ids=new, use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits[0, -1]
 
 
 class PairDecoder:
@@ -65,10 +65,8 @@ class PairDecoder:
     def step(self, token: int) -> torch.Tensor:
         """Write one token; return the logits (V,) of the one after it."""
         new = torch.tensor([[token]], device=self.model.device)
-        output = self.model(
-            encoder_outputs=self.read, decoder_input_ids=new, past_key_values=self.cache, use_cache=True
-        )
-        return output.logits[0, -1]
+        inputs = {"encoder_outputs": self.read, "decoder_input_ids": new, CACHE: self.cache}
+        return self.model(**inputs, use_cache=True).logits[0, -1]
 
 
 class FlatDecoder:

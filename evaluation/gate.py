@@ -91,9 +91,11 @@ def through_the_gate(
         copy = Path(temporary) / (checkpoint.resolve().name or "checkpoint")
         copy_files(checkpoint, copy, files)
         _rename_base(copy, (additions or {}).get("base_model"))
-        sha256 = check_content(copy, additions or {}, trust_remote_code)
+        with _named(checkpoint, copy):
+            sha256 = check_content(copy, additions or {}, trust_remote_code)
         base = _base_of(copy, fetch_base, trust_remote_code)
-        proof = None if (copy / GGUF_WEIGHTS).is_file() else _prove(checkpoint, copy, base)
+        with _named(checkpoint, copy):
+            proof = None if (copy / GGUF_WEIGHTS).is_file() else prove(copy, "Once upon a time", base=base)
         write_card(copy)
         for name, before in sha256.items():
             if sha256_of(copy / name) != before:
@@ -102,9 +104,11 @@ def through_the_gate(
         yield Parcel(copy, sizes, left_out, proof)
 
 
-def _prove(checkpoint: Path, copy: Path, base: Path | None) -> Proof:
+@contextlib.contextmanager
+def _named(checkpoint: Path, copy: Path) -> Iterator[None]:
+    """Let what is wrong be said of the folder that was given, not of its copy."""
     try:
-        return prove(copy, "Once upon a time", base=base)
+        yield
     except InputError as error:
         raise InputError(shown(str(error).replace(str(copy), str(checkpoint)))) from error
 
@@ -121,7 +125,8 @@ def check_content(folder: Path, additions: dict[str, Any], trust_remote_code: bo
     findings = Findings(folder)
     weights = [name for name in WEIGHTS if (folder / name).is_file()]
     if len(weights) != 1:
-        findings.add(f"there are {len(weights)} files of weights", f"a repository holds one of {', '.join(WEIGHTS)}")
+        what = f"there are {len(weights)} files of weights" if weights else "there is no file of weights"
+        findings.add(what, f"a repository holds one of {', '.join(WEIGHTS)}")
     _check_sizes(folder, findings)
     findings.stop()
     values = {name: _json(folder / name, findings) for name in SETTINGS_FILES if (folder / name).is_file()}

@@ -55,7 +55,7 @@ class Findings:
     def stop(self) -> None:
         """Raise `InputError` with everything that was found, if anything was."""
         if self.found:
-            raise InputError(shown(f"{self.folder} is not fit to be published. " + "; ".join(self.found)))
+            raise InputError(shown(f"{self.folder} is not fit to be published: " + "; ".join(self.found)))
 
 
 def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:

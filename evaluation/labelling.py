@@ -23,6 +23,9 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
     no classifier and for texts that cannot be read.
     """
     texts = load_texts(data, text_column)
+    empty = sum(not text.strip() for text in texts)
+    if empty:
+        say(f"{empty:,} of {len(texts):,} texts are empty: their labels mean nothing")
     model, tokenizer = load_model(
         classifier, trust_remote_code=trust_remote_code, kind=AutoModelForSequenceClassification
     )

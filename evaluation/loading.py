@@ -1,6 +1,7 @@
 """A folder or a name on the Hub -> a causal language model and its tokenizer, ready to be measured or to write."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file, logging
 
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
+from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.tokenization.folder import load_tokenizer
 
@@ -62,6 +64,7 @@ def load_writer(
     source: str | Path, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """What `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
+    _check_folder(source)
     kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
     return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
 
@@ -114,6 +117,13 @@ def _check_folder(source: str | Path) -> None:
         raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
     if not path.is_dir() and (path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2):
         raise InputError(f"{source} does not exist: give the folder of a model or its name on the Hub (owner/name)")
+    if not path.is_dir():
+        _say_where(str(source))
+
+
+@functools.cache  # once for a name, however many of its files are asked for
+def _say_where(source: str) -> None:
+    say(f"there is no folder {source} here: looking for it on the Hub")
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Plain words for a difference between two models, and for whether a classifier was worth it."""
+"""Plain words for a difference between two models, and for whether a model was worth it beside its baselines."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,13 +20,16 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """One sentence on whether a classifier was worth it: its accuracy beside its best baseline's, on the same rows.
+    """One sentence on whether a model was worth it: a score of it beside its best baseline's, on the same text or rows.
 
-    None where no classifier was measured beside the SVM.
+    Of a classifier the accuracy beside the SVM's; of a language model the bits per byte, where a baseline needs fewer.
+    None where there is nothing to say, or several models were measured.
     """
-    first = next((row for row in rows if row["name"] == "accuracy" and not row.get("baseline")), None)
-    place = ("name", "dataset", "split")
-    rivals = [row for row in rows if first and row.get("baseline") and all(row[key] == first[key] for key in place)]
+    return _worth_of_a_classifier(rows) or _worth_of_a_language_model(rows)
+
+
+def _worth_of_a_classifier(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    first, rivals = _beside("accuracy", rows)
     if first is None or SVM not in {row["baseline"] for row in rivals}:
         return None
     best = max(rivals, key=lambda row: row["value"])
@@ -36,5 +39,28 @@ def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
     what = "no better than" if points == 0 else f"{-points:.2f} points below"
     return (
         f"accuracy {first['value']:.2%}: {what} {best['baseline']} ({best['value']:.2%}). This model does not beat the "
-        "baseline: use the baseline, or give it more rows, more --adapt-minutes or a pretrained --model"
+        "baseline: use the baseline, or give it more --minutes, more rows or a pretrained --model"
     )
+
+
+def _worth_of_a_language_model(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    first, rivals = _beside("bits_per_byte", rows)
+    if first is None or first["value"] is None or not rivals:
+        return None
+    best = min(rivals, key=lambda row: row["value"])
+    if first["value"] < best["value"]:
+        return None
+    return (
+        f"bits per byte {first['value']:.3f}: no better than {best['baseline']} ({best['value']:.3f}). This model does "
+        "not beat the baseline: give it more --minutes or more text"
+    )
+
+
+def _beside(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
+    """The first score of that name, where only one model has it, and the baselines' on the same text or rows."""
+    own = [row for row in rows if row["name"] == name and not row.get("baseline")]
+    if not own or len({row.get("model") for row in own}) > 1:
+        return None, []
+    place = ("name", "dataset", "split")
+    rivals = [row for row in rows if row.get("baseline") and all(row.get(key) == own[0].get(key) for key in place)]
+    return own[0], [row for row in rivals if row["value"] is not None]

@@ -109,7 +109,7 @@ class GroundupConfig(PreTrainedConfig):
     """
 
     model_type = "groundup"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
     attribute_map: ClassVar[dict[str, str]] = {
         "n_embd": "hidden_size",
         "n_layer": "num_hidden_layers",

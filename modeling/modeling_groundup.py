@@ -5,6 +5,8 @@ knobs of `GroundupConfig` choose between their answers. Masks, caches, `generate
 transformers' own. Shapes: B rows, T positions, C width, H heads, D width of a head, V vocabulary.
 """
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -40,6 +42,30 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_groundup import GroundupConfig
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache of keys and values: transformers names it `cache` from 5.24 on, `past_key_values` before.
+
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+
+def either_cache_name(forward: Callable) -> Callable:
+    """Let a forward pass that takes a `cache` take it as `past_key_values` too.
+
+    Raises `ValueError` where both are given.
+    """
+
+    @functools.wraps(forward)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        earlier = kwargs.pop("past_key_values", None)
+        if earlier is not None:
+            if kwargs.get("cache") is not None:
+                raise ValueError("cache and past_key_values are one thing: give one of them")
+            kwargs["cache"] = earlier
+        return forward(*args, **kwargs)
+
+    return renamed
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Matrices.
@@ -207,7 +233,7 @@ class GroundupAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -216,15 +242,15 @@ class GroundupAttention(nn.Module):
         query = multiply(self.q_proj, hidden_states).view(*rows_and_positions, -1, self.head_dim)  # (B, T, H, D)
         query = self.q_norm(query).transpose(1, 2)  # (B, H, T, D)
         if self.is_cross_attention:
-            key, value = self._encoder_keys_and_values(encoder_hidden_states, past_key_values)
+            key, value = self._encoder_keys_and_values(encoder_hidden_states, cache)
         else:
             key, value = self._keys_and_values(hidden_states)  # (B, G, T, D) each
             if position_embeddings is not None:
                 query, key = apply_rotary(query, *position_embeddings), apply_rotary(key, *position_embeddings)
-            if isinstance(past_key_values, EncoderDecoderCache):
-                past_key_values = past_key_values.self_attention_cache
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)  # (B, G, S, D)
+            if isinstance(cache, EncoderDecoderCache):
+                cache = cache.self_attention_cache
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)  # (B, G, S, D)
 
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -249,16 +275,16 @@ class GroundupAttention(nn.Module):
         return key, multiply(self.v_proj, source).view(shape).transpose(1, 2)
 
     def _encoder_keys_and_values(
-        self, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
+        self, encoder_hidden_states: torch.Tensor, cache: Cache | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the encoder's output: from the cache once they are there, since they never change."""
-        if not isinstance(past_key_values, EncoderDecoderCache):
+        if not isinstance(cache, EncoderDecoderCache):
             return self._keys_and_values(encoder_hidden_states)
-        cache = past_key_values.cross_attention_cache
-        if past_key_values.is_updated.get(self.layer_idx):
-            return cache.layers[self.layer_idx].keys, cache.layers[self.layer_idx].values
-        past_key_values.is_updated[self.layer_idx] = True
-        return cache.update(*self._keys_and_values(encoder_hidden_states), self.layer_idx)
+        kept = cache.cross_attention_cache
+        if cache.is_updated.get(self.layer_idx):
+            return kept.layers[self.layer_idx].keys, kept.layers[self.layer_idx].values
+        cache.is_updated[self.layer_idx] = True
+        return kept.update(*self._keys_and_values(encoder_hidden_states), self.layer_idx)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -309,7 +335,7 @@ class GroundupDecoderLayer(GradientCheckpointingLayer):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
@@ -317,7 +343,7 @@ class GroundupDecoderLayer(GradientCheckpointingLayer):
             self.input_layernorm(hidden_states),
             attention_mask=attention_mask,
             position_embeddings=position_embeddings,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attended)
@@ -326,7 +352,7 @@ class GroundupDecoderLayer(GradientCheckpointingLayer):
             attended, _ = self.cross_attn(
                 self.cross_attention_layernorm(hidden_states),
                 attention_mask=encoder_attention_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 encoder_hidden_states=encoder_hidden_states,
                 **{**kwargs, "is_causal": False},
             )
@@ -346,7 +372,7 @@ class GroundupPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["GroundupDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -396,6 +422,7 @@ class GroundupModel(GroundupPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @either_cache_name
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
@@ -404,14 +431,19 @@ class GroundupModel(GroundupPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Token ids (B, T), or their embeddings (B, T, C) -> a vector for each position, (B, T, C)."""
+        """Token ids (B, T), or their embeddings (B, T, C) -> a vector for each position, (B, T, C).
+
+        Args:
+            cache (`Cache`, *optional*):
+                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if encoder_hidden_states is not None and not self.config.add_cross_attention:
@@ -419,11 +451,13 @@ class GroundupModel(GroundupPreTrainedModel):
 
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
+        if self.gradient_checkpointing and self.training:  # a block that is computed twice would fill it twice
+            cache, use_cache = None, False
         use_cache = use_cache and self.config.is_causal
         if use_cache:
-            past_key_values = self._prepare_cache(past_key_values)
-        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, past_key_values)
-        masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, past_key_values)
+            cache = self._prepare_cache(cache)
+        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, cache)
+        masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, cache)
         if encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -447,36 +481,36 @@ class GroundupModel(GroundupPreTrainedModel):
                 encoder_hidden_states,
                 encoder_attention_mask,
                 position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
+                cache=cache,
                 position_ids=position_ids,
                 **kwargs,
             )
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE: cache if use_cache else None},
         )
 
-    def _prepare_cache(self, past_key_values: Cache | None) -> Cache:
+    def _prepare_cache(self, cache: Cache | None) -> Cache:
         """A cache for keys and values, with a second one for the encoder's where there is cross-attention."""
-        if past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if self.config.add_cross_attention and not isinstance(past_key_values, EncoderDecoderCache):
-            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache(config=self.config))
-        return past_key_values
+        if cache is None:
+            cache = DynamicCache(config=self.config)
+        if self.config.add_cross_attention and not isinstance(cache, EncoderDecoderCache):
+            cache = EncoderDecoderCache(cache, DynamicCache(config=self.config))
+        return cache
 
     def _prepare_positions(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: Any,
         position_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
     ) -> torch.Tensor:
         """Position ids (B or 1, T): given, or counted over the tokens that are not padding.
 
         Raises `ValueError` for a position past the last one, instead of an index error or a silent extrapolation.
         """
         length, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         given = position_ids is not None
         if not given:
             if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
@@ -497,23 +531,23 @@ class GroundupModel(GroundupPreTrainedModel):
         inputs_embeds: torch.Tensor,
         attention_mask: Any,
         position_ids: torch.Tensor,
-        past_key_values: Cache | None,
+        cache: Cache | None,
     ) -> dict[str, Any]:
         """The mask of each kind of layer: who may look at whom. `generate` may have made them already."""
         if isinstance(attention_mask, dict):
             return attention_mask
         # Rows packed with several documents are told apart by position ids that start again, but transformers looks for
         # that only without a cache and a mask. An empty cache that grows and a mask of ones are as good as none.
-        if past_key_values is not None and not past_key_values.is_compileable and past_key_values.get_seq_length() == 0:
-            past_key_values = None
+        if cache is not None and not cache.is_compileable and cache.get_seq_length() == 0:
+            cache = None
         is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        if past_key_values is None and is_padding_mask and not torch.compiler.is_compiling() and attention_mask.all():
+        if cache is None and is_padding_mask and not torch.compiler.is_compiling() and attention_mask.all():
             attention_mask = None
         arguments = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "position_ids": position_ids,
         }
         if not self.config.is_causal and attention_mask is None:
@@ -546,6 +580,7 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
         self.lm_head._is_zero_head = True
         self.post_init()
 
+    @either_cache_name
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -553,7 +588,7 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
@@ -562,12 +597,17 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
-        """Token ids (B, T) -> logits (B, T, V); with `labels` (B, T), the ids themselves, also the mean loss [nats]."""
+        """Token ids (B, T) -> logits (B, T, V); with `labels` (B, T), the ids themselves, also the mean loss [nats].
+
+        Args:
+            cache (`Cache`, *optional*):
+                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
+        """
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
@@ -581,7 +621,7 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -647,6 +687,7 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @either_cache_name
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -654,7 +695,7 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -663,13 +704,17 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         """Token ids (B, T) -> logits (B, labels); without `attention_mask`, pad tokens are found by their id.
 
         Raises `ValueError` for a batch of several rows when neither a mask nor a padding token is known.
+
+        Args:
+            cache (`Cache`, *optional*):
+                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
         """
         attention_mask = self._mask_of_padding(input_ids, attention_mask, inputs_embeds)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -681,7 +726,7 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

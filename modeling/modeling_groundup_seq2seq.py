@@ -18,7 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_groundup import GroundupConfig
-from .modeling_groundup import GroundupModel, GroundupPreTrainedModel, multiply
+from .modeling_groundup import CACHE, GroundupModel, GroundupPreTrainedModel, either_cache_name, multiply
 
 
 def half_of(config: GroundupConfig, **fields: Any) -> GroundupConfig:
@@ -65,6 +65,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
         shifted = torch.cat((start, labels[:, :-1]), dim=1)
         return shifted.masked_fill(shifted == -100, self.config.decoder_start_token_id)
 
+    @either_cache_name
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -74,7 +75,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: ModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -86,6 +87,10 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
 
         With `labels` (B, T), the text to write, the decoder's inputs are made from them and the mean loss [nats] is
         computed; -100 where a label does not count.
+
+        Args:
+            cache (`Cache`, *optional*):
+                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
@@ -102,7 +107,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
         outputs = self.decoder(
             inputs_embeds=decoder_inputs_embeds,
             attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             encoder_hidden_states=encoder_outputs.last_hidden_state,
             encoder_attention_mask=attention_mask,
             use_cache=use_cache,
@@ -115,7 +120,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,

@@ -6,9 +6,10 @@
 A folder is written under another name, synced and renamed: a crash or a full disk leaves the one before whole.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -48,30 +49,38 @@ class Position:
     validation_tokens: int | None = None
 
 
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Without transformers' bars over its files: ours shows the run."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
 def save_model(folder: Path, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast) -> None:
     """Write weights, configs, code and tokenizer into `folder`: everything that loading needs.
 
     Of a model with a LoRA adapter the adapter alone is written: its base is named, not copied.
     """
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with _without_bars():
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(folder)
         else:
             from groundup.training.lora import save_adapter  # peft takes a while to import
 
             save_adapter(folder, model)
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     save_tokenizer(tokenizer, folder)
 
 
 def load_weights(folder: Path, model: "PreTrainedModel | PeftModel") -> None:
     """Put the weights that `save_model` wrote into a model of the same kind."""
     if isinstance(model, PreTrainedModel):
-        saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
+        with _without_bars():
+            saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         model.load_state_dict(saved.state_dict())
     else:
         from groundup.training.lora import load_adapter_weights

@@ -54,6 +54,8 @@ class RunSettings(Protocol):
     quiet: bool
 
 
+FEW_UPDATES = 20  # fewer teach a model next to nothing
+
 S = TypeVar("S", bound=RunSettings)
 T = TypeVar("T")
 
@@ -255,6 +257,8 @@ class TrainingRun(abc.ABC):
         if position.step:
             loop.write_log({"event": "resume", "step": position.step})
         position = loop.run()
+        if position.step < FEW_UPDATES and loop.budget.share_used(0, position.seconds) > 0.8:
+            say(f"only {position.step} updates of the weights fitted into the time: give it more --minutes")
         if self.accelerator.is_main_process:
             with uncompiled():
                 self._finish(position)

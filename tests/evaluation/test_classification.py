@@ -73,6 +73,19 @@ def test_the_verdict_says_whether_it_was_worth_it(right, words):
     assert words in worth(rows)
 
 
+@pytest.mark.parametrize(("bits", "found"), [(2.0, False), (2.7, True), (3.6, True)])
+def test_a_language_model_that_is_no_better_than_its_best_baseline_is_told_so(bits, found):
+    def row(value, baseline=None, **more):
+        return {"name": "bits_per_byte", "value": value, "dataset": "d", "split": "test", "baseline": baseline} | more
+
+    rows = [row(bits), row(3.05, "unigram"), row(2.7, "xz -9e"), row(2.0, "xz -9e", split="another")]
+    said = worth(rows)
+    assert (said is not None) == found
+    if found:
+        assert said is not None and "no better than xz -9e (2.700)" in said and "--minutes" in said
+    assert worth([row(bits, model="a"), row(bits, model="b"), row(1.0, "xz -9e")]) is None
+
+
 def test_seeds_become_a_mean_and_a_standard_deviation():
     runs = [
         classification_rows(measured(right, 90), ["a", "b"], dataset="d", split="test", seed=seed)

@@ -6,7 +6,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from groundup.modeling import GroundupForCausalLM, GroundupForMaskedLM, GroundupModel
+from groundup.modeling import (
+    GroundupForCausalLM,
+    GroundupForConditionalGeneration,
+    GroundupForMaskedLM,
+    GroundupForSequenceClassification,
+    GroundupModel,
+)
+from groundup.modeling.modeling_groundup import CACHE
 
 DECODERS = ["modern", "gpt2", "sliding"]
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
@@ -124,6 +131,33 @@ def test_a_cache_filled_in_parts_gives_what_one_pass_gives(kind, static, build, 
         cache = output.past_key_values
         found.append(output.logits)
     torch.testing.assert_close(torch.cat(found, 1), logits(model, ids, **named), **NEAR)
+
+
+@pytest.mark.parametrize(
+    "model_class", [GroundupForCausalLM, GroundupForSequenceClassification, GroundupModel, "encoder and decoder"]
+)
+def test_the_cache_goes_by_either_of_its_names_and_never_by_both(model_class, build, config_of, ids):
+    text = {"input_ids": ids[:1, :9]}
+    if model_class == "encoder and decoder":
+        torch.manual_seed(0)
+        model = GroundupForConditionalGeneration(config_of(is_encoder_decoder=True, decoder_start_token_id=1))
+        text = {"input_ids": ids[1:2, :5], "decoder_input_ids": ids[:1, :9]}
+    else:
+        model = build(model_class=model_class)
+    model.eval()
+    written = list(text)[-1]  # what is written, and grows
+    expected = model(**text)[0][:, -1:]
+    found = []
+    for name in ("cache", "past_key_values"):
+        output = model(**text | {written: text[written][:, :-1]}, use_cache=True)
+        cache = output[CACHE]
+        found.append(model(**text | {written: text[written][:, -1:]}, **{name: cache}, use_cache=True)[0])
+        assert cache.get_seq_length() == 9
+        with pytest.raises(ValueError, match="give one of them"):
+            model(**text, cache=cache, past_key_values=cache)
+    assert torch.equal(*found)
+    if model_class is not GroundupForSequenceClassification:  # that one pools over the tokens that it is given
+        torch.testing.assert_close(found[0], expected, **NEAR)
 
 
 @pytest.mark.parametrize("kind", [*DECODERS, "encoder", "cross"])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.gate import check_content
+from groundup.evaluation.gate import check_content, through_the_gate
 from groundup.evaluation.gate_folder import CONTRACT, sort_files
 
 LICENSED = {"license": "apache-2.0"}
@@ -110,6 +110,14 @@ def test_what_must_not_lie_beside_a_checkpoint_is_named(name, checkpoint):
     assert words in said and said.isprintable() and "Ab1Ab1" not in said
 
 
+def test_what_is_wrong_is_said_of_the_folder_that_was_given(checkpoint):
+    folder = checkpoint()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError) as error, through_the_gate(folder):
+        pass
+    assert str(error.value).startswith(f"{folder} is not fit to be published: there is no file of weights")
+
+
 def test_a_link_inside_the_folder_is_as_good_as_a_file(checkpoint):
     folder = checkpoint()
     (folder / "tokenizer.json").rename(folder / "real")
@@ -120,7 +128,7 @@ def test_a_link_inside_the_folder_is_as_good_as_a_file(checkpoint):
 # What is in the files.
 
 BAD = {
-    "no weights": (lambda f: (f / "model.safetensors").unlink(), "there are 0 files of weights"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "there is no file of weights"),
     "two kinds of weights": (lambda f: (f / "model.gguf").write_bytes(b"GGUF"), "there are 2 files of weights"),
     "no number": (lambda f: reweigh(f, lambda t: t["model.norm.weight"].fill_(np.nan)), "model.norm.weight"),
     "an infinite number": (lambda f: reweigh(f, lambda t: t["model.norm.weight"].fill_(np.inf)), "not finite"),

@@ -26,7 +26,7 @@ def test_a_dry_run_shows_files_sizes_and_card_and_asks_nothing(publish, checkpoi
     seen = len(hub.requests())
     done = publish(folder, repo_id, "--dry-run", token=None)
     assert "236,920 bytes  model.safetensors" in done.stdout and "left out: notes.txt" in done.stdout
-    assert "license: apache-2.0" in done.stdout and len(hub.requests()) == seen
+    assert "license: apache-2.0" in done.stdout and "nothing was sent" in done.stderr and len(hub.requests()) == seen
     assert "license" not in (folder / "recipe.yaml").read_text()  # the checkpoint itself is left as it was
 
 

@@ -130,6 +130,14 @@ def test_the_checkpoint_labels_in_a_pipeline_as_it_does_by_predict(made, tmp_pat
             assert float(row[score["label"]]) == pytest.approx(score["score"], abs=1e-4)
 
 
+def test_empty_texts_are_labelled_in_their_places_and_counted(made, tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("cat\n\n  \nbad\n", encoding="utf-8")
+    out = package.classify(model=str(made), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "out"))
+    with (out / "predictions.csv").open(encoding="utf-8") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == ["cat", "", "  ", "bad"]
+    assert "2 of 4 texts are empty" in capsys.readouterr().err
+
+
 def test_pictures_mistakes_and_recipe_lie_beside_the_weights(made):
     assert (made / "confusion.png").read_bytes().startswith(b"\x89PNG")
     mistakes = [json.loads(line) for line in (made / "mistakes.jsonl").read_text().splitlines()]

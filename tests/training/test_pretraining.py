@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import groundup as package
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of
+from groundup.training import run
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 
@@ -139,12 +140,14 @@ def test_ctrl_c_saves_the_state_and_says_how_to_go_on(story, tmp_path):
     assert list((out / "checkpoints").glob("step-*"))
 
 
-def test_a_run_in_minutes_keeps_its_plan_and_ends_whole(story, tmp_path):
-    package.pretrain(data=[str(story)], out=str(tmp_path / "timed"), minutes=0.2, quiet=True, **TINY)
+def test_a_run_in_minutes_keeps_its_plan_and_ends_whole(story, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "FEW_UPDATES", 10**6)
+    package.pretrain(data=[str(story)], out=str(tmp_path / "timed"), minutes=0.2, **TINY)
     metrics = json.loads((tmp_path / "timed" / "metrics.json").read_text())
     assert metrics["training"]["steps"] > 0
     assert metrics["weights_sha256"] == weights(tmp_path / "timed")
     assert "minutes: 0.2" in (tmp_path / "timed" / "recipe.yaml").read_text()
+    assert f"only {metrics['training']['steps']} updates of the weights fitted into the time" in capsys.readouterr().err
 
 
 def test_epochs_count_every_token_once_each(story, tmp_path):
