@@ -7,6 +7,7 @@ transformers' own. Shapes: B rows, T positions, C width, H heads, D width of a h
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -50,7 +51,7 @@ CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters e
 
 
 def either_cache_name(forward: Callable) -> Callable:
-    """Let a forward pass that takes a `cache` take it as `past_key_values` too.
+    """Let a forward pass that takes a `cache` take it as `past_key_values` too, with transformers' warning since 5.24.
 
     Raises `ValueError` where both are given.
     """
@@ -61,6 +62,8 @@ def either_cache_name(forward: Callable) -> Callable:
         if earlier is not None:
             if kwargs.get("cache") is not None:
                 raise ValueError("cache and past_key_values are one thing: give one of them")
+            if CACHE == "cache" and not torch.compiler.is_compiling():
+                warnings.warn("`past_key_values` is deprecated: call it `cache`", FutureWarning, stacklevel=2)
             kwargs["cache"] = earlier
         return forward(*args, **kwargs)
 

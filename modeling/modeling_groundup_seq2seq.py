@@ -34,7 +34,6 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
     """One text in, another out: at each position of the second, a score for every token that could come next."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "encoder.embed_tokens.weight"}
-    _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: GroundupConfig):
         super().__init__(config)

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundup.common.errors import InputError
+from groundup.data import conversations as module
 from groundup.data.conversations import (
     Conversation,
     ConversationRows,
@@ -162,3 +163,36 @@ def test_rows_come_back_from_disk_as_they_were(tmp_path):
     rows.save(tmp_path / "rows")
     again = ConversationRows.open(tmp_path / "rows")
     assert all(np.array_equal(getattr(rows, name), getattr(again, name)) for name in ("ids", "trained", "borders"))
+
+
+def test_a_row_that_is_cut_keeps_its_beginning(tokenizer):
+    whole, marks = encode(tokenizer, ANSWERED)[0].row(0)
+    for context in range(int(marks.argmax()) + 1, len(whole)):
+        ids, trained = encode(tokenizer, ANSWERED, context)[0].row(0)
+        assert ids.tolist() == whole[:context].tolist() and trained.tolist() == marks[:context].tolist()
+
+
+def test_places_are_those_of_all_conversations_however_many_are_encoded_at_once(tokenizer, monkeypatch):
+    monkeypatch.setattr(module, "ENCODED_AT_ONCE", 2)
+    short = Conversation([{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}])
+    rows = [short, Conversation(ANSWERED), short, short, Conversation(ANSWERED), short]
+    encoded, places, _ = encode_conversations(rows, tokenizer, 5, RowCounts(rows=6))
+    assert places == [0, 2, 3, 5] and len(encoded) == 4
+
+
+def test_of_several_special_tokens_in_an_answer_the_last_one_ends_it():
+    tokenizer = train_bpe(["Hello hello " * 10], 270)
+    tokenizer.chat_template = CHAT_TEMPLATE.replace(
+        "{{- message['content'] + '<|end|>' -}}{%- endgeneration -%}",
+        "{{- '<|user|>' + message['content'] + '<|end|>' -}}{%- endgeneration -%}",
+    )
+    assert tokenizer.chat_template != CHAT_TEMPLATE
+    assert encode(tokenizer, ANSWERED)[2] == {tokenizer.convert_tokens_to_ids("<|end|>")}
+
+
+def test_capitals_and_white_space_around_it_do_not_make_another_question():
+    def key(text, answer="Yes", role="user"):
+        return Conversation([{"role": role, "content": text}, {"role": "assistant", "content": answer}]).key
+
+    assert key("What is it?") == key(" what IS it?\n") == key("What is it?", "No")
+    assert key("What is it?") != key("What is this?") and key("What is it?") != key("What is it?", role="system")

@@ -80,3 +80,36 @@ def test_processes_share_a_step_with_as_many_micro_batches_each_and_count_each_r
         for batch in (batch for batches in micro for batch in batches):
             counted += [int(ids[0]) for ids, label in zip(batch["input_ids"], batch["labels"]) if label != IGNORED]
     assert sorted(counted) == list(range(1, 11))
+
+
+def test_a_batch_is_filled_up_on_the_right_with_padding_that_the_mask_hides():
+    batch = rows_of([3, 1, 2], labels=[7, 8, 9]).batch(np.array([2, 0, 1]), pad_id=99)
+    assert batch["input_ids"].tolist() == [[3, 3, 99], [1, 1, 1], [2, 99, 99]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [9, 7, 8]
+
+
+def test_whatever_side_a_tokenizer_padded_on_a_classifiers_pads_on_the_right():
+    tokenizer = train_bpe(["the cat sat on the mat"] * 20, 300)
+    tokenizer.padding_side = "left"
+    ready = for_classifying(tokenizer, 32)
+    assert ready.padding_side == "right"
+    assert ready(["the cat sat", ""], padding=True)["attention_mask"][1][:2] == [1, 1]
+
+
+def test_processes_whose_rows_have_other_lengths_have_as_many_micro_batches_all_the_same():
+    rows = rows_of([20, 2, 2, 2, 2, 2, 2, 2])
+    parts = [ExampleBatches(rows, BatchOrder(8, 8, seed=0, limit=8), 0, 20, rank, 2) for rank in range(2)]
+    assert [len(part.micro_batches(0)) for part in parts] == [4, 4]
+
+
+def test_the_steps_of_a_group_are_dealt_out_in_another_order_by_every_seed_and_in_every_group():
+    rows = rows_of(range(1, 65))
+
+    def lengths(seed, group):
+        batches = ExampleBatches(rows, BatchOrder(64, 4, seed), 0, 10**6)
+        return [batches.micro_batches(16 * group + step)[0]["input_ids"].size(1) for step in range(16)]
+
+    orders = [lengths(seed, group) for seed, group in ((0, 0), (0, 1), (1, 0))]
+    assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])  # each group is an epoch here
+    assert orders[0] != orders[1] and orders[0] != orders[2]

@@ -152,3 +152,16 @@ def test_both_kinds_of_rows_have_the_same_interface():
         assert torch.equal(rows[-1]["input_ids"], rows.batch([len(rows) - 1])["input_ids"][0])
         with pytest.raises(IndexError):
             rows[len(rows)]
+
+
+@pytest.mark.parametrize(
+    ("borders", "expected"),
+    [
+        ([0, 9, 14, 22, 26], [[(0, 9), (22, 1)], [(14, 8), (23, 2)], [(9, 5), (25, 1)]]),  # the shortest one is cut
+        ([0, 13, 20, 23], [[(0, 10)], [(13, 7), (20, 3)], [(10, 3)]]),  # of like length a document before a tail
+    ],
+)
+def test_what_is_cut_and_what_comes_first(borders, expected):
+    found = packing.pack(np.array(borders), 10)
+    rows = [zip(found.starts[a:b].tolist(), found.lengths[a:b].tolist()) for a, b in itertools.pairwise(found.first)]
+    assert [list(row) for row in rows] == expected

@@ -307,3 +307,27 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(change, bpe, tmp_pa
     with pytest.raises(ValueError, match=re.escape("llama.cpp does not know this tokenizer")):
         write_gguf(tmp_path / "model.gguf", twin, change(bpe), "a name")
     assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize("target", KNOBS)
+def test_a_twin_keeps_the_settings_that_no_logit_shows(target):
+    told = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 4}
+    model = model_of(target, attention_dropout=0.25, initializer_range=0.05, use_cache=False, **told).train()
+    model.generation_config.temperature = 0.5
+    twin = make_twin(model, target)
+    for name in (
+        "max_position_embeddings", "attention_dropout", "initializer_range", "use_cache",
+        "bos_token_id", "eos_token_id", "pad_token_id",
+    ):  # fmt: skip
+        found = {"attention_dropout": "attn_pdrop"}.get(name, name) if target == "gpt2" else name
+        assert getattr(twin.config, found) == getattr(model.config, name), name
+    assert twin.generation_config.temperature == 0.5
+    assert not twin.training
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_weight_that_is_missing_is_named_whether_the_head_is_tied_or_not(tied):
+    model = model_of("llama", tie_word_embeddings=tied)
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "model.norm.weight"}
+    with pytest.raises(ValueError, match=r"missing \['model\.norm\.weight'\]"):
+        assemble(model.config, tensors)

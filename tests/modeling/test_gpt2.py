@@ -235,3 +235,26 @@ def test_a_variant_that_computes_something_else_is_refused_by_name(setting):
 def test_shapes_that_say_too_little_are_refused(tensors, message):
     with pytest.raises(ValueError, match=message):
         infer_config(tensors)
+
+
+def test_every_setting_comes_along_where_it_is_not_the_usual_one():
+    config = GPT2Config(
+        **TINY, n_inner=100, activation_function="relu", layer_norm_epsilon=1e-3, embd_pdrop=0.2, attn_pdrop=0.3,
+        resid_pdrop=0.4, initializer_range=0.05, tie_word_embeddings=False, use_cache=False, eos_token_id=201,
+        pad_token_id=200,
+    )  # fmt: skip
+    ours = groundup_config(config)
+    assert (ours.embedding_dropout, ours.attention_dropout, ours.residual_dropout) == (0.2, 0.3, 0.4)
+    assert (ours.hidden_act, ours.norm_eps, ours.initializer_range) == ("relu", 1e-3, 0.05)
+    assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (202, 201, 200)
+    assert gpt2_config(ours).to_dict() == config.to_dict()
+
+
+def test_shapes_tell_a_head_of_its_own_and_an_inner_width_that_is_not_four_times_the_outer():
+    config = GPT2Config(**TINY, n_inner=100, tie_word_embeddings=False)
+    tensors = {name: torch.randn(shape) for name, shape in tensor_shapes(config).items()}
+    inferred = infer_config(tensors)
+    assert (inferred.n_inner, inferred.tie_word_embeddings) == (100, False)
+    assert inferred.n_layer == 3
+    tied = infer_config(tensors | {"lm_head.weight": tensors["wte.weight"].clone()})
+    assert tied.tie_word_embeddings

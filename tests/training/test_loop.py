@@ -11,8 +11,8 @@ from torch import nn
 
 from groundup.common.errors import Diverged, Interrupted
 from groundup.training.checkpoint import Position
-from groundup.training.loop import Loop, Schedule, crossed
-from groundup.training.schedule import Budget
+from groundup.training.loop import Loop, Schedule, crossed, labels_that_count
+from groundup.training.schedule import Budget, momentum
 
 
 class SquareLoss(nn.Module):
@@ -185,3 +185,128 @@ def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a
     position = loop.run()
     assert position.step == round(10 / seconds_a_step)
     assert rates[-1] <= 0.05 * 1.5 * seconds_a_step / 5 + 1e-9  # within a step and a half of the end of the decay
+
+
+def test_labels_are_counted_under_both_of_their_names():
+    assert labels_that_count({"shift_labels": torch.tensor([[1, -100, 0]])}) == 2
+    assert labels_that_count({"labels": torch.tensor([[1, -100, 0]])}) == 2
+
+
+def test_a_step_in_which_no_label_counts_moves_nothing_and_is_not_a_bad_one():
+    rows = Rows([12])
+    rows.y[:] = -100
+    loop = make_loop(rows, steps=5)
+    before = loop.objective.weight.detach().clone()
+    loop.run()
+    assert torch.equal(loop.objective.weight, before)
+    assert (loop.position.step, loop.position.bad_steps, loop.position.labels) == (5, 0, 0)
+
+
+def test_a_step_whose_loss_is_infinite_is_left_out_too():
+    rows = Rows([12])
+    right = rows.micro_batches
+    rows.micro_batches = lambda step: [
+        batch | {"x": batch["x"] * (1e30 if step == 1 else 1.0)} for batch in right(step)
+    ]
+    loop = make_loop(rows, steps=3)
+    loop.run()
+    assert torch.isfinite(loop.objective.weight).all()
+
+
+@pytest.mark.parametrize(("bad_steps", "ends"), [((0, 1, 3, 4, 6, 7), False), ((1, 2, 3), True), ((6, 7, 8), True)])
+def test_only_three_bad_steps_in_a_row_end_the_run(bad_steps, ends):
+    loop = make_loop(Rows([12], bad_steps), steps=9)
+    if ends:
+        with pytest.raises(Diverged):
+            loop.run()
+    else:
+        assert loop.run().step == 9
+
+
+def test_the_gradient_of_a_step_is_clipped_by_the_norm_of_all_of_it():
+    loop = make_loop(Rows([3, 4, 5]), steps=1, schedule=Schedule(clip=0.5))
+    counted = loop.batches.y != -100
+    before = loop.objective.weight.detach().clone().requires_grad_()
+    (((loop.batches.x @ before) - loop.batches.y) ** 2)[counted].mean().backward()
+    assert before.grad.norm() > 0.5
+    loop.run()
+    expected = before.detach() - 0.05 * 0.5 * before.grad / before.grad.norm()
+    torch.testing.assert_close(loop.objective.weight.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_after_each_validation_it_trains_in_training_mode_again():
+    modes = []
+    loop = make_loop(Rows([12]), steps=10)
+    loop.validate = lambda: {"validation_loss": float(loop.objective.eval().training)}
+    loop._update = lambda: modes.append(loop.objective.training)
+    loop.run()
+    assert modes == [True] * 10
+
+
+def test_the_momentum_of_every_group_that_has_one_follows_its_own_warm_up():
+    seen = []
+    loop = make_loop(Rows([12]), steps=10, schedule=Schedule(warmup=0.3, momentum_warmup=0.5))
+    loop._update = lambda: seen.append(loop.optimizers[0].param_groups[0]["momentum"])
+    loop.run()
+    assert seen == pytest.approx([momentum(step / 10, warmup=0.5) for step in range(10)])
+
+
+def test_warm_up_and_decay_are_those_of_the_schedule():
+    seen = []
+    loop = make_loop(Rows([12]), steps=10, schedule=Schedule(warmup=0.2, decay=0.4))
+    loop._update = lambda: seen.append(loop.optimizers[0].param_groups[0]["lr"] / 0.05)
+    loop.run()
+    assert seen == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_each_row_of_the_log_has_the_loss_since_the_row_before(tmp_path):
+    loop = make_loop(Rows([12]), steps=400, log_path=tmp_path / "log.jsonl")  # two steps a row
+    losses, update = [], loop._update
+
+    def noting():
+        weight, counted = loop.objective.weight.detach(), loop.batches.y != -100
+        losses.append((((loop.batches.x @ weight) - loop.batches.y) ** 2)[counted].mean().item())
+        update()
+
+    loop._update = noting
+    loop.run()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "loss" in row]
+    at = 0
+    for row in logged:
+        assert row["loss"] == pytest.approx(sum(losses[at : row["step"]]) / (row["step"] - at), abs=2e-6)
+        at = row["step"]
+    assert [row["tokens"] for row in logged] == [11 * row["step"] for row in logged]
+
+
+def test_a_better_value_makes_patience_begin_again():
+    scores = iter([0.5, 0.4, 0.6, 0.5, 0.7, 0.6, 0.8, 0.7, 0.9, 0.9])
+    position = make_loop(
+        Rows([12]), steps=10, validate=lambda: {"f1": next(scores)}, best_by="f1", higher_is_better=True, patience=2
+    ).run()
+    assert (position.step, position.best_value) == (10, 0.9)
+
+
+def test_the_log_says_how_many_labels_there_were_a_second_since_the_row_before(tmp_path, monkeypatch):
+    class Clock:
+        """A stopwatch that goes on by two seconds whenever it is read, which the loop does once a step."""
+
+        def __init__(self, seconds_before):
+            self.now = seconds_before - 2.0
+
+        @property
+        def seconds(self):
+            self.now += 2.0
+            return self.now
+
+    monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+    position = Position(step=3, labels=33, seconds=6.0)
+    make_loop(Rows([12]), steps=6, log_path=tmp_path / "log.jsonl", position=position).run()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["tokens_per_second"] for row in rows if "loss" in row] == [5.5, 5.5, 5.5]
+
+
+def test_a_border_is_crossed_where_it_is_reached_and_not_half_way():
+    assert [crossed(*shares, 10) for shares in ((0.04, 0.06), (0.06, 0.09), (0.09, 0.1), (0.1, 0.11))] == [
+        False, False, True, False,
+    ]  # fmt: skip

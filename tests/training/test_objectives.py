@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.data.masking import Masking
@@ -31,13 +32,21 @@ def stock():
     return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=4)).eval()
 
 
-@pytest.mark.parametrize("make", [decoder, stock])
-def test_the_summed_loss_is_the_models_own_mean_times_the_labels(make):
+def with_a_bias():
+    model = stock()
+    model.set_output_embeddings(nn.Linear(32, 60))
+    return model
+
+
+@pytest.mark.parametrize(("make", "plain"), [(decoder, True), (stock, True), (with_a_bias, False)])
+def test_the_summed_loss_is_the_models_own_mean_times_the_labels(make, plain):
     model, ids = make(), torch.randint(0, 60, (3, 20))
     labels = torch.cat((ids[:, 1:], torch.full((3, 1), -100)), 1)
     labels[0, 3:9] = -100
     mean = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(NextTokenLoss(model)(ids, labels), mean * (labels != -100).sum())
+    objective = NextTokenLoss(model)
+    assert objective._head_is_plain is plain
+    torch.testing.assert_close(objective(ids, labels), mean * (labels != -100).sum())
 
 
 @pytest.mark.parametrize("vectors", [1, 50, 64])
@@ -96,3 +105,13 @@ def test_the_loss_of_a_pair_is_its_own_mean_times_the_labels_and_no_padding_is_r
     torch.testing.assert_close(PairLoss(model)(other, mask, labels), loss)
     fewer = labels.masked_fill(torch.arange(7) == 2, -100)
     assert PairLoss(model)(read, mask, fewer) < loss
+
+
+def test_in_bf16_the_loss_is_the_same_but_for_rounding_and_is_itself_not_rounded():
+    model, ids = decoder(), torch.randint(0, 60, (3, 20))
+    exact = NextTokenLoss(model)(ids, ids)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = NextTokenLoss(model)(ids, ids)
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
+    halves = torch.randn(5, 32).bfloat16(), torch.randn(60, 32).bfloat16()
+    assert loss_of_logits(*halves, torch.arange(5)).dtype == torch.float32

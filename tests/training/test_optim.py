@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training.lora import add_lora
+from groundup.training.lora_settings import LoraOptions
 from groundup.training.optim import TABLE_DECAY, Muon, build_optimizers, orthogonalise, split_parameters
 
 
@@ -120,3 +122,51 @@ def test_frozen_parameters_have_no_optimizer():
     model = tiny()
     model.model.embed_tokens.weight.requires_grad = False
     assert not split_parameters(model)["embedding"]
+
+
+def test_the_average_goes_on_from_step_to_step_and_the_step_looks_ahead():
+    torch.manual_seed(0)
+    weight, average, expected = nn.Parameter(torch.zeros(8, 8)), torch.zeros(8, 8), torch.zeros(8, 8)
+    optimizer = Muon([weight], lr=0.1, momentum=0.9)
+    for gradient in torch.randn(3, 8, 8):
+        weight.grad = gradient.clone()
+        optimizer.step()
+        average = 0.9 * average + 0.1 * gradient
+        expected -= 0.1 * orthogonalise((0.1 * gradient + 0.9 * average)[None])[0]
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+@pytest.mark.parametrize(("rows", "columns", "size"), [(16, 16, 1.0), (64, 16, 2.0), (16, 64, 1.0)])
+def test_the_step_of_a_tall_matrix_is_larger_by_the_root_of_its_sides_ratio(rows, columns, size):
+    torch.manual_seed(0)
+    weight, gradient = nn.Parameter(torch.zeros(rows, columns)), torch.randn(rows, columns)
+    weight.grad = gradient.clone()
+    Muon([weight], lr=0.1).step()
+    torch.testing.assert_close(weight.detach(), -0.1 * size * orthogonalise(gradient[None])[0])
+
+
+def test_each_kind_starts_at_its_own_rate_with_the_betas_of_its_optimizer_and_muon_takes_the_runs_precision():
+    rates = {"matrix": 0.01, "embedding": 0.05, "head": 0.002, "vector": 0.1}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        muon, adamw = build_optimizers(tiny(tie_word_embeddings=False), "muon", rates, 0.5, precision)
+        assert muon.dtype == dtype
+        assert {group["betas"] for group in adamw.param_groups} == {(0.8, 0.95)}
+    (alone,) = build_optimizers(tiny(tie_word_embeddings=False), "adamw", rates, 0.5)
+    assert {group["betas"] for group in alone.param_groups} == {(0.9, 0.95)}
+    for groups in (muon.param_groups + adamw.param_groups, alone.param_groups):
+        assert sorted(group["initial_lr"] for group in groups) == sorted(rates.values())
+        assert all(group["initial_lr"] == group["lr"] for group in groups)
+
+
+def test_adamw_alone_decays_matrices_and_tables_and_neither_vectors_nor_adapters():
+    rates = {"matrix": 0.01, "embedding": 0.05, "head": 0.002, "vector": 0.1, "adapter": 0.03}
+    (adamw,) = build_optimizers(tiny(tie_word_embeddings=False), "adamw", rates, 0.5)
+    lost = {group["lr"]: group["lr"] * group["weight_decay"] for group in adamw.param_groups}
+    table = TABLE_DECAY * 0.01 * 0.5
+    assert lost == pytest.approx({0.01: 0.01 * 0.5, 0.05: table, 0.002: table, 0.1: 0.0})
+    adapted = tiny()
+    adapted.name_or_path = "somebody/base"
+    add_lora(adapted, LoraOptions())
+    for kind in ("muon", "adamw"):
+        (adamw,) = build_optimizers(adapted, kind, rates, 0.5)
+        assert [(group["lr"], group["weight_decay"]) for group in adamw.param_groups] == [(0.03, 0.0)]

@@ -52,3 +52,9 @@ def test_a_stopwatch_goes_on_from_the_seconds_of_an_earlier_process(monkeypatch)
     new, resumed = Stopwatch(), Stopwatch(30.0)
     now = 102.0
     assert (new.seconds, resumed.seconds) == (2, 32)
+
+
+def test_the_decay_takes_its_share_of_the_budget_however_long_it_is():
+    assert [learning_rate_factor(share, warmup=0.0, decay=0.2) for share in (0.3, 0.8, 1.0)] == [1, 1, 0]
+    assert abs(learning_rate_factor(0.9, warmup=0.0, decay=0.2) - 0.5) < 1e-12
+    assert abs(learning_rate_factor(0.4, warmup=0.0, decay=0.8) - 0.75) < 1e-12
