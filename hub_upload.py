@@ -47,10 +47,12 @@ def publish(settings: PublishSettings) -> Pushed | None:
         _check_space(settings)
     with contextlib.ExitStack() as stack:
         # Everything passes its gate before anything is sent.
-        parcels = [(target, stack.enter_context(_gate(settings, Path(settings.checkpoint).expanduser())))]
+        parcels = [
+            (target, stack.enter_context(_gate(settings, Path(settings.checkpoint).expanduser(), target.repo_id)))
+        ]
         for kind in settings.with_twin:
-            twin = stack.enter_context(_twin(settings, parcels[0][1].folder, kind))
-            parcels.append((dataclasses.replace(target, repo_id=f"{target.repo_id}-{kind}"), twin))
+            place = dataclasses.replace(target, repo_id=f"{target.repo_id}-{kind}")
+            parcels.append((place, stack.enter_context(_twin(settings, parcels[0][1].folder, kind, place.repo_id))))
         if settings.space:
             space = Target(f"{target.repo_id}-space", settings.private, repo_type="space")
             parcels.append((space, stack.enter_context(_space(settings, parcels[0][1]))))
@@ -67,20 +69,26 @@ def publish(settings: PublishSettings) -> Pushed | None:
     return model
 
 
-def _gate(settings: PublishSettings, folder: Path, **more: Any) -> contextlib.AbstractContextManager[Parcel]:
+def _gate(
+    settings: PublishSettings, folder: Path, repo_id: str, **more: Any
+) -> contextlib.AbstractContextManager[Parcel]:
     additions = {"license": settings.license, "language": settings.language, "base_model": settings.base_model}
     return through_the_gate(
-        folder, additions | more, fetch_base=fetch_model, trust_remote_code=settings.trust_remote_code
+        folder,
+        additions | more,
+        repo_id=repo_id,
+        fetch_base=fetch_model,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
 @contextlib.contextmanager
-def _twin(settings: PublishSettings, original: Path, kind: Any) -> Iterator[Parcel]:
+def _twin(settings: PublishSettings, original: Path, kind: Any, repo_id: str) -> Iterator[Parcel]:
     """A stock form of the model, exported and through the gate, that names the original as what it was made from."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / f"{original.name}-{kind}"
         export(ExportSettings(checkpoint=str(original), to=kind, out=str(folder), quiet=settings.quiet))
-        with _gate(settings, folder, base_model=settings.repo_id) as parcel:
+        with _gate(settings, folder, repo_id, base_model=settings.repo_id) as parcel:
             yield parcel
 
 

@@ -37,7 +37,7 @@ _USE = """\
 ```python
 from transformers import {auto_class}, AutoTokenizer
 
-path = "."  # this folder, or the name of its repository on the Hub
+path = "{path}"{which}
 tokenizer = AutoTokenizer.from_pretrained(path{distrust})
 {load}
 {then}
@@ -138,17 +138,18 @@ def _kind_of(folder: Path) -> _Kind:
     return _Kind("AutoModelForCausalLM", is_gguf, None, {}, not is_gguf)
 
 
-def write_card(folder: Path) -> Path:
+def write_card(folder: Path, path: str = ".") -> Path:
     """Write the model card `README.md` from `metrics.json` and `recipe.yaml` alone, and return its path.
 
     Of the recipe it names `name`, `license`, `language`, `base_model` and `sources` (a list of name, bytes, sha256) are
-    used where they are given; every other setting is listed as it is. How to load the model follows from its config.
+    used where they are given; every other setting is listed as it is. How to load the model follows from its config;
+    `path` is where from: the folder itself, or its repository on the Hub.
     """
     folder = Path(folder)
     metrics, recipe = read_metrics(folder), read_yaml(folder / RECIPE_FILE)
     name, kind = recipe.get("name") or "groundup", _kind_of(folder)
     sections = {
-        "Use": _use(kind),
+        "Use": _use(kind, path),
         "Results": _results(metrics),
         "Samples": _samples(metrics),
         "Training data": _training_data(recipe),
@@ -188,7 +189,7 @@ def describe_twin(folder: Path, original: Path, parameters: int, difference: flo
     write_card(folder)
 
 
-def _use(kind: _Kind) -> str:
+def _use(kind: _Kind, path: str) -> str:
     """How to load the model, to be copied as it is."""
     if kind.is_gguf:
         return _USE_GGUF
@@ -200,7 +201,9 @@ def _use(kind: _Kind) -> str:
         told = "".join(f", {name}={value!r}" for name, value in kind.overrides.items())
         load = f"base = {kind.auto_class}.from_pretrained({kind.base!r}{told}{trust})\n"
         load += "model = PeftModel.from_pretrained(base, path)"
-    text = _USE.format(auto_class=kind.auto_class, distrust=distrust, load=load, then=_THEN.get(kind.auto_class, _ELSE))
+    which = "  # this folder, or the name of its repository on the Hub" if path == "." else ""
+    then = _THEN.get(kind.auto_class, _ELSE)
+    text = _USE.format(auto_class=kind.auto_class, path=path, which=which, distrust=distrust, load=load, then=then)
     if kind.base is not None:
         text = text.replace("```python\n", "```python\nfrom peft import PeftModel\n")
     return text + (_CODE if kind.has_code else "")

@@ -72,6 +72,7 @@ def through_the_gate(
     checkpoint: Path,
     additions: dict[str, Any] | None = None,
     *,
+    repo_id: str = ".",
     fetch_base: Callable[[str], Path] | None = None,
     trust_remote_code: bool = False,
 ) -> Iterator[Parcel]:
@@ -80,6 +81,7 @@ def through_the_gate(
     Args:
         checkpoint: the folder of a model, an adapter or a twin.
         additions: keys to put into the published `recipe.yaml`: license, language, base_model.
+        repo_id: where the card says that the model is loaded from: its repository, or the folder itself.
         fetch_base: gives the folder of an adapter's base model, by its name on the Hub.
         trust_remote_code: run modeling files that differ from this package's.
 
@@ -96,7 +98,7 @@ def through_the_gate(
         base = _base_of(copy, fetch_base, trust_remote_code)
         with _named(checkpoint, copy):
             proof = None if (copy / GGUF_WEIGHTS).is_file() else prove(copy, "Once upon a time", base=base)
-        write_card(copy)
+        write_card(copy, repo_id)
         for name, before in sha256.items():
             if sha256_of(copy / name) != before:
                 raise InputError(f"{name} changed while it was looked at: publish when the run has ended")

@@ -64,7 +64,8 @@ class Pusher:
             return None
         states = random_state()
         try:
-            with through_the_gate(folder, self.additions, fetch_base=fetch_model) as parcel:
+            gate = through_the_gate(folder, self.additions, repo_id=self.target.repo_id, fetch_base=fetch_model)
+            with gate as parcel:
                 pushed = push_folder(parcel.folder, self.target, name, is_ours)
         except (InputError, Unavailable) as error:
             say(f"{name} was not published, nothing else is lost: {error}")

@@ -1,6 +1,7 @@
 """transformers' own model tests, from its source distribution, run against our networks in every configuration."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -24,12 +25,34 @@ OURS_SKIPPED = {  # a reason given in common_suite.py -> tests
 }
 
 
-def fetch(folder):
-    """The test files of the installed version's source distribution, as a package in `folder`."""
+NEWEST = "5.24.0"  # the first that calls the cache of keys and values `cache`
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory):
+    """A folder with the newest transformers, to stand before the installed one."""
+    folder = tmp_path_factory.mktemp("newest")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        folder,
+        f"transformers=={NEWEST}",
+    ]
+    subprocess.run(pip, check=True, capture_output=True)
+    return folder
+
+
+def fetch(folder, version):
+    """The test files of a version's source distribution, as a package in `folder`."""
     done = subprocess.run(
         [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers",
-            "--no-build-isolation", "--dest", folder, f"transformers=={transformers.__version__}",
+            "--no-build-isolation", "--dest", folder, f"transformers=={version}",
         ],
         capture_output=True, text=True,
     )  # fmt: skip
@@ -50,15 +73,32 @@ def fetch(folder):
 
 
 @pytest.mark.slow
-def test_transformers_own_tests_pass(tmp_path):
-    fetch(tmp_path)
+@pytest.mark.timeout(1200)
+def test_what_holds_for_our_networks_holds_under_the_newest_transformers_too(newest):
+    here = Path(__file__).parent
+    files = [here / f"test_{name}.py" for name in ("attention", "export", "generating", "heads", "peers", "seq2seq")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(newest)}
+    asked = [sys.executable, "-c", "import transformers; print(transformers.__version__)"]
+    assert subprocess.run(asked, env=env, capture_output=True, text=True).stdout.strip() == NEWEST
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files]
+    done = subprocess.run(command, env=env, cwd=here.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 250
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("version", [transformers.__version__, NEWEST])
+def test_transformers_own_tests_pass(version, newest, tmp_path):
+    fetch(tmp_path, version)
+    path = {"PYTHONPATH": str(newest)} if version == NEWEST else {}
     ours = Path(__file__).parent / "common_suite.py"
     (tmp_path / "tests" / "test_groundup.py").write_bytes(ours.read_bytes())
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     done = subprocess.run(
         [*command, "tests/test_groundup.py"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", **path}, capture_output=True, text=True,
     )  # fmt: skip
     suite = ElementTree.parse(report).getroot()[0]
     assert done.returncode == 0, done.stdout[-5000:]
