@@ -48,10 +48,8 @@ def load_model(
     with `trust_remote_code`; our own models never need theirs. Raises `InputError`, in one sentence, for a source that
     is missing, not whole, or no causal language model.
     """
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        _check_folder(source)
-    if find_adapter_config_file(str(path)):
+    _check_place(source)
+    if find_adapter_config_file(str(Path(source).expanduser())):
         from groundup.evaluation.adapters import fold, load_adapter  # peft takes a while to import
 
         model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))
@@ -64,7 +62,7 @@ def load_writer(
     source: str | Path, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """What `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
-    _check_folder(source)
+    _check_place(source)
     kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
     return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
 
@@ -111,14 +109,21 @@ def load_network(
 def _check_folder(source: str | Path) -> None:
     """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
     path = Path(source).expanduser()
-    if path.is_file():
-        raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
-    if not path.is_dir() and (path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2):
+    _check_place(source)
+
+
+def _check_place(source: str | Path) -> None:
+    """The same where a folder may be that of an adapter, which has no config.json."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
+    if path.is_dir():
+        return
+    if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2:
         raise InputError(f"{source} does not exist: give the folder of a model or its name on the Hub (owner/name)")
-    if not path.is_dir():
-        _say_where(str(source))
+    _say_where(str(source))
 
 
 @functools.cache  # once for a name, however many of its files are asked for
