@@ -2,9 +2,13 @@
 
 import bisect
 import itertools
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import torch
 from lm_eval.api.instance import Instance
 from measuring import Row, compare
@@ -17,7 +21,9 @@ from groundup.evaluation.benchmarks import as_lm, quiet
 from groundup.evaluation.language_parts import BY_DOCUMENT, Text, score_text
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.folder import plain_backend
+from groundup.tokenization.folder import plain_backend, save_tokenizer
+
+GIGABYTE, MOST_MEGABYTES = 1_000_000_000, 600
 
 
 def tokenise() -> Row:
@@ -65,3 +71,38 @@ def evaluate() -> Row:
     if abs(nats["ours"] / nats["peer"] - 1) > 1e-4:
         raise RuntimeError(f"the two disagree: {nats}")
     return row
+
+
+def prepare_memory() -> Row:
+    """The most memory that `groundup prepare` and all its processes hold together on a file of 1 GB."""
+    documents = python_docs.load()["train"]
+    text = "\n\n".join(documents["text"])
+    with tempfile.TemporaryDirectory() as folder:
+        file, tokenizer, out = (Path(folder) / name for name in ("text.txt", "tokenizer", "shards"))
+        save_tokenizer(train_bpe(documents["text"], 8192), tokenizer)
+        with file.open("w", encoding="utf-8") as written:
+            for number in range(GIGABYTE // len(text.encode()) + 1):
+                written.write(f"{number}\n\n{text}\n\n")
+        command = [sys.executable, "-m", "groundup", "prepare", "--data", str(file), "--tokenizer", str(tokenizer)]
+        started = time.perf_counter()
+        process = subprocess.Popen([*command, "--out", str(out), "--quiet"])
+        peak = _peak_of_all(process)
+        if process.returncode:
+            raise RuntimeError(f"prepare ended with status {process.returncode}")
+        seconds = time.perf_counter() - started
+    what = f"{MOST_MEGABYTES} MB ÷ memory of all processes that prepare 1 GB of text, in {seconds:.0f} s"
+    ratio = MOST_MEGABYTES / peak
+    return Row("prepare-memory", what, ratio, ratio, ratio, f"{peak:,.0f} MB", f"{MOST_MEGABYTES} MB")
+
+
+def _peak_of_all(process: subprocess.Popen[bytes]) -> float:
+    """The most memory [MB] that a process and its children hold together until it ends, shared pages counted once."""
+    peak, whole = 0.0, psutil.Process(process.pid)
+    while process.poll() is None:
+        try:
+            held = sum(part.memory_full_info().pss for part in [whole, *whole.children(recursive=True)])
+        except psutil.NoSuchProcess:  # one of them has just ended
+            continue
+        peak = max(peak, held / 1e6)
+        time.sleep(0.2)
+    return peak

@@ -2,7 +2,7 @@
 
     make bench                    every row that takes minutes
     make bench ROW=name           one row
-    make bench ALL=1              those too that take hours
+    make bench ALL=1              the longer ones too, of which `plan` takes hours
     make bench ROW=plan TEXT=shakespeare.txt
 
 Prints a table and writes benchmarks/results.json. Absolute figures depend on the machine, ratios less so.
@@ -18,9 +18,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import bench_ablation
+import bench_kills
 import bench_plan
 import bench_text
 import bench_training
+import bench_waiting
 import bench_writing
 import torch
 from measuring import Row
@@ -39,20 +42,29 @@ ROWS = {
     "peak": bench_training.peak_share,
     "memory-step": bench_training.memory_step,
     "evaluate": bench_text.evaluate,
+    "first-token": bench_waiting.terminal,
+    "first-token-page": bench_waiting.page,
+    "first-token-second": bench_waiting.page_beside_another,
+    "prepare-memory": bench_text.prepare_memory,
+    "kills": bench_kills.kills,
 }
-ROWS_ON_TEXT = {"nanogpt": bench_training.nanogpt, "plan": bench_plan.plan}  # these take a text
-HOURS = ("plan",)
+ROWS_ON_TEXT = {  # these take a text
+    "nanogpt": bench_training.nanogpt,
+    "ablation": bench_ablation.ablation,
+    "plan": bench_plan.plan,
+}
+LONG = ("prepare-memory", "kills", "ablation", "plan")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     every = [*ROWS, *ROWS_ON_TEXT]
     parser.add_argument("--row", choices=every, help="one row alone")
-    parser.add_argument("--all", action="store_true", help="also the rows that take hours")
-    parser.add_argument("--text", help="a text for the rows nanogpt and plan (default: the built-in corpus)")
+    parser.add_argument("--all", action="store_true", help="also the longer rows; the plan takes hours")
+    parser.add_argument("--text", help="a text for nanogpt, ablation and plan (default: the built-in corpus)")
     options = parser.parse_args()
     rows = []
-    for name in [options.row] if options.row else [name for name in every if options.all or name not in HOURS]:
+    for name in [options.row] if options.row else [name for name in every if options.all or name not in LONG]:
         rows.append(ROWS_ON_TEXT[name](options.text) if name in ROWS_ON_TEXT else ROWS[name]())
         show(rows[-1:])
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -141,12 +141,22 @@ def _reason(error: Exception) -> str:
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Without transformers' reports and bars on the terminal: what matters of them is said as an error of ours."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
+    try:
+        with without_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' bars over its files: ours shows how far the work is."""
+    bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

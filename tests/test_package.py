@@ -84,12 +84,12 @@ def test_public_names_resolve_and_a_model_registers_itself():
 
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else_and_works_where_it_is_installed(tmp_path):
+    built = tmp_path / "built"  # the source archive, and the wheel made of it alone
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
-        check=True,
-        capture_output=True,
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", built, ROOT], check=True, capture_output=True
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,), (archive,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel, archive], check=True)
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"groundup/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     data = ("recipes/*.yaml", "evaluation/tasks/*", "cli/*.css", "cli/*.html", "cli/*.js")

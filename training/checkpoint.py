@@ -6,10 +6,9 @@
 A folder is written under another name, synced and renamed: a crash or a full disk leaves the one before whole.
 """
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,11 +18,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sha256_of
+from groundup.evaluation.loading import without_bars
 from groundup.tokenization.folder import save_tokenizer
 
 if TYPE_CHECKING:
@@ -49,24 +48,12 @@ class Position:
     validation_tokens: int | None = None
 
 
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Without transformers' bars over its files: ours shows the run."""
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
 def save_model(folder: Path, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast) -> None:
     """Write weights, configs, code and tokenizer into `folder`: everything that loading needs.
 
     Of a model with a LoRA adapter the adapter alone is written: its base is named, not copied.
     """
-    with _without_bars():
+    with without_bars():
         if isinstance(model, PreTrainedModel):
             model.save_pretrained(folder)
         else:
@@ -79,7 +66,7 @@ def save_model(folder: Path, model: "PreTrainedModel | PeftModel", tokenizer: Pr
 def load_weights(folder: Path, model: "PreTrainedModel | PeftModel") -> None:
     """Put the weights that `save_model` wrote into a model of the same kind."""
     if isinstance(model, PreTrainedModel):
-        with _without_bars():
+        with without_bars():
             saved = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         model.load_state_dict(saved.state_dict())
     else:

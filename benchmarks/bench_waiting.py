@@ -1,0 +1,113 @@
+"""Rows about how long a person waits for the first token after Enter, in the terminal and on the page."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from gradio_client import Client
+from measuring import Row
+
+from groundup.data import python_docs
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.tokenization.bpe import train_bpe
+from groundup.training.checkpoint import save_model
+
+WANTED = 0.3  # seconds
+TIMES = 20
+PROMPT = "Return the first item of the sequence for which"
+WRITTEN = 150  # tokens
+SIZES = {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 6, "num_attention_heads": 5}
+
+
+@contextmanager
+def untrained() -> Iterator[tuple[str, float]]:
+    """The folder of a model with random weights, which goes with its block, and millions of parameters."""
+    tokenizer = train_bpe(python_docs.load()["train"]["text"], 4096)
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    torch.manual_seed(0)
+    model = GroundupForCausalLM(GroundupConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SIZES, **ends))
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), model, tokenizer)
+        yield folder, model.num_parameters() / 1e6
+
+
+def terminal() -> Row:
+    """From a line sent to `groundup chat` to the first piece of its answer."""
+    with untrained() as (folder, size), subprocess.Popen(
+        [sys.executable, "-m", "groundup", "chat", "--model", folder, "--max-new-tokens", "20"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None and process.stdout is not None
+        answers, found = process.stdout.fileno(), []
+        _read_until(answers, b"> ")
+        for _ in range(TIMES):
+            started = time.perf_counter()
+            process.stdin.write(PROMPT.encode() + b"\n")
+            process.stdin.flush()
+            first = os.read(answers, 4096)
+            found.append(time.perf_counter() - started)
+            _read_until(answers, b"\n> ", first)
+        process.stdin.close()
+    return _row("first-token", f"groundup chat, {size:.1f} M parameters", found)
+
+
+def page() -> Row:
+    """From a prompt sent to the page to its first update, nobody else there."""
+    with untrained() as (folder, size), _visit(folder) as url:
+        visitor = Client(url, verbose=False)
+        found = [_seconds_to_first(visitor)[0] for _ in range(TIMES)]
+    return _row("first-token-page", f"playground, {size:.1f} M parameters", found)
+
+
+def page_beside_another() -> Row:
+    """The same while another visitor's text is being written; the other's text must go on meanwhile."""
+    with untrained() as (folder, size), _visit(folder) as url:
+        first, second = Client(url, verbose=False), Client(url, verbose=False)
+        found = []
+        while len(found) < TIMES:
+            _, job = _seconds_to_first(first, wait=False)
+            seconds, _ = _seconds_to_first(second)
+            if not job.done():  # it was still being written when the second visitor saw a token
+                found.append(seconds)
+            job.result()
+    return _row("first-token-second", f"a second visitor's, {size:.1f} M parameters", found)
+
+
+@contextmanager
+def _visit(folder: str) -> Iterator[str]:
+    """A playground in a process of its own; its address."""
+    command = [sys.executable, "-m", "groundup", "playground", "--model", folder]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            yield next(word for line in process.stderr for word in line.split() if word.startswith("http://"))
+        finally:
+            process.terminate()
+
+
+def _seconds_to_first(visitor: Client, wait: bool = True):  # type: ignore[no-untyped-def] (gradio's Job)
+    started = time.perf_counter()
+    job = visitor.submit(PROMPT, 0.8, 50, 0.95, WRITTEN, 0, api_name="/complete")
+    next(iter(job))
+    seconds = time.perf_counter() - started
+    if wait:
+        job.result()
+    return seconds, job
+
+
+def _read_until(stream: int, end: bytes, read: bytes = b"") -> None:
+    while not read.endswith(end):
+        read += os.read(stream, 4096)
+
+
+def _row(name: str, what: str, seconds: list[float]) -> Row:
+    middle, ratios = statistics.median(seconds), [WANTED / value for value in seconds]
+    what = f"{WANTED} s ÷ seconds to the first token after Enter, {what}, {TIMES} times"
+    return Row(name, what, WANTED / middle, min(ratios), max(ratios), f"{middle:.3f} s", f"{WANTED} s")
