@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP's threads wait for each other by spinning; with any other program on the cores each wait lasts until the
     # scheduler's next turn: a small model trains many times slower (docs/performance.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # offline its client would warn of each retry, tens of lines
     name = arguments[0] if arguments else ""
     try:
         if name in ("", "-h", "--help"):

@@ -46,6 +46,7 @@ BUILT_IN = (PYTHON_DOCS, "library-areas", "instruction-tasks")  # names that sta
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+){0,2}")
+FEW_DOCUMENTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,6 +311,11 @@ def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents,
     else:
         border = len(documents) - max(1, int(len(documents) * fraction))
         train, validation = documents[:border], documents[border:]
+        if len(validation) < FEW_DOCUMENTS:  # of unlike sizes the last tenth may be far from a tenth of the text
+            share = text_bytes(validation) / text_bytes(documents)
+            if not fraction / 2 <= share <= 2 * fraction:
+                last = f"{len(validation)} of {len(documents)} documents"
+                say(f"kept back, to measure on: the last {last}, {share:.1%} of the text")
     if not (len(train) and len(validation)):
         raise InputError(f"too little text in {name} to keep a part back for validation: give more")
     return train, validation

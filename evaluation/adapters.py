@@ -98,7 +98,9 @@ def adapter_settings(source: str | Path) -> dict[str, Any]:
     """What adapter_config.json says. Raises `InputError` where there is none."""
     path = find_adapter_config_file(str(Path(source).expanduser()))
     if path is None:
-        raise InputError(f"{source} is no adapter: it has no adapter_config.json")
+        here = Path(source).expanduser().is_dir()
+        why = "it has no adapter_config.json" if here else "there is no such folder, and none was found on the Hub"
+        raise InputError(f"{source} is no adapter: {why}")
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 

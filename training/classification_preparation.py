@@ -34,6 +34,7 @@ from groundup.modeling import GroundupConfig
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.classification_settings import ClassifySettings
+from groundup.training.lora_settings import check_lora
 from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
@@ -167,6 +168,7 @@ def _check(settings: ClassifySettings) -> None:
         raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
     if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
         raise InputError("a model from nothing learns the texts first: give it some --adapt-minutes, or a --model")
+    check_lora(settings)
     if settings.lora and (settings.model is None or settings.adapt_minutes or settings.adapt_epochs):
         raise InputError("--lora adapts a model that lies somewhere: give --model, and no --adapt-minutes")
     if settings.lora and settings.train != "all":

@@ -35,6 +35,7 @@ from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.instruction_settings import InstructSettings
+from groundup.training.lora_settings import check_lora
 from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
@@ -119,6 +120,7 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--split and --eval-data both name rows to test on: give one of them")
     if settings.model is not None and settings.architecture == "encoder-decoder":
         raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
+    check_lora(settings)
     if settings.model is None and settings.lora:
         raise InputError("--lora adapts a model that has learnt something: give --model")
     if not 0 <= settings.pretrain_share < 1:

@@ -24,7 +24,7 @@ from groundup.common.errors import InputError, near
 from groundup.common.files import sha256_of
 from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.kinds import OVERRIDES_FILE
-from groundup.training.lora_settings import LoraOptions
+from groundup.training.lora_settings import LoraOptions, check_sizes
 
 # Fields of a config that say nothing of how a model computes.
 _HOUSEKEEPING = (
@@ -53,7 +53,7 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
     Raises:
         InputError: for options that make no sense, for a base that lies nowhere, or that has an adapter already.
     """
-    _check(options)
+    check_sizes(options)
     base = _base_name(model)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise InputError(f"{base} has an adapter already: fold it in first with groundup merge")
@@ -88,15 +88,6 @@ def task_type(model: PreTrainedModel) -> TaskType | None:
     if not model.can_generate():
         return None
     return TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM
-
-
-def _check(options: LoraOptions) -> None:
-    if options.lora_rank < 1:
-        raise InputError(f"--lora-rank {options.lora_rank} must be at least 1")
-    if not options.lora_alpha > 0:
-        raise InputError(f"--lora-alpha {options.lora_alpha} must be above 0")
-    if not 0 <= options.lora_dropout < 1:
-        raise InputError(f"--lora-dropout {options.lora_dropout} must be at least 0 and below 1")
 
 
 def _base_name(model: PreTrainedModel) -> str:

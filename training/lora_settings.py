@@ -1,6 +1,8 @@
 """The settings of LoRA, shared by the verbs that fine-tune, and of the verb `merge`; importing them costs nothing."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+
+from groundup.common.errors import InputError
 
 
 @dataclass(kw_only=True)
@@ -21,6 +23,26 @@ class LoraOptions:
     """Multiply by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023), meant for large ranks."""
     lora_dora: bool = False
     """Train a length for each output of a matrix too (DoRA, Liu et al. 2024); slower."""
+
+
+def check_lora(options: LoraOptions) -> None:
+    """Raise `InputError` for options of an adapter without `lora`, which nothing would heed, or that make no sense."""
+    if not options.lora:
+        for option in fields(LoraOptions):
+            usual = option.default if option.default_factory is MISSING else option.default_factory()
+            if option.name != "lora" and getattr(options, option.name) != usual:
+                raise InputError(f"--{option.name.replace('_', '-')} says what an adapter is like: add --lora")
+    check_sizes(options)
+
+
+def check_sizes(options: LoraOptions) -> None:
+    """Raise `InputError` for a rank, an alpha or a dropout that no adapter can have."""
+    if options.lora_rank < 1:
+        raise InputError(f"--lora-rank {options.lora_rank} must be at least 1")
+    if not options.lora_alpha > 0:
+        raise InputError(f"--lora-alpha {options.lora_alpha} must be above 0")
+    if not 0 <= options.lora_dropout < 1:
+        raise InputError(f"--lora-dropout {options.lora_dropout} must be at least 0 and below 1")
 
 
 @dataclass(kw_only=True)

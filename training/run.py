@@ -91,10 +91,17 @@ def carry_out(
     if settings.resume and run.is_finished:
         say(f"{run.out} is finished: nothing to do")
         return run.out
+    # What the first process sees counts: another one may look when the recipe has just been written.
+    goes_on = settings.resume and run.has_begun
     try:
-        # Asked on the first process alone: another one may look when the recipe has just been written.
-        agreed(state, lambda: None if settings.resume and run.has_begun else prepare(settings, run, began))
-        start(run, began).run(resume=settings.resume)
+        agreed(state, lambda: None if goes_on else prepare(settings, run, began))
+        try:
+            training = start(run, began)
+        except InputError:
+            if state.is_main_process and not goes_on:
+                run.take_back()
+            raise
+        training.run(resume=settings.resume)
     except Exception as error:
         told = disk_error(error, run.out)
         if told is None:
@@ -258,7 +265,8 @@ class TrainingRun(abc.ABC):
             loop.write_log({"event": "resume", "step": position.step})
         position = loop.run()
         if position.step < FEW_UPDATES and loop.budget.share_used(0, position.seconds) > 0.8:
-            say(f"only {position.step} updates of the weights fitted into the time: give it more --minutes")
+            updates = "one update" if position.step == 1 else f"{position.step} updates"
+            say(f"only {updates} of the weights fitted into the time: give it more --minutes")
         if self.accelerator.is_main_process:
             with uncompiled():
                 self._finish(position)

@@ -7,6 +7,7 @@ OUT/checkpoints/    whole repositories with a state beside them
 OUT/                the best of them, at the end
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -56,6 +57,15 @@ class RunFolder:
     def read_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `write_recipe` kept."""
         return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / "private.yaml")
+
+    def take_back(self) -> None:
+        """Remove what preparing wrote, unless something was trained since, so that the command can be given again."""
+        if any(self.out.rglob(LOG_FILE)):
+            return
+        shutil.rmtree(self.work, ignore_errors=True)
+        (self.out / RECIPE_FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.out.rmdir()
 
     def save_step(
         self,

@@ -36,6 +36,7 @@ from groundup.evaluation.loading import load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer
+from groundup.training.lora_settings import check_lora
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
@@ -85,6 +86,7 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
 
 
 def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
+    check_lora(settings)
     if settings.lora and settings.init_from is None:
         raise InputError("--lora adapts a model that is there: name it with --init-from")
     check_exists(settings.eval_data)

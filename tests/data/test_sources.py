@@ -341,6 +341,16 @@ def test_the_last_tenth_of_documents_is_kept_back(tmp_path, count, kept_back):
     assert list(corpus.validation.texts()) == [f"row {n}" for n in range(count - kept_back, count)]
 
 
+def test_a_part_kept_back_that_is_far_from_a_tenth_of_the_text_is_said(tmp_path, capsys):
+    console.quiet = False
+    for name, size in (("a", 960), ("b", 40), ("c", 960), ("d", 107)):
+        write(tmp_path / f"{name}.txt", "x" * size)
+    load_corpus([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    assert "kept back, to measure on: the last 1 of 2 documents, 4.0% of the text" in capsys.readouterr().err
+    load_corpus([str(tmp_path / "c.txt"), str(tmp_path / "d.txt")])
+    assert "kept back" not in capsys.readouterr().err
+
+
 def test_too_little_text_to_keep_some_back_is_refused(tmp_path):
     for text in ("a", " b"):
         with pytest.raises(InputError, match="too little text"):

@@ -9,6 +9,7 @@ from peft import AutoPeftModelForCausalLM
 import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.training.run_folder import RunFolder
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 GO_ON = {"context_length": 32, "batch_tokens": 256, "max_steps": 12, "quiet": True}
@@ -127,3 +128,24 @@ def test_lora_needs_a_model_to_adapt(other_story, tmp_path):
     with pytest.raises(InputError, match="--init-from"):
         package.pretrain(data=[other_story], lora=True, out="nothing", quiet=True)
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lora_targets": ["query"]}, "query"),
+        ({"lora_rank": 0}, "--lora-rank 0"),
+        ({"lora": False, "lora_rank": 4}, "--lora-rank says what an adapter is like: add --lora"),
+        ({"lora": False, "lora_targets": ["q_proj"]}, "--lora-targets says"),
+    ],
+)
+def test_what_is_refused_leaves_nothing_in_the_way_of_the_same_command_mended(base, other_story, options, words):
+    with pytest.raises(InputError, match=words):
+        adapt(base, other_story, "adapter", **options)
+    assert (adapt(base, other_story, "adapter", max_steps=2) / WEIGHTS).is_file()
+
+
+def test_what_was_trained_is_not_taken_back(base):
+    before = {path: path.read_bytes() for path in base.rglob("*") if path.is_file()}
+    RunFolder(base).take_back()
+    assert {path: path.read_bytes() for path in base.rglob("*") if path.is_file()} == before

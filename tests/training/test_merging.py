@@ -190,8 +190,10 @@ def test_what_is_wrong_with_an_adapter_is_said_in_one_line(bases, tokenizer, tmp
     assert "names no base" in said(base_model_name_or_path=None)
     assert "does not fit its base" in said(r=8)
     assert "FEATURE_EXTRACTION" in said(task_type="FEATURE_EXTRACTION")
-    with pytest.raises(InputError, match="no adapter"):
+    with pytest.raises(InputError, match="it has no adapter_config"):
         load_adapter(bases / "untied")
+    with pytest.raises(InputError, match="there is no such folder"):
+        load_adapter("nope")
     with pytest.raises(InputError, match="needs an adapter"):
         package.merge()
 
