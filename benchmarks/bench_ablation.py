@@ -1,21 +1,19 @@
 """The row about what each part of the defaults earns: the same run without it, the same number of updates."""
 
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from measuring import Row, bits_per_byte
+from measuring import Row, bits_per_byte, one_thread_each
 
 import groundup
-from groundup.common.console import console
 from groundup.data import python_docs
 from groundup.training import loop, optim
 
-UPDATES = 400
+UPDATES = 350
 SIZES = {"hidden_size": 128, "num_hidden_layers": 3, "context_length": 128, "batch_tokens": 2048, "vocab_size": 4096}
 
 
@@ -54,25 +52,27 @@ WITHOUT: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 def ablation(text: str | None) -> Row:
     """Bits per byte of each run without a part, printed; the row is the least of them ÷ that of the whole."""
-    console.quiet = True
-    scores: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.txt"
         written = Path(text).read_text(encoding="utf-8") if text else "\n\n".join(python_docs.load()["train"]["text"])
         file.write_text(written, encoding="utf-8")
-        for name, (options, patches) in WITHOUT.items():
-            started = time.perf_counter()
-            with ExitStack() as stack:
-                for change in patches:
-                    stack.enter_context(change)
-                out = groundup.pretrain(
-                    data=[str(file)], max_steps=UPDATES, out=str(Path(folder) / str(len(scores))), quiet=True,
-                    **SIZES | options,
-                )  # fmt: skip
-            scores[name] = bits_per_byte(out)
-            print(f"without {name}: {scores[name]:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+        scores = dict(zip(WITHOUT, one_thread_each(_score, [(file, part) for part in WITHOUT])))
+    for part, score in scores.items():
+        print(f"without {part}: {score:.4f}", flush=True)
     whole = scores.pop("nothing")
     ratios = sorted(value / whole for value in scores.values())
     what = f"bits per byte after {UPDATES} updates without each part ÷ with all; the least and the greatest"
     best = min(scores, key=lambda name: scores[name])
     return Row("ablation", what, ratios[0], ratios[0], ratios[-1], f"{whole:.3f}", f"{scores[best]:.3f} without {best}")
+
+
+def _score(run: tuple[Path, str]) -> float:
+    """Bits per byte of a run without a part."""
+    file, part = run
+    options, patches = WITHOUT[part]
+    out = file.with_name(f"run-{list(WITHOUT).index(part)}")
+    with ExitStack() as stack:
+        for change in patches:
+            stack.enter_context(change)
+        groundup.pretrain(data=[str(file)], max_steps=UPDATES, out=str(out), quiet=True, **SIZES | options)
+    return bits_per_byte(out)

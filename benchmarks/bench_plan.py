@@ -1,40 +1,42 @@
 """The row about the plan: what it chooses by itself beside choices made by hand, on texts unlike each other."""
 
+import itertools
 import statistics
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from measuring import Row, bits_per_byte
+import torch
+from bench_training import ENDS, training_run
+from measuring import Row, bits_per_byte, one_thread_each
 
 import groundup
 from groundup.common.console import console
+from groundup.common.settings import read_yaml
 from groundup.data import python_docs
+from groundup.evaluation.report import read_metrics
+from groundup.modeling import GroundupConfig
+from groundup.training.plan import Plan, make_plan
+from groundup.training.settings import PretrainSettings
 
 MINUTES = 3.0
 TEXT_BYTES = 5_000_000  # of source code, and of a text that is given
-# Changes by hand: sizes around those that a small machine can train in minutes, and what the plan derives from them.
-GRID: list[dict[str, Any]] = [
-    {"hidden_size": 96, "num_hidden_layers": 3},
-    {"hidden_size": 128, "num_hidden_layers": 2},
-    {"hidden_size": 128, "num_hidden_layers": 4},
-    {"hidden_size": 160, "num_hidden_layers": 3},
-    {"hidden_size": 192, "num_hidden_layers": 4},
-    {"vocab_size": 2048},
-    {"vocab_size": 8192},
-    {"batch_tokens": 4096},
-    {"context_length": 256},
-    {"learning_rate": 1.5},
-]
+SIZES = ((96, 2), (128, 2), (128, 4), (160, 3), (96, 3))  # width and layers around what minutes on two cores can train
+UPDATES, TIMES = 6, 5  # of a timed run, and how often each of a pair is timed
 
 
 def plan(text: str | None) -> Row:
-    """Bits per byte after the same minutes: the best choice of the grid ÷ the plan's own, on each text."""
+    """Bits per byte after the same minutes: the best choice of the grid ÷ the plan's own, on each text.
+
+    The plan's own run has the clock. A choice by hand gets the updates that fit into the same time by its speed,
+    measured in turn with the plan's: a shared machine moves by more from one run to the next than choices differ.
+    """
     console.quiet = True
-    found = {name: _best_and_own(name, written) for name, written in _texts(text).items()}
+    found = {name: _own_and_best(name, written) for name, written in _texts(text).items()}
     ratios = [best / own for own, best, _ in found.values()]
-    what = f"bits per byte after {MINUTES:g} minutes, the best of {len(GRID)} choices by hand ÷ the plan's own: "
+    what = f"bits per byte after {MINUTES:g} minutes, the best choice by hand ÷ the plan's own: "
     what += "; ".join(f"{name} {choice}" for name, (_, _, choice) in found.items())
     own, best = (", ".join(f"{values[side]:.3f}" for values in found.values()) for side in (0, 1))
     return Row("plan", what, statistics.median(ratios), min(ratios), max(ratios), own, best)
@@ -48,17 +50,78 @@ def _texts(given: str | None) -> dict[str, str]:
     return texts | ({given: Path(given).read_text(encoding="utf-8")[:TEXT_BYTES]} if given else {})
 
 
-def _best_and_own(name: str, text: str) -> tuple[float, float, str]:
+def _grid(own: Plan) -> list[dict[str, Any]]:
+    """Eight changes by hand: other sizes, and what the plan derives from them."""
+    mine = (own.model["hidden_size"], own.model["num_hidden_layers"])
+    sizes = itertools.islice((size for size in SIZES if size != mine), 4)
+    return [
+        *({"hidden_size": width, "num_hidden_layers": layers} for width, layers in sizes),
+        {"vocab_size": 2 * own.vocab_size},
+        {"batch_tokens": 2 * own.batch_tokens},
+        {"context_length": 2 * own.context_length},
+        {"learning_rate": 1.5},
+    ]
+
+
+def _own_and_best(name: str, text: str) -> tuple[float, float, str]:
     """The plan's own bits per byte, the grid's least, and what the latter changed."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "text.txt"
+        file, out = Path(folder) / "text.txt", Path(folder) / "own"
         file.write_text(text, encoding="utf-8")
-        scores = []
-        for number, choice in enumerate([{}, *GRID]):
-            out = groundup.pretrain(
-                data=[str(file)], minutes=MINUTES, out=str(Path(folder) / str(number)), quiet=True, **choice
-            )
-            scores.append(bits_per_byte(out))
-            print(f"{name}: {choice or 'the plan'}: {scores[-1]:.4f}", flush=True)
-    best = min(range(len(GRID)), key=lambda number: scores[number + 1])
-    return scores[0], scores[best + 1], ", ".join(f"{key} {value}" for key, value in GRID[best].items())
+        groundup.pretrain(data=[str(file)], minutes=MINUTES, out=str(out), quiet=True)
+        own, updates = Plan(**read_yaml(out / "recipe.yaml")["plan"]), read_metrics(out)["training"]["steps"]
+        print(f"{name}: the plan, {own.model}: {bits_per_byte(out):.4f}, {updates} updates", flush=True)
+        runs = []
+        for number, choice in enumerate(_grid(own)):
+            sizes = _sizes(own, len(text.encode()) * 0.9, choice)
+            fitting = round(updates * _relative_speed(own, sizes))
+            runs.append((str(file), str(Path(folder) / str(number)), sizes, choice, fitting))
+        scores = one_thread_each(_score, runs)
+        for (_, _, _, choice, fitting), score in zip(runs, scores):
+            print(f"{name}: {choice}: {score:.4f}, {fitting} updates", flush=True)
+        best = min(range(len(runs)), key=lambda number: scores[number])
+        change = ", ".join(f"{key} {value}" for key, value in runs[best][3].items())
+        return bits_per_byte(out), scores[best], change
+
+
+def _sizes(own: Plan, text_bytes: float, choice: dict[str, Any]) -> Plan:
+    """The plan with a choice by hand in it: all else is as it was but what follows from it (decay, rates, rows)."""
+    kept = {"vocab_size": own.vocab_size, "batch_tokens": own.batch_tokens, "context_length": own.context_length}
+    kept |= {name: own.model[name] for name in ("hidden_size", "num_hidden_layers")}
+    compiled = "yes" if own.compiled else "no"
+    return make_plan(PretrainSettings(**kept | choice, compile=compiled), text_bytes, None)
+
+
+def _relative_speed(own: Plan, other: Plan) -> float:
+    """Updates of `other` in the time of one of `own`, each timed in turn."""
+    sizes = ("vocab_size", "model", "context_length", "batch_tokens")
+    if all(getattr(own, name) == getattr(other, name) for name in sizes):
+        return 1.0  # other rates
+    torch._dynamo.reset()  # one function is compiled for so many sizes and no more
+    runs, seconds = [_training(own), _training(other)], [[], []]
+    for number in range(TIMES + 1):
+        for side, run in enumerate(runs):
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[side].append(time.perf_counter() - started)
+    return statistics.median(mine / its for mine, its in zip(*seconds))
+
+
+def _training(plan: Plan) -> Any:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": plan.vocab_size, "max_position_embeddings": plan.context_length}
+    config = GroundupConfig(**sizes, **plan.model, **ENDS)
+    parts = plan.batch_tokens // plan.context_length // plan.micro_batch_rows
+    return training_run(config, plan, rows=plan.micro_batch_rows, parts=parts, steps=UPDATES)
+
+
+def _score(run: tuple[str, str, Plan, dict[str, Any], int]) -> float:
+    """Bits per byte of a choice after so many updates."""
+    file, out, sizes, choice, updates = run
+    names = ("vocab_size", "batch_tokens", "context_length", "weight_decay")
+    options = {name: getattr(sizes, name) for name in names} | choice
+    options |= {name: sizes.model[name] for name in ("hidden_size", "num_hidden_layers")}
+    options["compile"] = "yes" if sizes.compiled else "no"
+    groundup.pretrain(data=[file], max_steps=updates, out=out, quiet=True, **options)
+    return bits_per_byte(Path(out))

@@ -23,7 +23,7 @@ from groundup.training.compiling import compile_blocks
 from groundup.training.loop import Batch, Loop, Schedule
 from groundup.training.objectives import NextTokenLoss
 from groundup.training.optim import build_optimizers
-from groundup.training.plan import bf16_is_native, cost_of, measure_flops
+from groundup.training.plan import Optimization, bf16_is_native, cost_of, measure_flops
 from groundup.training.schedule import Budget
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 8192, 384, 6, 6, 256
@@ -33,45 +33,55 @@ NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 
 
-def rows_of_ids() -> torch.Tensor:
-    """Random ids (rows of a timed run, CONTEXT)."""
-    return torch.randint(0, VOCABULARY, (ROWS * PARTS * STEPS, CONTEXT), generator=torch.Generator().manual_seed(0))
+def rows_of_ids(rows: int = ROWS * PARTS * STEPS, context: int = CONTEXT, vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """Random ids (rows, context)."""
+    return torch.randint(0, vocabulary, (rows, context), generator=torch.Generator().manual_seed(0))
 
 
 class RandomRows:
-    """Random ids and what follows them, in micro-batches."""
+    """Random ids and what follows them, `parts` micro-batches of `rows` for each step."""
 
-    def __init__(self):
-        ids = rows_of_ids()
+    def __init__(self, config: GroundupConfig, rows: int, parts: int, steps: int):
+        ids = rows_of_ids(rows * parts * steps, config.max_position_embeddings, config.vocab_size)
         labels = functional.pad(ids, (0, 1), value=0)[:, 1:]
-        self.parts = [{"input_ids": i, "shift_labels": y} for i, y in zip(ids.split(ROWS), labels.split(ROWS))]
+        self.all = [{"input_ids": i, "shift_labels": y} for i, y in zip(ids.split(rows), labels.split(rows))]
+        self.parts = parts
 
     def micro_batches(self, step: int) -> list[Batch]:
         """The micro-batches of a step."""
-        return self.parts[step * PARTS : (step + 1) * PARTS]
+        return self.all[step * self.parts : (step + 1) * self.parts]
 
 
 def our_training(optimizer: str, precision: str, compiled: bool) -> Callable[[], object]:
     """A run of STEPS updates by our loop, a model of ours in our own shape."""
-    torch.manual_seed(0)
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     config = GroundupConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **sizes, **ENDS)
+    how = Optimization(
+        precision=precision, optimizer=optimizer, rates=RATES, weight_decay=0.1, warmup=0, decay=0.5, compiled=compiled
+    )
+    return training_run(config, how, ROWS, PARTS, STEPS)
+
+
+def training_run(config: GroundupConfig, how: Optimization, rows: int, parts: int, steps: int) -> Callable[[], object]:
+    """A run of `steps` updates by our loop on random rows."""
+    torch.manual_seed(0)
     model = GroundupForCausalLM(config).train()
-    if compiled:
+    if how.compiled:
         compile_blocks(model)
-    optimizers = build_optimizers(model, optimizer, RATES, 0.1, precision)
+    optimizers = build_optimizers(model, how.optimizer, how.rates, how.weight_decay, how.precision)
 
     def accelerator() -> Accelerator:
         AcceleratorState._reset_state()  # Trainer resets it, too
-        return Accelerator(cpu=True, mixed_precision={"fp32": "no"}.get(precision, precision))
+        return Accelerator(cpu=True, mixed_precision={"fp32": "no"}.get(how.precision, how.precision))
 
-    objective, batches = accelerator().prepare(NextTokenLoss(model, compiled)), RandomRows()
+    objective = accelerator().prepare(NextTokenLoss(model, how.compiled))
+    batches = RandomRows(config, rows, parts, steps)
     console.quiet = True
 
     def run() -> None:
         Loop(
             accelerator=accelerator(), objective=objective, optimizers=optimizers, batches=batches,
-            budget=Budget(steps=STEPS), schedule=Schedule(), validate=lambda: {"validation_loss": 0.0},
+            budget=Budget(steps=steps), schedule=Schedule(), validate=lambda: {"validation_loss": 0.0},
             save=lambda position: None,
         ).run()  # fmt: skip
 

@@ -1,16 +1,24 @@
 """What every row of the table is made of: two ways of doing one thing, in turn, several times."""
 
+import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import torch
+
+from groundup.common.console import console
 from groundup.evaluation.report import read_metrics
 
 RUNS = 5
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass
@@ -78,3 +86,15 @@ def compare_memory(
     ratios = [theirs / own for own, theirs in found]
     peaks = [f"{statistics.median(values):,.0f} MB" for values in zip(*found)]
     return Row(name, what, statistics.median(ratios), min(ratios), max(ratios), *peaks)
+
+
+def one_thread_each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """The results of `work` for each item, as many at once as there are cores: for what does not depend on speed."""
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), spawned, _begin_alone) as pool:
+        return list(pool.map(work, items))
+
+
+def _begin_alone() -> None:
+    torch.set_num_threads(1)
+    console.quiet = True

@@ -260,6 +260,8 @@ def _summary(kind: _Kind, metrics: dict[str, Any], recipe: dict[str, Any]) -> st
     what = f"A {_NAMES[kind.pipeline]}{size}, made with the package `groundup`."
     if kind.base is not None:
         what += f" It is a LoRA adapter and needs its base, `{kind.base}`."
+    if merged := recipe.get("merged"):
+        what += f" It is the LoRA adapter `{merged['adapter']}` folded into its base, `{merged['base']}`."
     if recipe.get("verb") == "export":
         original = recipe.get("base_model") or recipe.get("settings", {}).get("checkpoint")
         what += f" It has the weights of `{original}` in a form that needs no code of ours; its logits are the same."

@@ -24,6 +24,7 @@ class TokenLoss(nn.Module):
         self.model = model
         self._head_is_plain = plain_head(model) is not None
         self._pieces = torch.nn.LinearCrossEntropyOptions()
+        self._compiled = compiled
         self._of_logits = torch.compile(loss_of_logits) if compiled else loss_of_logits
 
     def summed(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
@@ -40,7 +41,8 @@ class TokenLoss(nn.Module):
         targets = labels.flatten() if everywhere else labels[counted]
         head = cast(nn.Linear, self.model.get_output_embeddings())
         in_bf16 = torch.is_autocast_enabled(hidden.device.type)
-        if in_bf16 and hidden.size(0) * head.weight.size(0) <= LARGEST_LOGITS:
+        # In fp32 torch's chunks are as fast and smaller, unless all is compiled (docs/performance.md).
+        if (in_bf16 or self._compiled) and hidden.size(0) * head.weight.size(0) <= LARGEST_LOGITS:
             return self._of_logits(hidden, head.weight, targets)
         if in_bf16 and hidden.device.type != "cpu":
             return loss_in_pieces(self._of_logits, hidden, head.weight, targets)

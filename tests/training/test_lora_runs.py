@@ -115,6 +115,7 @@ def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_st
     recipe = yaml.safe_load((merged / "recipe.yaml").read_text())
     assert recipe["merged"]["base"] == "base"
     assert recipe["verb"] == "pretrain", "what it was taught, not how it was stored"
+    assert "the LoRA adapter `adapter` folded into its base, `base`" in (merged / "README.md").read_text()
 
 
 def test_a_base_with_other_weights_is_refused(base, other_story):

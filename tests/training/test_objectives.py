@@ -115,3 +115,16 @@ def test_in_bf16_the_loss_is_the_same_but_for_rounding_and_is_itself_not_rounded
     torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
     halves = torch.randn(5, 32).bfloat16(), torch.randn(60, 32).bfloat16()
     assert loss_of_logits(*halves, torch.arange(5)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("largest", "at_once"), [(60 * 60, True), (60 * 59, False)])
+def test_a_compiled_loss_takes_its_logits_at_once_unless_they_are_too_large(largest, at_once, monkeypatch):
+    model, ids, calls = decoder(), torch.randint(0, 60, (3, 20)), []
+
+    def noting(function):
+        return lambda *given: calls.append(1) or function(*given)
+
+    monkeypatch.setattr(objectives, "LARGEST_LOGITS", largest)
+    monkeypatch.setattr(torch, "compile", noting)
+    torch.testing.assert_close(NextTokenLoss(model, compiled=True)(ids, ids), NextTokenLoss(model)(ids, ids))
+    assert bool(calls) is at_once
