@@ -13,6 +13,7 @@ import psutil
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from groundup.cli.settings import DoctorSettings
 from groundup.common.settings import verb
@@ -37,7 +38,7 @@ def doctor(settings: DoctorSettings) -> list[Finding]:
     findings = [finding for look in LOOKS for finding in look()]
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
-        table.add_row("[red]✗[/]" if finding.mend else "[green]✓[/]", finding.name, finding.value)
+        table.add_row("[red]✗[/]" if finding.mend else "[green]✓[/]", finding.name, Text(finding.value))
     console = Console(highlight=False, soft_wrap=True)  # on standard output: the findings are what was asked for
     console.print(table)
     to_mend = [finding for finding in findings if finding.mend]

@@ -116,7 +116,8 @@ def summary_table(metrics: dict[str, Any]) -> Table:
     header, lines = result_lines(rows)
     below = [*notes(rows), *family_notes(section(metrics["metrics"], "families"))]
     below += [*(f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items())]
-    table = Table(box=None, pad_edge=False, header_style="bold", caption="\n".join(below) or None)
+    caption = Text("\n".join(below), "table.caption") if below else None
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption)
     table.caption_justify = "left"
     for column, name in enumerate(header):
         table.add_column(name, justify="right" if column > 1 else "left", overflow="fold")

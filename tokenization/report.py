@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
@@ -43,7 +44,7 @@ def report_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "tokenizer" else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            row["tokenizer"],
+            Text(row["tokenizer"]),
             f"{row['vocab_size']:,}",
             f"{row['bytes_per_token']:.3f}",
             f"{row['unknown_rate']:.2%}",

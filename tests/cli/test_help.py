@@ -116,6 +116,13 @@ def test_the_doctor_looks_and_says_what_to_mend_and_never_shows_the_token(capsys
         assert name in text
 
 
+def test_an_extra_that_is_missing_is_named_with_its_brackets(capsys, monkeypatch):
+    installed = doctor.installed
+    monkeypatch.setattr(doctor, "installed", lambda name: None if name == "gradio" else installed(name))
+    assert main(["doctor"]) == 0
+    assert "pip install 'groundup[playground]'" in capsys.readouterr().out
+
+
 def test_a_library_that_is_too_old_is_to_be_mended(monkeypatch):
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: ["torch>=99", "nothing-at-all>=1"])
     mends = {finding.name: finding.mend for finding in doctor.versions() if finding.mend}
