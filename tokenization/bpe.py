@@ -63,10 +63,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     )
 
 
-def suitable_vocab_size(text_bytes: float) -> int:
+def suitable_vocab_size(text_bytes: float, *, seen_often: bool = False) -> int:
     """The vocabulary for a training text of `text_bytes` bytes: the power of two at or above its square root.
 
     The number of distinct words grows like the square root of a text (Heaps' law), and so do the merges worth having.
+    For a text that is `seen_often` it is the nearest power of two: what is rare is then learnt by heart all too easily
+    (docs/experiments.md).
     """
-    size = 2 ** math.ceil(math.log2(max(1, text_bytes)) / 2)
+    power = math.log2(max(1, text_bytes)) / 2
+    size = 2 ** (round(power) if seen_often else math.ceil(power))
     return min(max(size, 512), LARGEST_VOCABULARY)

@@ -39,9 +39,10 @@ SIZES = (
     Size(64, 2, 64, 0),
     Size(96, 2, 128, 2e12),
     Size(128, 3, 128, 8e12),
-    Size(192, 4, 128, 8e13),
-    Size(256, 5, 256, 2.5e14),
-    Size(384, 6, 256, 1.2e15),
+    Size(128, 3, 256, 2.5e13),
+    Size(192, 4, 512, 8e13),
+    Size(256, 5, 512, 2.5e14),
+    Size(384, 6, 512, 1.2e15),
     Size(512, 8, 512, 8e15),
     Size(768, 12, 1024, 8e16),
 )
@@ -50,6 +51,7 @@ WORTH_COMPILING = 120.0  # seconds of training: compiling takes up to 20, and ma
 # not depend on the sizes (Wang and Aitchison 2024). Measured on texts seen several times: docs/experiments.md.
 FORGETTING = 0.3
 LEAST_DECAY, MOST_DECAY = 0.1, 3.0
+OFTEN = 5.0  # passes over the text foreseen, from which on a smaller vocabulary is better (docs/experiments.md)
 ADAPTER_RATE = 5e-3  # of LoRA's factors, whatever the width and the rank (docs/domain.md)
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 SMOKE_SIZE = Size(64, 2, 64, 0)
@@ -139,11 +141,15 @@ def make_plan(
         if seconds is not None
         else NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
     )
-    vocab_size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(text_bytes), 16384))
+    vocab_size = _vocab_size(settings, text_bytes)
     size = SMOKE_SIZE if settings.smoke else _size(flop, tokens, vocab_size)
     model = _model_fields(settings, size)
     context_length = settings.context_length or model.pop("max_position_embeddings", size.context_length)
     _, of_a_token = cost_of(model, vocab_size, context_length)
+    passes = (tokens or flop / of_a_token) * bytes_a_token(vocab_size) / text_bytes
+    if passes > OFTEN:
+        vocab_size = _vocab_size(settings, text_bytes, seen_often=True)
+        _, of_a_token = cost_of(model, vocab_size, context_length)
     batch_tokens = settings.batch_tokens or (1024 if settings.smoke else suitable_batch(tokens or flop / of_a_token))
     rows = max(1, batch_tokens // context_length)
     rates = _rates(settings, model["hidden_size"])
@@ -167,6 +173,12 @@ def make_plan(
     )
 
 
+def _vocab_size(settings: PretrainSettings, text_bytes: float, *, seen_often: bool = False) -> int:
+    if settings.vocab_size is not None:
+        return settings.vocab_size
+    return 512 if settings.smoke else min(suitable_vocab_size(text_bytes, seen_often=seen_often), 16384)
+
+
 def _size(flop: float, tokens: float | None, vocab_size: int) -> Size:
     """The largest size that is worth the compute, or worth the tokens at its own cost for each."""
 
@@ -185,6 +197,7 @@ def _reasons(
     reasons = {
         "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
         "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
+        "context": "a model learns to copy what a text repeats, and the longer it trains the farther back",
         "vocabulary": f"about the square root of {text_bytes:,.0f} bytes of text",
         "batch": "grows with the tokens seen, to the power 0.38",
         "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
@@ -193,6 +206,7 @@ def _reasons(
     }
     given = {"size": any(getattr(settings, name) is not None for name in sizes)}
     given |= {"vocabulary": settings.vocab_size is not None, "batch": settings.batch_tokens is not None}
+    given |= {"context": settings.context_length is not None or settings.preset is not None}
     given |= {"weight_decay": settings.weight_decay is not None, "compiled": settings.compile != "auto"}
     return reasons | {name: "as given" for name, was_given in given.items() if was_given}
 

@@ -148,7 +148,7 @@ def choice_table(forecast: Forecast) -> Table:
             f"{forecast.parameters / 1e6:,.1f} M parameters",
             chosen.reasons["size"],
         ),
-        ("context", f"{chosen.context_length:,} tokens", ""),
+        ("context", f"{chosen.context_length:,} tokens", chosen.reasons["context"]),
         ("batch", f"{chosen.batch_tokens:,} tokens an update", chosen.reasons["batch"]),
         ("precision", chosen.precision, chosen.reasons["precision"]),
         ("optimizer", chosen.optimizer, ""),

@@ -46,6 +46,26 @@ def test_more_tokens_never_mean_a_smaller_batch_or_model():
     assert widths[0] < widths[-1]
 
 
+def test_the_longer_a_model_trains_the_farther_back_it_sees():
+    powers = [6 + number / 3 for number in range(13)]
+    plans = [forecast_of(PlanSettings(text_bytes=1e10, tokens=10**power)).plan for power in powers]
+    contexts = [chosen.context_length for chosen in plans]
+    assert contexts == sorted(contexts)
+    assert {128, 256, 512} <= set(contexts)
+    given = forecast_of(PlanSettings(text_bytes=1e10, tokens=1e6, context_length=640)).plan
+    assert (given.context_length, given.reasons["context"]) == (640, "as given")
+
+
+def test_a_text_that_is_seen_often_gets_the_vocabulary_nearest_to_its_square_root():
+    def vocabulary(text_bytes, passes, **options):
+        tokens = passes * text_bytes / bytes_a_token(4096)
+        return forecast_of(PlanSettings(text_bytes=text_bytes, tokens=tokens, **options)).plan.vocab_size
+
+    assert [vocabulary(4.6e6, passes) for passes in (1, 4.9, 5.1, 30)] == [4096, 4096, 2048, 2048]
+    assert vocabulary(4.6e6, 30, vocab_size=4096) == 4096
+    assert vocabulary(2.2e6, 1) == vocabulary(2.2e6, 30) == 2048  # whose root is 1,483
+
+
 def test_the_oftener_a_text_is_seen_the_more_weights_decay_and_what_was_given_stays():
     def decay(text_bytes, **options):
         return make_plan(PretrainSettings(batch_tokens=2048, vocab_size=2048, **options), text_bytes, None).weight_decay
