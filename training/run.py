@@ -81,7 +81,7 @@ def carry_out(
         Diverged: when the loss stops being a number.
     """
     began = clock.began()
-    refuse_silent_sharding()
+    refuse_sharding()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
     pusher_of(settings)  # options that will not do are said before anything is done
@@ -122,10 +122,13 @@ def pusher_of(settings: Any) -> "Pusher | None":
     return Pusher(settings, settings.save_every, base if settings.lora else None)
 
 
-def refuse_silent_sharding() -> None:
-    """Raise `InputError` where Accelerate was told to shard (FSDP) and would train whole copies without a word."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" and torch.accelerator.current_accelerator() is None:
-        raise InputError("FSDP on a CPU is not sharding but whole copies: launch with --multi_cpu, or use a GPU")
+def refuse_sharding() -> None:
+    """Raise `InputError` where Accelerate was told to shard (FSDP): the states that a run saves are whole ones.
+
+    On a CPU Accelerate would train whole copies without a word.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+        raise InputError("FSDP is not supported: launch without it (--multi_gpu, --multi_cpu): a copy on each device")
 
 
 def agreed(state: PartialState, action: Callable[[], T]) -> T:
