@@ -24,6 +24,7 @@ from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sha256_of
 from groundup.evaluation.loading import without_bars
 from groundup.tokenization.folder import save_tokenizer
+from groundup.training.sharding import share_like, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,18 +49,24 @@ class Position:
     validation_tokens: int | None = None
 
 
-def save_model(folder: Path, model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerFast) -> None:
+def save_model(
+    folder: Path,
+    model: "PreTrainedModel | PeftModel",
+    tokenizer: PreTrainedTokenizerFast,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write weights, configs, code and tokenizer into `folder`: everything that loading needs.
 
-    Of a model with a LoRA adapter the adapter alone is written: its base is named, not copied.
+    Of a model with a LoRA adapter the adapter alone is written: its base is named, not copied. `weights` are the
+    model's where it holds only a share of them.
     """
     with without_bars():
         if isinstance(model, PreTrainedModel):
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
         else:
             from groundup.training.lora import save_adapter  # peft takes a while to import
 
-            save_adapter(folder, model)
+            save_adapter(folder, model, weights)
     save_tokenizer(tokenizer, folder)
 
 
@@ -76,10 +83,10 @@ def load_weights(folder: Path, model: "PreTrainedModel | PeftModel") -> None:
 
 
 def optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
-    """Every tensor that the optimizers keep, under "parameter's name|entry"."""
+    """Every tensor that the optimizers keep, whole, under "parameter's name|entry"; called on every process."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}|{entry}": value
+        f"{names[id(parameter)]}|{entry}": whole(value)
         for optimizer in optimizers
         for parameter, entries in optimizer.state.items()
         for entry, value in entries.items()
@@ -96,7 +103,8 @@ def load_optimizer_state(
         name, entry = key.rsplit("|", 1)
         parameter = parameters[name]
         device = parameter.device if value.ndim else value.device  # a step count stays where AdamW keeps it
-        owners[id(parameter)].state[parameter][entry] = value.to(device)
+        value = value.to(device)
+        owners[id(parameter)].state[parameter][entry] = share_like(value, parameter) if value.ndim else value
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -129,15 +137,17 @@ def set_random_state(states: dict[str, torch.Tensor]) -> None:
 
 def save_state(
     folder: Path,
-    model: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
+    optimizer: dict[str, torch.Tensor],
     position: Position,
     random_states: Sequence[dict[str, torch.Tensor]],
 ) -> None:
-    """Write `folder/state/`: what processes, one for each of `random_states`, need to go on bit for bit."""
+    """Write `folder/state/`: what processes, one for each of `random_states`, need to go on bit for bit.
+
+    `optimizer` is what `optimizer_state` gave.
+    """
     state = folder / STATE
     state.mkdir(exist_ok=True)
-    tensors = {key: value.contiguous() for key, value in optimizer_state(model, optimizers).items()}
+    tensors = {key: value.contiguous() for key, value in optimizer.items()}
     save_file(tensors, state / "optimizer.safetensors")
     for rank, states in enumerate(random_states):
         save_file({name: value.contiguous() for name, value in states.items()}, state / f"rank-{rank}.safetensors")

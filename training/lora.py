@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -124,7 +125,7 @@ def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list
     return {name: sorted(tokens) for name, module in model.named_modules() if any(module is table for table in tables)}
 
 
-def save_adapter(folder: Path, adapted: PeftModel) -> None:
+def save_adapter(folder: Path, adapted: PeftModel, weights: dict[str, torch.Tensor] | None = None) -> None:
     """Write an adapter as peft has it, and beside it what its base must be told to become the model that was trained.
 
     `config_overrides.json` has the fields in which the model's config differs from the base's (labels, pooling), as the
@@ -137,7 +138,7 @@ def save_adapter(folder: Path, adapted: PeftModel) -> None:
         str(settings.base_model_name_or_path), revision=settings.revision or "main"
     )
     resized = model.config.get_text_config().vocab_size != base.get_text_config().vocab_size
-    adapted.save_pretrained(str(folder), save_embedding_layers=resized)
+    adapted.save_pretrained(str(folder), save_embedding_layers=resized, state_dict=weights)
     written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     for name, value in written.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):

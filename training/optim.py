@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from groundup.training.sharding import share_like, whole
+
 # Five steps, each its own (a, b, c) of X <- a X + b (X X') X + c (X X')^2 X: optimal for singular values from 1e-3 to 1
 # (Amsel et al. 2025, with a safety factor of 2 %). They are tuned as a sequence: none can be left out.
 POLAR_EXPRESS = (
@@ -85,11 +87,13 @@ class Muon(torch.optim.Optimizer):
             averages.append(state["momentum_buffer"])
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's step
-        updates = orthogonalise(torch.stack(looked_ahead).to(self.dtype)).to(parameters[0].dtype)
+        updates = orthogonalise(torch.stack([whole(ahead) for ahead in looked_ahead]).to(self.dtype))
+        updates = updates.to(parameters[0].dtype)
         rows, columns = parameters[0].shape
         step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
         decay = group["lr"] * group["weight_decay"]
-        for parameter, update in zip(parameters, updates):
+        for parameter, whole_update in zip(parameters, updates):
+            update = share_like(whole_update, parameter)
             if decay:
                 parameter.sub_(parameter * ((update * parameter) > 0), alpha=decay)
             parameter.sub_(update, alpha=step_size)

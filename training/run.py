@@ -5,7 +5,6 @@ measured; everything else is the same for pretraining, classification and instru
 """
 
 import abc
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
@@ -28,6 +27,7 @@ from groundup.training.checkpoint import (
     disk_error,
     load_state,
     load_weights,
+    optimizer_state,
     random_states_of_all,
     save_state,
     set_random_state,
@@ -38,6 +38,7 @@ from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
+from groundup.training.sharding import asked_to_shard, run_within, shard, whole_weights, without_accelerates
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -81,7 +82,6 @@ def carry_out(
         Diverged: when the loss stops being a number.
     """
     began = clock.began()
-    refuse_sharding()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
     pusher_of(settings)  # options that will not do are said before anything is done
@@ -120,15 +120,6 @@ def pusher_of(settings: Any) -> "Pusher | None":
 
     base = getattr(settings, "init_from", None) or getattr(settings, "model", None)
     return Pusher(settings, settings.save_every, base if settings.lora else None)
-
-
-def refuse_sharding() -> None:
-    """Raise `InputError` where Accelerate was told to shard (FSDP): the states that a run saves are whole ones.
-
-    On a CPU Accelerate would train whole copies without a word.
-    """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
-        raise InputError("FSDP is not supported: launch without it (--multi_gpu, --multi_cpu): a copy on each device")
 
 
 def agreed(state: PartialState, action: Callable[[], T]) -> T:
@@ -187,16 +178,26 @@ class TrainingRun(abc.ABC):
         self.save_every = save_every or (None if pusher is None else pusher.every)
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
-        self.accelerator = Accelerator(
-            mixed_precision=precision,
-            cpu=torch.accelerator.current_accelerator() is None,
-            log_with=None if track == "none" else track,
-            project_dir=folder.out / "tracking",
-        )
+        self.sharded = asked_to_shard()
+        with without_accelerates():
+            self.accelerator = Accelerator(
+                mixed_precision=precision,
+                cpu=torch.accelerator.current_accelerator() is None,
+                log_with=None if track == "none" else track,
+                project_dir=folder.out / "tracking",
+            )
         if track != "none":
             start_tracking(self.accelerator, track, folder.out.name)
         set_seed(seed)
-        made = self.make_model().to(self.accelerator.device)
+        self._take(self.make_model())
+        set_seed(seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own on each
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        if plan.compiled:
+            compile_blocks(self.model)
+
+    def _take(self, model: "PreTrainedModel | PeftModel") -> None:
+        made = model.to(self.accelerator.device)
         # With an adapter beside its matrices the model trains and measures as it would without, and is saved otherwise.
         self.model = made if isinstance(made, PreTrainedModel) else cast(PreTrainedModel, made.get_base_model())
         self.saved_model = made
@@ -205,12 +206,6 @@ class TrainingRun(abc.ABC):
             from groundup.training.lora import describe_base  # peft takes a while to import
 
             self.base = describe_base(made)
-        set_seed(seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own on each
-        if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
-        self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay, plan.precision)
-        if plan.compiled:
-            compile_blocks(self.model)
 
     @abc.abstractmethod
     def make_model(self) -> "PreTrainedModel | PeftModel":
@@ -252,6 +247,7 @@ class TrainingRun(abc.ABC):
             "processes": self.accelerator.num_processes,
             "threads": torch.get_num_threads(),
             "precision": self.plan.precision,
+            **({"sharded": True} if self.sharded else {}),
             **self.base,
         }
 
@@ -260,10 +256,12 @@ class TrainingRun(abc.ABC):
         if (self.folder.out / "final").is_dir():
             self.folder.promote()
             return
-        objective, batches = self.accelerator.prepare(self.make_objective()), self.make_batches()
+        batches = self.make_batches()
+        # DDP around it, unless it is sharded below.
+        self.objective = self.accelerator.prepare_model(self.make_objective(), evaluation_mode=self.sharded)
         with uncompiled():
-            position = self._position(resume)  # late, since it knows what is left of the time
-        loop = self._loop(objective, batches, position)
+            position = self._begin(self.folder.newest_state() if resume else None)
+        loop = self._loop(self.objective, batches, position)
         if position.step:
             loop.write_log({"event": "resume", "step": position.step})
         position = loop.run()
@@ -277,12 +275,20 @@ class TrainingRun(abc.ABC):
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
-    def _position(self, resume: bool) -> Position:
-        newest = self.folder.newest_state() if resume else None
+    def _begin(self, newest: Path | None) -> Position:
+        """Make the optimizers; weights, states and position are those of the newest saved folder, if there is one."""
         if newest is None:
-            return self.first_position()
-        say(f"going on from {newest.name}")
-        load_weights(newest, self.saved_model)
+            position = self.first_position()  # late, since it knows what is left of the time
+        else:
+            say(f"going on from {newest.name}")
+            load_weights(newest, self.saved_model)
+        if self.sharded:
+            shard(self.objective, self.accelerator.device)
+        plan = self.plan
+        self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay, plan.precision)
+        return position if newest is None else self._resume(newest)
+
+    def _resume(self, newest: Path) -> Position:
         position, states = load_state(newest, self.model, self.optimizers, self.accelerator.process_index)
         if states is None:
             say("this process had no part in the run so far: its dropout begins anew")
@@ -311,14 +317,17 @@ class TrainingRun(abc.ABC):
 
     def _save(self, position: Position) -> None:
         states = random_states_of_all(self.accelerator)
+        optimizer = optimizer_state(self.model, self.optimizers)
+        weights = whole_weights(self.saved_model) if self.sharded else None
         if self.accelerator.is_main_process:
             self.folder.save_step(
                 position.step,
                 self.saved_model,
                 self.tokenizer,
-                lambda folder: save_state(folder, self.model, self.optimizers, position, states),
+                lambda folder: save_state(folder, optimizer, position, states),
                 self.describe(position),
                 position.best_step,
+                weights,
             )
             if self.pusher is not None:
                 self.pusher.after_save(self.folder.out / "checkpoints" / f"step-{position.step}", position.step)
@@ -326,13 +335,18 @@ class TrainingRun(abc.ABC):
 
     def _validate(self, position: Position) -> dict[str, float]:
         with uncompiled():
+            if self.sharded:
+                return run_within(self.objective, lambda: self.validate(position))
             return self.validate(position)
 
     def _finish(self, position: Position) -> None:
         """Score the best weights and write the checkpoint."""
         training = self.describe(position)
-        if position.best_step != position.step:
+        if self.sharded:
+            self._take(self.make_model())  # whole again, on this process alone
+        if self.sharded or position.best_step != position.step:
             load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.saved_model)
+        if position.best_step != position.step:
             say(f"the best weights are those of step {position.best_step}")
         training["best_step"] = position.best_step
         self.folder.finish(self.saved_model, self.tokenizer, self.score(), training)

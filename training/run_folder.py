@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.files import atomic_folder, sha256_of, sync_folder
@@ -75,10 +76,14 @@ class RunFolder:
         save_state: Callable[[Path], None],
         training: dict[str, Any],
         best_step: int,
+        weights: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Write `checkpoints/step-N` whole, then remove the states that are no longer kept."""
+        """Write `checkpoints/step-N` whole, then remove the states that are no longer kept.
+
+        `weights` are the model's where it holds only a share of them.
+        """
         with atomic_folder(self.out / "checkpoints" / f"step-{step}") as folder:
-            save_model(folder, model, tokenizer)
+            save_model(folder, model, tokenizer, weights)
             self._describe(folder, [], training)
             save_state(folder)
             write_manifest(folder)

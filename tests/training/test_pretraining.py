@@ -233,9 +233,16 @@ def test_being_interrupted_is_told_apart_from_an_error():
     assert not issubclass(Interrupted, InputError)
 
 
+@pytest.fixture(params=[False, True], ids=["copies", "sharded"])
+def sharded(request, monkeypatch):
+    """Processes that each hold the model, then processes that each hold a share of it."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(request.param).lower())
+    return request.param
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer, within", [("adamw", 1e-5), ("muon", 1e-3)])
-def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes, optimizer, within):
+def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes, optimizer, within, sharded):
     # The sum over ranks rounds otherwise than the sum over rows, and Muon lifts what is left of that in the
     # smallest singular values to the size of the largest.
     fixed = {"max_steps": 20, "precision": "fp32", "optimizer": optimizer} | TINY
@@ -251,6 +258,7 @@ def test_two_processes_give_the_loss_of_one(story, tmp_path, two_processes, opti
         for name in ("one", "two")
     )
     assert two == pytest.approx(one, rel=within)
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["training"].get("sharded", False) is sharded
 
 
 @pytest.mark.slow
@@ -276,7 +284,7 @@ def killed_after(step, out, *arguments):
 
 @pytest.mark.slow
 def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_for_both(
-    story, tmp_path, two_processes
+    story, tmp_path, two_processes, sharded
 ):
     dropping = [
         "--model-config",
@@ -299,14 +307,3 @@ def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_
     package.pretrain(out=str(tmp_path / "alone"), resume=True, quiet=True)
     last = json.loads((tmp_path / "alone" / "metrics.json").read_text())["training"]
     assert (last["steps"], last["processes"]) == (20, 1)
-
-
-@pytest.mark.slow
-def test_sharding_is_refused(story, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "groundup", "pretrain", "--data", str(story), "--out", str(tmp_path / "out")],
-        env=os.environ | {"ACCELERATE_USE_FSDP": "true"}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "FSDP is not supported" in done.stderr
-    assert not (tmp_path / "out").exists()
