@@ -8,7 +8,7 @@ is saved, which is the one that a process alone would save.
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
 import torch
@@ -43,7 +43,7 @@ def shard(objective: nn.Module, device: torch.device) -> None:
         if isinstance(module, GradientCheckpointingLayer):  # what transformers' blocks and ours have in common
             fully_shard(module, mesh=mesh)
     fully_shard(objective, mesh=mesh)
-    objective.carry_out = lambda action: action()
+    cast(Any, objective).carry_out = lambda action: action()
     register_fsdp_forward_method(objective, "carry_out")
 
 
