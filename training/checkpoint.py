@@ -24,7 +24,7 @@ from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sha256_of
 from groundup.evaluation.loading import without_bars
 from groundup.tokenization.folder import save_tokenizer
-from groundup.training.sharding import share_like, whole
+from groundup.training.sharding import share_like, to_save
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -86,7 +86,7 @@ def optimizer_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer
     """Every tensor that the optimizers keep, whole, under "parameter's name|entry"; called on every process."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[id(parameter)]}|{entry}": whole(value)
+        f"{names[id(parameter)]}|{entry}": to_save(value)
         for optimizer in optimizers
         for parameter, entries in optimizer.state.items()
         for entry, value in entries.items()

@@ -7,6 +7,11 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, transformers' or ours: they have a class in common."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Let every block of a model be compiled at its first call: all share one compilation, which takes seconds.
 
@@ -14,9 +19,8 @@ def compile_blocks(model: nn.Module) -> None:
     compiling fails (a compiler without its headers), torch says so and the blocks run as they are.
     """
     torch._dynamo.config.suppress_errors = True
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):  # what transformers' blocks and ours have in common
-            module.compile()
+    for block in blocks(model):
+        block.compile()
 
 
 def uncompiled() -> AbstractContextManager[None]:
