@@ -35,7 +35,7 @@ def plain_words(repo_id: str, state: str = "") -> Iterator[None]:
         if kind is None:
             raise
         # An answer that got lost leaves open which of the two it is, but never anything between them.
-        either = "nothing was published" if kind is InputError else f"{repo_id} is as it was or has all of it"
+        either = "nothing was published" if kind is InputError else f"{repo_id} has all of it, or nothing of it"
         told = [words + (state or f"; {either}"), *_notes(error)]
         raise kind(without_secrets("; ".join(told))) from None  # its causes may hold the request
 

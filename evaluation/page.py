@@ -33,7 +33,8 @@ th:first-child, td:first-child { text-align: left; min-width: 9rem; }
 .text th:nth-child(2), .text td:nth-child(2) { text-align: left; min-width: 9rem; }
 td:nth-child(n+2) { white-space: nowrap; }
 .text td:nth-child(2) { white-space: normal; }
-.words th, .words td { text-align: left; white-space: normal; min-width: 6rem; overflow-wrap: anywhere; }
+.words th, .words td { text-align: left; white-space: normal; min-width: 6rem; }
+.words td { overflow-wrap: anywhere; }
 pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre b { color: #2171b5; }
 svg { max-width: 100%; height: auto; }

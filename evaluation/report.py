@@ -40,6 +40,7 @@ _TITLES = {
     "unknown_rate": "unknown words",
 }
 MOST_COLUMNS = 3  # baselines with a column of their own
+FEW = 20  # texts written, below which a share of them says little
 BESIDE = "\u00a0\u00a0"  # what a line that belongs to the number above it begins with; HTML keeps these spaces
 _SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown per cent
 
@@ -206,9 +207,11 @@ def _on(row: dict[str, Any]) -> str:
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why a number of the table is missing, each reason once; and whether a classifier was worth it."""
+    """Why a number of the table is missing, each reason once; on how few texts; whether a classifier was worth it."""
     said = dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note"))
-    return [*said, *filter(None, [worth(rows)])]
+    written = min((row["count"] for row in rows if row["name"] == "stopped" and row.get("count")), default=FEW)
+    few = f"what the model writes was measured on {written} text{'s' * (written > 1)} only" if written < FEW else None
+    return [*said, *filter(None, [few, worth(rows)])]
 
 
 def family_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

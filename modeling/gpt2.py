@@ -84,21 +84,21 @@ def infer_config(tensors: dict[str, torch.Tensor]) -> GPT2Config:
     """The settings of a checkpoint that comes without them, from the shapes of its tensors (plain names).
 
     All of OpenAI's sizes have heads of width 64. Which token ends a text is not known from shapes. Raises `ValueError`
-    when the embeddings are missing or their width does not divide by 64.
+    when embeddings or blocks are missing, or the width does not divide by 64.
     """
-    if any(name not in tensors or tensors[name].ndim != 2 for name in ("wte.weight", "wpe.weight")):
-        raise ValueError("no wte.weight and wpe.weight among the tensors: these are not GPT-2's weights")
+    blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d+\.", name)}
+    if not blocks or any(name not in tensors or tensors[name].ndim != 2 for name in ("wte.weight", "wpe.weight")):
+        raise ValueError("no wte.weight, wpe.weight and h.0 among the tensors: these are not GPT-2's weights")
     vocab_size, width = tensors["wte.weight"].shape
     if width % 64:
         raise ValueError(f"a width of {width} does not divide into heads of 64: put its config.json beside the weights")
-    blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d+\.", name)}
     inner = len(tensors["h.0.mlp.c_fc.bias"]) if "h.0.mlp.c_fc.bias" in tensors else 4 * width
     head = tensors.get("lm_head.weight")
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=tensors["wpe.weight"].shape[0],
         n_embd=width,
-        n_layer=max(blocks, default=-1) + 1,
+        n_layer=max(blocks) + 1,
         n_head=width // 64,
         n_inner=None if inner == 4 * width else inner,
         tie_word_embeddings=head is None or torch.equal(head, tensors["wte.weight"]),

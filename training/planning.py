@@ -15,9 +15,9 @@ from groundup.training.plan import USED_SHARE, Plan, bytes_a_token, cost_of, mak
 from groundup.training.planning_settings import PlanSettings
 from groundup.training.settings import PretrainSettings
 
-# What runs of 3 and 10 minutes on Shakespeare's works ended with (docs/performance.md): FLOP and bits per byte of the
-# first, and the power of the compute by which the second was better.
-MEASURED_FLOP, MEASURED_BITS, POWER = 2.0e13, 1.967, 0.033
+# The power law nearest to four runs of 3 to 30 minutes on Shakespeare's works (docs/performance.md): the bits per byte at
+# a compute in FLOP between them, and the power of the compute by which they fall.
+FITTED_FLOP, FITTED_BITS, POWER = 2.0e13, 1.941, 0.053
 KEPT_BACK = 0.1  # of the text, for validation
 
 
@@ -115,11 +115,11 @@ def _card(name: str) -> Hardware:
 
 
 def expected_bits_per_byte(flop: float) -> float:
-    """What so much compute gives on English prose, by a power law through two measured runs (Kaplan et al. 2020).
+    """What so much compute gives on English prose, by a power law fitted to measured runs (Kaplan et al. 2020).
 
     Other text differs by more than compute does: documentation of code measured 1.4 where prose measured 2.0.
     """
-    return MEASURED_BITS * (flop / MEASURED_FLOP) ** -POWER
+    return FITTED_BITS * (flop / FITTED_FLOP) ** -POWER
 
 
 def training_memory(chosen: Plan, parameters: int) -> float:
@@ -158,7 +158,7 @@ def choice_table(forecast: Forecast) -> Table:
         (
             "bits per byte",
             f"about {forecast.bits_per_byte:.2f}",
-            "on English prose, from two runs of 3 and 10 minutes; less on plainer text",
+            "on English prose, from four runs of 3 to 30 minutes; less on plainer text",
         ),
         ("passes", f"{forecast.epochs:.1f} over the text", _epochs_in_words(forecast)),
         ("memory", f"{forecast.memory / 1e9:.1f} GB", "weights, optimizer, one micro-batch"),

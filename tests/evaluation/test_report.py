@@ -12,7 +12,7 @@ from rich.console import Console
 from groundup.common.errors import InputError
 from groundup.evaluation import report
 from groundup.evaluation.language import LanguageScore, language_rows
-from groundup.evaluation.report import plot_curve, read_log, read_metrics, summary_table, write_metrics
+from groundup.evaluation.report import notes, plot_curve, read_log, read_metrics, summary_table, write_metrics
 
 TRAINING = {"seconds": 61.5, "tokens": 1_234_567, "parameters": 2_560_000, "device": "cpu"}
 
@@ -123,3 +123,9 @@ def test_a_curve_is_drawn_of_any_log(log, tmp_path):
     for lines in (full, bits, bits[:1], broken, [], [{"event": "resume", "step": 0}]):
         plot_curve(log(*lines), tmp_path / "curve.png")
         assert imread(tmp_path / "curve.png").shape[:2] == (720, 1200)
+
+
+@pytest.mark.parametrize("count, said", [(1, "1 text only"), (19, "19 texts only"), (20, None)])
+def test_a_share_of_few_texts_is_said_to_be_one(count, said):
+    rows = [{"name": "stopped", "value": 1.0, "dataset": "d", "split": "test", "baseline": None, "count": count}]
+    assert notes(rows) == ([f"what the model writes was measured on {said}"] if said else [])

@@ -21,6 +21,7 @@ from groundup.modeling.gpt2 import (
 SIZES = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
 TINY = {"vocab_size": 203, "n_positions": 96, "n_embd": 128, "n_layer": 3, "n_head": 2, "bos_token_id": 202}
 SHAPES = [(1, 33), (2, 40), (4, 96)]  # a row of fewer than 33 tokens takes another kernel in Conv1D than in Linear
+GAIN = {"h.0.ln_1.weight": torch.ones(64)}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -227,14 +228,30 @@ def test_a_variant_that_computes_something_else_is_refused_by_name(setting):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"wte.weight": torch.zeros(7, 64)}, "not GPT-2's weights"),
-        ({"wte.weight": torch.zeros(7), "wpe.weight": torch.zeros(3, 64)}, "not GPT-2's weights"),
-        ({"wte.weight": torch.zeros(7, 96), "wpe.weight": torch.zeros(3, 96)}, r"96 does not divide .* config\.json"),
+        ({"wte.weight": torch.zeros(7, 64), **GAIN}, "not GPT-2's weights"),
+        ({"wte.weight": torch.zeros(7), "wpe.weight": torch.zeros(3, 64), **GAIN}, "not GPT-2's weights"),
+        ({"wte.weight": torch.zeros(7, 64), "wpe.weight": torch.zeros(3, 64)}, "not GPT-2's weights"),
+        (
+            {"wte.weight": torch.zeros(7, 96), "wpe.weight": torch.zeros(3, 96), **GAIN},
+            r"96 does not divide .* config\.json",
+        ),
     ],
-)
+)  # fmt: skip
 def test_shapes_that_say_too_little_are_refused(tensors, message):
     with pytest.raises(ValueError, match=message):
         infer_config(tensors)
+
+
+def test_heads_are_64_wide_however_many_they_are():
+    tensors = {"wte.weight": torch.zeros(7, 4096), "wpe.weight": torch.zeros(3, 4096), **GAIN}
+    assert infer_config(tensors).n_head == 64
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(2, 3), torch.ones(2, 2, 3), torch.ones(1)])
+def test_only_a_first_axis_of_one_is_taken_off_a_matrix_of_openai(tensor):
+    leaf = "w" if tensor.ndim > 1 else "b"
+    (found,) = openai_names({f"model/h0/mlp/c_fc/{leaf}": tensor}).values()
+    assert found.shape == tensor.shape
 
 
 def test_every_setting_comes_along_where_it_is_not_the_usual_one():
