@@ -15,8 +15,8 @@ from groundup.training.plan import USED_SHARE, Plan, bytes_a_token, cost_of, mak
 from groundup.training.planning_settings import PlanSettings
 from groundup.training.settings import PretrainSettings
 
-# The power law nearest to four runs of 3 to 30 minutes on Shakespeare's works (docs/performance.md): the bits per byte at
-# a compute in FLOP between them, and the power of the compute by which they fall.
+# The power law nearest to four runs of 3 to 30 minutes on Shakespeare's works (docs/performance.md): bits per byte at a
+# compute [FLOP] between them, and the power of the compute by which they fall.
 FITTED_FLOP, FITTED_BITS, POWER = 2.0e13, 1.941, 0.053
 KEPT_BACK = 0.1  # of the text, for validation
 

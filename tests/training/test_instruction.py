@@ -166,7 +166,9 @@ def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
     ("options", "says"),
     [
         ({"lora": True}, "--lora adapts a model that has learnt something"),
-        ({"split": [0.5, 0.2]}, "three shares that sum to 1"),
+        ({"split": [0.5, 0.5]}, "three shares that sum to 1"),
+        ({"split": [0.6, 0.6, -0.2]}, "three shares that sum to 1"),
+        ({"split": [0.5, 0.2, 0.2]}, "three shares that sum to 1"),
         ({"split": [0.8, 0.1, 0.1], "eval_data": ["x"]}, "give one of them"),
         ({"architecture": "encoder-decoder", "model": "x"}, "makes a new model"),
         ({"pretrain_share": 1.0}, "must be at least 0 and below 1"),

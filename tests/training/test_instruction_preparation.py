@@ -1,8 +1,18 @@
 """How rows are split before a model learns to answer, and how gently it is moved."""
 
+import json
+import time
+
+import pytest
+
+from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, ConversationRows
-from groundup.training.instruction_preparation import FINE_TUNING, _plan, _split
+from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE
+from groundup.tokenization.folder import CHAT_TOKENS
+from groundup.tokenization.word_level import train_word_level
+from groundup.training.instruction_preparation import FINE_TUNING, _lay_out, _plan, _split, prepare_instructions
 from groundup.training.instruction_settings import InstructSettings
+from groundup.training.run_folder import RunFolder
 
 
 def questions(count):
@@ -38,3 +48,42 @@ def test_a_model_that_was_trained_before_is_moved_more_gently_and_an_adapter_is_
 
     gentle = {name: rate if name == "adapter" else FINE_TUNING * rate for name, rate in rates(None).items()}
     assert rates("somewhere") == gentle and "adapter" in gentle
+
+
+def test_a_new_model_sees_its_longest_row_and_an_update_holds_as_many_rows_as_its_tokens():
+    rows = ConversationRows.from_lists([([1] * length, [True] * length) for length in [200, *[18] * 99, *[20] * 100]])
+    plan = _plan(settings_of(max_steps=10, batch_tokens=3 * 512), rows, 512, None, 10**6, None)
+    assert plan.context_length == 256  # the multiple of 64 from 200 on
+    assert plan.batch_rows == round(3 * 512 / rows.lengths.mean()) == 77
+    assert plan.micro_batch_tokens % 256 == 0 and plan.micro_batch_tokens <= 3 * 512
+    asked = _plan(settings_of(max_steps=10, context_length=320), rows, 320, None, 10**6, None)
+    assert asked.context_length == 320
+
+
+def test_the_tokens_of_our_template_are_added_to_those_that_a_tokenizer_has():
+    tokenizer = train_word_level(["What is it?"], 100)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<theirs>"]})
+    _lay_out(tokenizer, CHAT_TEMPLATE)
+    assert {"<theirs>", *CHAT_TOKENS} <= set(tokenizer.all_special_tokens)
+
+
+def test_only_the_layout_in_words_needs_a_token_that_ends_a_text():
+    tokenizer = train_word_level(["What is it?"], 100)
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="needs an end-of-text token"):
+        _lay_out(tokenizer, ALPACA_TEMPLATE)
+    _lay_out(tokenizer, CHAT_TEMPLATE)
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_what_is_counted_of_the_rows_is_that_of_those_trained_on(tmp_path):
+    rows = [{"prompt": f"What is {n}?", "completion": "long " * (60 if n % 9 == 0 else 1)} for n in range(97)]
+    rows += [{"prompt": "What?", "completion": ""}] * 3
+    path, run = tmp_path / "rows.jsonl", RunFolder(tmp_path / "run")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"context_length": 32, "vocab_size": 300, "max_steps": 1, "pretrain_share": 0.0}
+    prepare_instructions(InstructSettings(data=[str(path)], split=[0.9, 0.0, 0.1], **sizes), run, time.time())
+    counts = run.read_recipe()[0]["rows"]
+    assert counts["train"] == len(ConversationRows.open(run.work / "train")) == 87
+    assert counts["cut"] == sum(n % 9 == 0 for n in range(87))
+    assert counts["without_answer"] == 3
