@@ -75,8 +75,7 @@ def load_adapter(
     if tokens > cast(nn.Embedding, embedding).num_embeddings:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     try:
-        with quiet_transformers(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_transformers():
             adapted = PeftModel.from_pretrained(model, str(source)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

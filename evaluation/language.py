@@ -228,16 +228,17 @@ def _logits_and_targets(
     """Yield fp32 logits (N, V) and target ids (N,) of the counted positions of a batch (B, T), a piece at a time.
 
     With a plain `head` the logits of a piece of the positions exist at once; a model that does more to its logits (a
-    soft cap, a scale) gives them itself, row by row.
+    soft cap, a scale, an adapter of the head) gives them itself, for as many rows as fit.
     """
+    piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
     if head is None:
-        for row_ids, row_labels, row_counted in zip(input_ids, labels, counted):
-            logits = model(input_ids=row_ids[None].to(model.device), use_cache=False).logits[0]
-            yield logits[row_counted.to(logits.device)].float(), row_labels[row_counted].to(logits.device)
+        rows = max(1, piece // input_ids.shape[1])
+        for ids, ids_labels, is_counted in zip(input_ids.split(rows), labels.split(rows), counted.split(rows)):
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+            yield logits[is_counted.to(logits.device)].float(), ids_labels[is_counted].to(logits.device)
         return
     hidden = model.base_model(input_ids=input_ids.to(model.device), use_cache=False).last_hidden_state
     hidden, targets = hidden[counted.to(hidden.device)], labels[counted].to(hidden.device)  # (N, C), (N,)
-    piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
     for start in range(0, len(targets), piece):
         yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,12 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' reports and bars on the terminal: what matters of them is said as an error of ours."""
+    """Without the libraries' reports, bars and warnings on the terminal: what matters is said as an error of ours."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
-        with without_bars():
+        with without_bars(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(level)

@@ -149,7 +149,8 @@ class Pretraining(TrainingRun):
         rate = self._scored_tokens_per_second()
         minutes = self.prepared.settings.minutes
         if minutes is None:
-            return Position(validation_tokens=VALIDATION_TOKENS)
+            tokens = TIMED_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS
+            return Position(validation_tokens=tokens)
         total = minutes * 60
         finish = min(FINISH_SHARE * total, len(self.prepared.validation) / rate) + FINISH_SECONDS
         left = self.began + total - time.time() - finish
@@ -206,7 +207,9 @@ class Pretraining(TrainingRun):
         return max(1, tokens) / (time.perf_counter() - started)
 
     def _affordable_tokens(self) -> int | None:
-        """How many tokens the last scores may take under a clock: all, unless that would eat into the training."""
+        """How many tokens the last scores may take: all, unless that would eat into the training or a short try."""
+        if self.prepared.settings.smoke:
+            return VALIDATION_TOKENS
         minutes = self.prepared.settings.minutes
         if minutes is None:
             return None

@@ -1,6 +1,7 @@
 """The parts of the page that need no browser."""
 
 import json
+import subprocess
 import sys
 import urllib.request
 
@@ -61,6 +62,26 @@ def test_the_page_answers_on_this_machine_alone_and_forbids_the_network(player):
             urllib.request.urlopen(stranger, timeout=60)
     finally:
         page.close(verbose=False)
+
+
+FIRST_TEXT = """
+import sys
+from gradio_client import Client
+from groundup.cli.page import build_page
+from groundup.cli.playground import load_player, serve
+page = build_page([load_player(sys.argv[1])])
+visitor = Client(serve(page), verbose=False)
+before = set(sys.modules)
+visitor.predict("The cat", 0.8, 50, 0.95, 5, 0, api_name="/complete")
+print("matplotlib.pyplot" in set(sys.modules) - before)
+page.close(verbose=False)
+"""
+
+
+def test_the_first_text_of_all_does_not_wait_for_matplotlib(folders):
+    command = [sys.executable, "-c", FIRST_TEXT, str(folders / "pretrained")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_a_port_that_is_taken_is_the_users_error(player, capsys):

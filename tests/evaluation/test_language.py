@@ -81,7 +81,9 @@ def test_logits_made_in_small_pieces_give_the_same_score(tiny, bpe, stream_of, t
     assert score_stream(tiny("gpt2"), stream, CONTEXT, special_ids=special).nats == pytest.approx(whole.nats, rel=1e-7)
 
 
-def test_a_model_that_caps_its_logits_is_scored_by_its_own_logits(bpe, stream_of, texts):
+@pytest.mark.parametrize("rows", [0, 3, 100])
+def test_a_model_that_caps_its_logits_is_scored_by_its_own_logits(rows, bpe, stream_of, texts, monkeypatch):
+    monkeypatch.setattr(language, "CHUNK_LOGITS", max(5, rows * CONTEXT) * 400)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
     config = Gemma2Config(vocab_size=400, num_attention_heads=2, num_key_value_heads=1, **sizes)

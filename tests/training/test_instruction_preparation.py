@@ -10,8 +10,17 @@ from groundup.data.conversations import Conversation, ConversationRows
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE
 from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.tokenization.word_level import train_word_level
-from groundup.training.instruction_preparation import FINE_TUNING, _lay_out, _plan, _split, prepare_instructions
+from groundup.training import instruction_preparation as preparation
+from groundup.training.instruction_preparation import (
+    FINE_TUNING,
+    _lay_out,
+    _padding_warnings,
+    _plan,
+    _split,
+    prepare_instructions,
+)
 from groundup.training.instruction_settings import InstructSettings
+from groundup.training.plan import make_plan
 from groundup.training.run_folder import RunFolder
 
 
@@ -74,6 +83,31 @@ def test_only_the_layout_in_words_needs_a_token_that_ends_a_text():
         _lay_out(tokenizer, ALPACA_TEMPLATE)
     _lay_out(tokenizer, CHAT_TEMPLATE)
     assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_a_padding_token_that_ends_answers_is_said_to_do_so():
+    tokenizer = train_word_level(["What is it?"], 100)
+    tokenizer.pad_token = tokenizer.eos_token
+    (said,) = _padding_warnings(tokenizer, [tokenizer.eos_token_id])
+    assert tokenizer.eos_token in said
+    assert _padding_warnings(tokenizer, [tokenizer.eos_token_id + 1]) == []
+    tokenizer.pad_token = None
+    assert _padding_warnings(tokenizer, [tokenizer.eos_token_id]) == []
+
+
+def test_what_preparing_takes_is_part_of_the_minutes(tmp_path, monkeypatch):
+    budgets = []
+
+    def noted(settings, text_bytes, seconds):
+        budgets.append(seconds)
+        return make_plan(settings, text_bytes, seconds, flops=1e11)
+
+    monkeypatch.setattr(preparation, "make_plan", noted)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"What is {n}?", "completion": "blue"}) + "\n" for n in range(40)))
+    settings = InstructSettings(data=[str(path)], minutes=60.0, vocab_size=300)
+    prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time() - 30 * 60)
+    assert 25 * 60 < budgets[0] < 30 * 60
 
 
 def test_what_is_counted_of_the_rows_is_that_of_those_trained_on(tmp_path):
