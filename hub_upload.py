@@ -37,7 +37,7 @@ def publish(settings: PublishSettings) -> Pushed | None:
     Raises:
         InputError: for a checkpoint that does not pass the gate, naming each failure with its mend, and for what is
             wrong with the name, the token or its rights.
-        Unavailable: where the Hub failed. The repository is as it was or has all of it, never a part.
+        Unavailable: where the Hub failed. The repository has all of it or nothing of it, never a part.
     """
     console.quiet = settings.quiet
     if not settings.checkpoint or not settings.repo_id:

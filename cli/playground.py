@@ -82,8 +82,9 @@ def serve(page: gr.Blocks, port: int | None = None) -> str:
 
 
 def _launch(page: gr.Blocks, guards: list[Any], **where: Any) -> str:
-    import matplotlib.pyplot  # noqa: F401 (or gradio does at the first click, and somebody waits a second for it)
+    import matplotlib
 
+    matplotlib.use("agg")  # or gradio looks for one at the first click, and somebody waits a second for it
     _, url, _ = page.queue(default_concurrency_limit=VISITORS).launch(
         **where,
         share=False,

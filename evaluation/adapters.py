@@ -75,13 +75,26 @@ def load_adapter(
     if tokens > cast(nn.Embedding, embedding).num_embeddings:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     try:
-        with quiet_transformers():
-            adapted = PeftModel.from_pretrained(model, str(source)).eval()
+        adapted = adapt(model, source)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the adapter {source} does not fit its base {base}: {reason}") from error
     if file_of(source, GENERATION_CONFIG_NAME) is not None:
         model.generation_config = GenerationConfig.from_pretrained(str(source))
+    return adapted
+
+
+def adapt(model: PreTrainedModel, source: str | Path) -> PeftModel:
+    """The model with an adapter beside its weights, in evaluation mode.
+
+    Raises `ValueError` for an adapter whose file lacks some of its tensors: peft warns, and leaves them at their start.
+    """
+    with quiet_transformers(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        adapted = PeftModel.from_pretrained(model, str(source)).eval()
+    missing = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), None)
+    if missing:
+        raise ValueError(missing)
     return adapted
 
 

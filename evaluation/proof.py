@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 import transformers
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.errors import InputError
+from groundup.evaluation.adapters import adapt
 from groundup.evaluation.generation import encode_prompt
 from groundup.evaluation.kinds import (
     ADAPTER_WEIGHTS,
@@ -122,7 +122,7 @@ def _load(folder: Path, base: Path | None, auto_class: str, options: dict[str, A
             )
             if base is not None:
                 _make_room(model, len(load_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)))
-                return PeftModel.from_pretrained(model, str(folder)).eval()
+                return adapt(model, folder)
     except Exception as error:  # of a broken checkpoint transformers may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"{base or folder} does not load: {reason}") from error

@@ -40,7 +40,7 @@ _TITLES = {
     "unknown_rate": "unknown words",
 }
 MOST_COLUMNS = 3  # baselines with a column of their own
-FEW = 20  # texts written, below which a share of them says little
+FEW = 8  # texts written, below which a share of them says little; `evaluate` takes as many unless told
 BESIDE = "\u00a0\u00a0"  # what a line that belongs to the number above it begins with; HTML keeps these spaces
 _SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown per cent
 

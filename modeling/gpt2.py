@@ -87,7 +87,7 @@ def infer_config(tensors: dict[str, torch.Tensor]) -> GPT2Config:
     when embeddings or blocks are missing, or the width does not divide by 64.
     """
     blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d+\.", name)}
-    if not blocks or any(name not in tensors or tensors[name].ndim != 2 for name in ("wte.weight", "wpe.weight")):
+    if 0 not in blocks or any(name not in tensors or tensors[name].ndim != 2 for name in ("wte.weight", "wpe.weight")):
         raise ValueError("no wte.weight, wpe.weight and h.0 among the tensors: these are not GPT-2's weights")
     vocab_size, width = tensors["wte.weight"].shape
     if width % 64:

@@ -35,6 +35,7 @@ from groundup.training.settings import PretrainSettings
 from groundup.training.starting import Prepared, make_model, open_prepared, prepare_run
 
 VALIDATION_TOKENS = 2**16  # scored at each validation of a run whose budget is no clock
+SMOKE_TOKENS = 2**12  # scored at each validation of a short try; its last scores are on VALIDATION_TOKENS
 TIMED_TOKENS = 2**12  # scored to learn how fast that is
 VALIDATION_SHARE = 0.02  # of the time, what all validations of a run under a clock may take together
 FINISH_SHARE = 0.2  # of the time, the most that the last scores may take; beyond it they are taken on a part
@@ -146,11 +147,10 @@ class Pretraining(TrainingRun):
 
     def first_position(self) -> Position:
         """The beginning; under a clock, with the time that is left once the last scores and files are provided for."""
-        rate = self._scored_tokens_per_second()
         minutes = self.prepared.settings.minutes
         if minutes is None:
-            tokens = TIMED_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS
-            return Position(validation_tokens=tokens)
+            return Position(validation_tokens=SMOKE_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS)
+        rate = self._scored_tokens_per_second()
         total = minutes * 60
         finish = min(FINISH_SHARE * total, len(self.prepared.validation) / rate) + FINISH_SECONDS
         left = self.began + total - time.time() - finish
@@ -170,7 +170,7 @@ class Pretraining(TrainingRun):
         return super().describe(position) | {"epochs": round(epochs, 3)}
 
     def score(self) -> list[dict[str, Any]]:
-        """The scores on all that was kept back, and on `--eval-data`."""
+        """The scores on what was kept back, all of it where that is affordable, and on `--eval-data`."""
         prepared = self.prepared
         seed = prepared.settings.seed
         with ProgressBar("scoring", total=1.0) as bar:
@@ -180,8 +180,9 @@ class Pretraining(TrainingRun):
         )
         if prepared.settings.eval_data:
             documents = load_documents(prepared.settings.eval_data, prepared.settings.text_column)
+            limit = VALIDATION_TOKENS if prepared.settings.smoke else None
             test = write_shards(documents, prepared.tokenizer, self.folder.work / "test")
-            rows += language_rows(self._score(test), dataset=prepared.name, split="test", seed=seed)
+            rows += language_rows(self._score(test, limit), dataset=prepared.name, split="test", seed=seed)
         return rows
 
     def _score(self, stream: TokenStream, limit_tokens: int | None = None, progress: Any = None) -> LanguageScore:

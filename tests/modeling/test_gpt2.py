@@ -232,6 +232,10 @@ def test_a_variant_that_computes_something_else_is_refused_by_name(setting):
         ({"wte.weight": torch.zeros(7), "wpe.weight": torch.zeros(3, 64), **GAIN}, "not GPT-2's weights"),
         ({"wte.weight": torch.zeros(7, 64), "wpe.weight": torch.zeros(3, 64)}, "not GPT-2's weights"),
         (
+            {"wte.weight": torch.zeros(7, 64), "wpe.weight": torch.zeros(3, 64), "h.5.ln_1.weight": torch.ones(64)},
+            "not GPT-2's weights",
+        ),
+        (
             {"wte.weight": torch.zeros(7, 96), "wpe.weight": torch.zeros(3, 96), **GAIN},
             r"96 does not divide .* config\.json",
         ),

@@ -7,21 +7,26 @@ import pytest
 
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, ConversationRows
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE
 from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.tokenization.word_level import train_word_level
 from groundup.training import instruction_preparation as preparation
+from groundup.training.checkpoint import save_model
 from groundup.training.instruction_preparation import (
     FINE_TUNING,
     _lay_out,
+    _limits,
     _padding_warnings,
     _plan,
     _split,
     prepare_instructions,
+    read_conversations,
 )
 from groundup.training.instruction_settings import InstructSettings
-from groundup.training.plan import make_plan
+from groundup.training.plan import LEAST_DECAY, make_plan
 from groundup.training.run_folder import RunFolder
+from groundup.training.starting import SMOKE_ROWS
 
 
 def questions(count):
@@ -57,6 +62,23 @@ def test_a_model_that_was_trained_before_is_moved_more_gently_and_an_adapter_is_
 
     gentle = {name: rate if name == "adapter" else FINE_TUNING * rate for name, rate in rates(None).items()}
     assert rates("somewhere") == gentle and "adapter" in gentle
+
+
+def test_the_decay_and_the_width_are_those_given():
+    rows = ConversationRows.from_lists([([1] * 20, [True] * 20)])
+    asked = _plan(settings_of(max_steps=10, weight_decay=0.5), rows, 64, None, 10**6, None)
+    assert asked.weight_decay == 0.5
+    taught = _plan(settings_of(model="somewhere", max_steps=10), rows, 64, 384, 10**6, None)
+    assert taught.weight_decay == LEAST_DECAY and taught.model["hidden_size"] == 384
+
+
+def test_a_row_may_be_as_long_as_what_the_model_looks_at_and_no_longer(tmp_path):
+    model = GroundupForCausalLM(GroundupConfig(vocab_size=100, hidden_size=32, max_position_embeddings=48))
+    save_model(tmp_path, model, train_word_level(["What is it?"], 100))
+    assert _limits(settings_of(model=str(tmp_path), context_length=48)) == (48, 32)
+    assert _limits(settings_of(model=str(tmp_path))) == (48, 32)
+    with pytest.raises(InputError, match="looks at 48 tokens"):
+        _limits(settings_of(model=str(tmp_path), context_length=49))
 
 
 def test_a_new_model_sees_its_longest_row_and_an_update_holds_as_many_rows_as_its_tokens():
@@ -121,3 +143,14 @@ def test_what_is_counted_of_the_rows_is_that_of_those_trained_on(tmp_path):
     assert counts["train"] == len(ConversationRows.open(run.work / "train")) == 87
     assert counts["cut"] == sum(n % 9 == 0 for n in range(87))
     assert counts["without_answer"] == 3
+
+
+def test_a_short_try_takes_rows_from_the_whole_table(tmp_path):
+    path, run = tmp_path / "rows.jsonl", RunFolder(tmp_path / "run")
+    rows = [{"prompt": f"What is {n}?", "completion": "blue"} for n in range(2 * SMOKE_ROWS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare_instructions(InstructSettings(data=[str(path)], smoke=True), run, time.time())
+    counts = run.read_recipe()[0]["rows"]
+    assert counts["train"] + counts["validation"] == SMOKE_ROWS
+    asked = {row.messages[0]["content"] for row in read_conversations(run.work / "train.jsonl")}
+    assert {"What is 0?", f"What is {2 * SMOKE_ROWS - 2}?"} & asked

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification, PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -19,6 +20,7 @@ import groundup as package
 from groundup.common.errors import InputError
 from groundup.evaluation.adapters import load_adapter
 from groundup.evaluation.loading import load_model, load_writer
+from groundup.evaluation.proof import prove
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.tokenization.bpe import train_bpe
 from groundup.training.checkpoint import load_weights, save_model
@@ -196,6 +198,20 @@ def test_what_is_wrong_with_an_adapter_is_said_in_one_line(bases, tokenizer, tmp
         load_adapter("nope")
     with pytest.raises(InputError, match="needs an adapter"):
         package.merge()
+
+
+def test_an_adapter_that_lacks_a_tensor_is_refused_by_those_that_load_and_those_that_publish_it(
+    bases, tokenizer, tmp_path, recwarn
+):
+    adapter, _ = saved_adapter(bases / "untied", tmp_path / "adapter", tokenizer)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    lost = next(name for name in weights if name.endswith("lora_B.weight"))
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match="missing adapter keys"):
+        load_adapter(adapter)
+    with pytest.raises(InputError, match="missing adapter keys"):
+        prove(adapter, "The", base=bases / "untied")
+    assert not [one for one in recwarn if "adapter keys" in str(one.message)]
 
 
 def test_an_adapter_on_an_adapter_is_refused_until_it_is_merged(bases, tokenizer, tmp_path):

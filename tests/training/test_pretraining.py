@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import groundup as package
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of
-from groundup.training import run
+from groundup.evaluation.report import read_metrics
+from groundup.training import pretraining, run
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 
@@ -307,3 +308,17 @@ def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_
     package.pretrain(out=str(tmp_path / "alone"), resume=True, quiet=True)
     last = json.loads((tmp_path / "alone" / "metrics.json").read_text())["training"]
     assert (last["steps"], last["processes"]) == (20, 1)
+
+
+def test_a_short_try_scores_a_part_of_what_is_kept_back(tmp_path, monkeypatch, story):
+    monkeypatch.setattr(pretraining, "SMOKE_TOKENS", 64)
+    monkeypatch.setattr(pretraining, "VALIDATION_TOKENS", 128)
+    data = {"data": [str(story)], "eval_data": [str(story)], "quiet": True}
+    package.pretrain(**data, vocab_size=300, smoke=True, out=str(tmp_path / "short"))
+    package.pretrain(**data, **TINY, max_steps=1, out=str(tmp_path / "whole"))
+    counts = []
+    for name in ("short", "whole"):
+        rows = read_metrics(tmp_path / name)["metrics"]
+        counts.append({row["split"]: row["count"] for row in rows if row["name"] == "loss" and not row["baseline"]})
+    assert counts[0].keys() == {"validation", "test"}
+    assert all(counts[0][split] <= 128 < counts[1][split] for split in counts[0])
