@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from groundup.data import packing
@@ -71,16 +71,20 @@ def test_only_the_last_row_has_a_gap(lengths, context_length):
 
 
 @given(LENGTHS, st.integers(2, 12))
-def test_a_document_that_fits_is_cut_only_where_no_other_would_fill_the_row(lengths, context_length):
-    stream = stream_of(lengths)
-    rows = stretches(PackedRows(stream, context_length, pad_id=PAD))
-    for number, row in enumerate(rows):
-        for place, (inputs, labels) in enumerate(row):
-            if inputs[0] == END and labels[-1] != END and len(inputs) < context_length:  # cut to fill the row
-                assert place == len(row) - 1
-                later = [len(other) for others in rows[number + 1 :] for other, _ in others]
-                # What is left later is longer than the room was, but for the tails of what was cut to fill a row.
-                assert sum(length <= len(inputs) for length in later) <= len(rows) - number
+@example([3, 3, 3, 5, 5, 14], 9)
+def test_a_document_is_cut_only_at_the_end_of_a_row_and_where_nothing_left_would_fit(lengths, context_length):
+    borders = packing.document_borders(stream_of(lengths), END)
+    packed = packing.pack(borders, context_length)
+    row_of = np.searchsorted(packed.first, np.arange(len(packed.starts)), side="right") - 1
+    document_ends = borders[np.searchsorted(borders, packed.starts, side="right")]
+    left = document_ends - packed.starts  # of its document, from each stretch's beginning on
+    piece_before = dict(zip((packed.starts + packed.lengths).tolist(), row_of))
+    for at in np.flatnonzero((packed.lengths < left) & (packed.lengths < context_length)):
+        assert at == packed.first[row_of[at] + 1] - 1
+        for other in range(at + 1, len(packed.starts)):
+            start = packed.starts[other]
+            was_waiting = start in borders or piece_before[int(start)] < row_of[at]
+            assert not was_waiting or left[other] > packed.lengths[at]
 
 
 def test_documents_that_fill_rows_together_stay_whole():
