@@ -19,6 +19,7 @@ import groundup
 from groundup.common.console import console
 from groundup.data import python_docs
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training.attention import attending_in_blocks
 from groundup.training.compiling import compile_blocks
 from groundup.training.loop import Batch, Loop, Schedule
 from groundup.training.objectives import NextTokenLoss
@@ -79,11 +80,13 @@ def training_run(config: GroundupConfig, how: Optimization, rows: int, parts: in
     console.quiet = True
 
     def run() -> None:
-        Loop(
+        loop = Loop(
             accelerator=accelerator(), objective=objective, optimizers=optimizers, batches=batches,
             budget=Budget(steps=steps), schedule=Schedule(), validate=lambda: {"validation_loss": 0.0},
             save=lambda position: None,
-        ).run()  # fmt: skip
+        )  # fmt: skip
+        with attending_in_blocks(model):
+            loop.run()
 
     return run
 

@@ -22,6 +22,7 @@ from groundup.common.errors import InputError
 from groundup.common.files import output_folder
 from groundup.common.processes import processes
 from groundup.evaluation.report import read_metrics, summary_table
+from groundup.training.attention import attending_in_blocks
 from groundup.training.checkpoint import (
     Position,
     disk_error,
@@ -264,7 +265,8 @@ class TrainingRun(abc.ABC):
         loop = self._loop(self.objective, batches, position)
         if position.step:
             loop.write_log({"event": "resume", "step": position.step})
-        position = loop.run()
+        with attending_in_blocks(self.model):
+            position = loop.run()
         if position.step < FEW_UPDATES and loop.budget.share_used(0, position.seconds) > 0.8:
             updates = "one update" if position.step == 1 else f"{position.step} updates"
             say(f"only {updates} of the weights fitted into the time: give it more --minutes")
