@@ -46,7 +46,6 @@ WITHOUT: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "rotary positions (learned)": ({"model_config": {"position_embedding": "learned"}}, []),
     "a head of its own (tied)": ({"model_config": {"tie_word_embeddings": True}}, []),
     "a start at zero": ({"model_config": {"zero_init": False}}, []),
-    "the width in the initial weights (0.02)": ({"model_config": {"initializer_range": 0.02}}, []),
 }
 
 

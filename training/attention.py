@@ -62,12 +62,11 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 @contextmanager
 def attending_in_blocks(model: PreTrainedModel) -> Iterator[None]:
     """A context in which a model of ours whose attention is torch's attends in blocks; others stay as they are."""
-    before = model.config._attn_implementation
-    ours = isinstance(model, GroundupPreTrainedModel) and before == "sdpa"
+    ours = isinstance(model, GroundupPreTrainedModel) and model.config._attn_implementation == "sdpa"
     if ours:
         model.set_attn_implementation(NAME)
     try:
         yield
     finally:
         if ours:
-            model.set_attn_implementation(before)
+            model.set_attn_implementation("sdpa")

@@ -4,6 +4,7 @@ rows -> split -> (pretraining on their texts) -> loop -> checkpoint -> scores, c
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
 from groundup.training.repeating import repeat
-from groundup.training.run import TrainingRun, carry_out, pusher_of
+from groundup.training.run import TrainingRun, agreed, carry_out, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.starting import SMOKE_TEST_ROWS, evenly
@@ -58,6 +59,7 @@ from groundup.training.starting import SMOKE_TEST_ROWS, evenly
 CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
 FINISH_SECONDS = 8.0  # and for the last files
+SMOKE_RUNS = 2  # at most averaged in a short try
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
 
 
@@ -96,20 +98,45 @@ def _train(settings: ClassifySettings) -> Path:
 def _start(run: RunFolder, began: float) -> "ClassificationRun":
     """The run of a prepared folder; the model has gone through its pretraining on the texts before."""
     prepared = open_classification(run)
-    if prepared.plan.base is not None and not (run.out / "final").is_dir():
+    if (run.out / "final").is_dir():
+        return ClassificationRun(prepared, run, began)
+    if prepared.plan.base is not None:
         adapt(prepared, began)
-    return ClassificationRun(prepared, run, began)
+    others = [_train_in_order(number, prepared, run, began) for number in range(1, _runs(prepared.settings))]
+    return ClassificationRun(prepared, run, began, others=others)
+
+
+def _runs(settings: ClassifySettings) -> int:
+    """Runs whose weights are averaged."""
+    return min(settings.average, SMOKE_RUNS) if settings.smoke else settings.average
+
+
+def _train_in_order(number: int, prepared: PreparedExamples, run: RunFolder, began: float) -> Path:
+    """Train with the rows in another order, in a folder under work/, unless an earlier process has; return it."""
+    folder, state = RunFolder(prepared.work / f"order-{number}"), processes()
+    say(f"run {number} of {_runs(prepared.settings)}, each with the rows in an order of its own")
+    if not agreed(state, lambda: folder.is_finished):
+        agreed(state, lambda: folder.write_recipe(*run.read_recipe()))
+        ClassificationRun(prepared, folder, began, order=number).run(resume=True)
+    return folder.out
 
 
 class ClassificationRun(TrainingRun):
-    """A prepared run of `classify`."""
+    """A prepared run of `classify`.
+
+    Args:
+        order: 0 for the run that is scored and kept; another number shuffles the rows otherwise and is not scored.
+        others: folders of finished runs from the same start, whose weights are averaged with this one's at the end.
+    """
 
     unit = "rows"
     best_by = "selection"
     higher_is_better = True
 
-    def __init__(self, prepared: PreparedExamples, folder: RunFolder, began: float):
-        self.prepared = prepared
+    def __init__(
+        self, prepared: PreparedExamples, folder: RunFolder, began: float, order: int = 0, others: Sequence[Path] = ()
+    ):
+        self.prepared, self.order, self.others = prepared, order, others
         settings = prepared.settings
         self.patience = prepared.plan.patience
         self.train_examples = prepared.examples("train")
@@ -123,8 +150,8 @@ class ClassificationRun(TrainingRun):
             seed=settings.seed,
             began=began,
             save_every=settings.save_every,
-            pusher=pusher_of(settings),
-            track=settings.track,
+            pusher=None if order else pusher_of(settings),
+            track="none" if order else settings.track,
         )
 
     def make_model(self) -> PreTrainedModel:
@@ -182,7 +209,8 @@ class ClassificationRun(TrainingRun):
     def make_batches(self) -> Batches:
         """Rows in the order that the seed decides, those of like length together."""
         plan, state = self.prepared.plan, PartialState()
-        order = BatchOrder(len(self.train_rows), plan.batch_rows, self.prepared.settings.seed, self._row_limit())
+        seed = self.prepared.settings.seed + (self.order << 20)  # far from the orders of other seeds
+        order = BatchOrder(len(self.train_rows), plan.batch_rows, seed, self._row_limit())
         return ExampleBatches(
             self.train_rows, order, self.pad_id, plan.micro_batch_tokens, state.process_index, state.num_processes
         )
@@ -198,12 +226,16 @@ class ClassificationRun(TrainingRun):
         return None if epochs is None else max(1, round(epochs * len(self.train_rows)))
 
     def first_position(self) -> Position:
-        """The beginning; under a clock, with the time that is left once the last scores and files are provided for."""
+        """The beginning; under a clock, with the time that is left once the last scores and files are provided for.
+
+        Of that a run has its part of those that are averaged: the kept one comes last.
+        """
         minutes = self.prepared.settings.minutes
         if minutes is None:
             return Position()
         finish = FINISH_SHARE * minutes * 60 + FINISH_SECONDS
-        return Position(budget_seconds=max(1.0, self.began + minutes * 60 - time.time() - finish))
+        runs_left = _runs(self.prepared.settings) - self.order + 1 if self.order else 1
+        return Position(budget_seconds=max(1.0, (self.began + minutes * 60 - time.time() - finish) / runs_left))
 
     def validate(self, position: Position) -> dict[str, float]:
         """Scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals.
@@ -233,6 +265,8 @@ class ClassificationRun(TrainingRun):
 
     def score(self) -> list[dict[str, Any]]:
         """Scores of the rows for selection and of the test, baselines beside them; confusion and worst mistakes."""
+        if self.order:
+            return []
         prepared = self.prepared
         rows = self._rows(prepared.examples("selection"), "validation")
         test = self._test()

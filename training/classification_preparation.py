@@ -160,7 +160,7 @@ def _check(settings: ClassifySettings) -> None:
         value = getattr(settings, name)
         if value is not None and not least <= value < below:
             raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least:g} and below {below:g}")
-    for name in ("batch_rows", "context_length", "adapt_minutes", "adapt_epochs"):
+    for name in ("batch_rows", "context_length", "average", "adapt_minutes", "adapt_epochs"):
         value = getattr(settings, name)
         if value is not None and value < (0 if name.startswith("adapt") else 1):
             raise InputError(f"--{name.replace('_', '-')} {value} is too small")
@@ -171,6 +171,8 @@ def _check(settings: ClassifySettings) -> None:
     check_lora(settings)
     if settings.lora and (settings.model is None or settings.adapt_minutes or settings.adapt_epochs):
         raise InputError("--lora adapts a model that lies somewhere: give --model, and no --adapt-minutes")
+    if settings.lora and settings.average > 1:
+        raise InputError("--average takes the mean of whole weights: leave out --lora, or --average")
     if settings.lora and settings.train != "all":
         raise InputError(f"--lora chooses the weights that are trained: leave out --train {settings.train}")
     check_exists(settings.eval_data)

@@ -90,6 +90,9 @@ class ClassifySettings(LoraOptions, PushOptions):
     seeds: int = 1
     """Repeat the run with so many seeds, from --seed on, each with a split of its own; report mean and spread, and keep
     the one that is best on its rows for selection."""
+    average: int = 1
+    """Train so many times from one start, each time with the rows in an order of its own, and keep the mean of the
+    weights: steadier than any one of them, for so many times the time."""
     track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
     """Where the log goes beside log.jsonl: trackio and tensorboard keep it on this machine, wandb sends it away."""
     resume: bool = False

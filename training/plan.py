@@ -284,7 +284,6 @@ def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
     for name in ("hidden_size", "num_hidden_layers"):
         if getattr(settings, name) is not None:
             fields[name] = getattr(settings, name)
-    fields.setdefault("initializer_range", round(0.6 * fields["hidden_size"] ** -0.5, 4))
     return fields | settings.model_config | {"is_causal": settings.objective == "clm"}
 
 

@@ -5,7 +5,7 @@ measured; everything else is the same for pretraining, classification and instru
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
@@ -32,6 +32,7 @@ from groundup.training.checkpoint import (
     random_states_of_all,
     save_state,
     set_random_state,
+    take_mean,
 )
 from groundup.training.compiling import compile_blocks, uncompiled
 from groundup.training.loop import Batches, Loop, Schedule
@@ -153,13 +154,15 @@ class TrainingRun(abc.ABC):
     Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `began`. The best
     weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`, or
     the latest that its standard error cannot tell from those; `patience` validations in a row without a better one end
-    the run.
+    the run. With `others`, folders of finished runs from the same start, the mean of their best weights and its own is
+    kept.
     """
 
     unit: Literal["tokens", "rows"] = "tokens"
     best_by = "validation_loss"
     higher_is_better = False
     patience: int | None = None
+    others: Sequence[Path] = ()
 
     def __init__(
         self,
@@ -343,14 +346,19 @@ class TrainingRun(abc.ABC):
 
     def _finish(self, position: Position) -> None:
         """Score the best weights and write the checkpoint."""
-        training = self.describe(position)
         if self.sharded:
             self._take(self.make_model())  # whole again, on this process alone
         if self.sharded or position.best_step != position.step:
             load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.saved_model)
         if position.best_step != position.step:
             say(f"the best weights are those of step {position.best_step}")
-        training["best_step"] = position.best_step
+        if self.others:
+            take_mean(self.model, self.others)
+            position.best_value = self.validate(position)[self.best_by]
+            say(f"the weights are the mean of {1 + len(self.others)} runs")
+        training = self.describe(position) | {"best_step": position.best_step}
+        if self.others:
+            training["averaged_runs"] = 1 + len(self.others)
         self.folder.finish(self.saved_model, self.tokenizer, self.score(), training)
         if self.pusher is not None:
             self.pusher.after_the_end(self.folder.out)

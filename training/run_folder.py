@@ -52,6 +52,7 @@ class RunFolder:
 
     def write_recipe(self, recipe: dict[str, Any], private: dict[str, Any]) -> None:
         """Keep the recipe, and beside it in work/ what must not be published (paths)."""
+        self.work.mkdir(parents=True, exist_ok=True)
         write_yaml(self.work / "private.yaml", private)
         write_yaml(self.out / RECIPE_FILE, recipe)
 

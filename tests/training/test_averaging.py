@@ -1,0 +1,111 @@
+"""`classify --average`: the mean of the weights of runs that differ in the order of their rows alone."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import groundup as package
+from groundup.common.console import console
+from groundup.common.errors import InputError, Interrupted
+from groundup.training import classification, run
+from groundup.training.checkpoint import take_mean
+from groundup.training.loop import Loop
+
+RUNS = 3
+
+
+@pytest.fixture(autouse=True)
+def loud_again():
+    yield
+    console.quiet = False
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("averaging")
+    rows = [{"text": f"{n} is {'odd' if n % 2 else 'even'} like {n * 7 % 50}", "label": str(n % 2)} for n in range(200)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = [str(folder / "rows.jsonl")]
+    sizes = {"vocab_size": 270, "hidden_size": 32, "num_hidden_layers": 1, "context_length": 32}
+    base = package.pretrain(data=data, max_steps=2, out=str(folder / "base"), quiet=True, **sizes)
+    return {"data": data, "model": str(base), "max_steps": 6, "save_every": 2, "quiet": True}
+
+
+@pytest.fixture
+def averaged(monkeypatch):
+    """The weights that went into each mean: first the kept run's own, then the others'."""
+    seen = []
+
+    def noting(model, folders):
+        own = {name: weight.clone() for name, weight in model.state_dict().items()}
+        seen.append([own, *(load_file(folder / "model.safetensors") for folder in folders)])
+        take_mean(model, folders)
+
+    monkeypatch.setattr(run, "take_mean", noting)
+    return seen
+
+
+def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(options, averaged, tmp_path):
+    options = options | {"best_by": "accuracy"}
+    alone = load_file(package.classify(out=str(tmp_path / "alone"), **options) / "model.safetensors")
+    assert not averaged
+    out = package.classify(out=str(tmp_path / "mean"), average=RUNS, **options)
+    [runs] = averaged
+    assert len(runs) == RUNS
+    kept = load_file(out / "model.safetensors")
+    assert kept.keys() == alone.keys()
+    for name, weight in kept.items():
+        torch.testing.assert_close(runs[0][name], alone[name], rtol=0, atol=0)
+        torch.testing.assert_close(weight, sum(one[name].double() for one in runs).div(RUNS).float())
+    assert len({runs[n]["score.weight"].numpy().tobytes() for n in range(RUNS)}) == RUNS
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["training"]["averaged_runs"] == RUNS
+    rows = {(row["name"], row["split"], row["baseline"]): row["value"] for row in metrics["metrics"]}
+    assert metrics["training"]["selection"] == pytest.approx(rows["accuracy", "validation", None], abs=1e-4)
+    assert not (out / "work").exists()
+
+
+def test_cut_off_in_any_of_its_runs_it_goes_on_to_the_same_weights(options, tmp_path, monkeypatch):
+    whole = package.classify(out=str(tmp_path / "whole"), average=RUNS, **options)
+    update = Loop._update
+    for moment in (4, 9, 15):  # in the first of the three, the second and the last
+        done = []
+
+        def failing(loop, moment=moment, done=done):
+            done.append(1)
+            if len(done) == moment:
+                raise Interrupted("the power is gone")
+            update(loop)
+
+        out = tmp_path / f"cut-{moment}"
+        monkeypatch.setattr(Loop, "_update", failing)
+        with pytest.raises(Interrupted, match="the power is gone"):
+            package.classify(out=str(out), average=RUNS, **options)
+        monkeypatch.undo()
+        package.classify(out=str(out), resume=True)
+        assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_budget_in_minutes_is_shared_by_the_runs(monkeypatch):
+    """Of 100 s that are left the first of four takes a quarter, and the kept one, which comes last, what is left."""
+    settings = SimpleNamespace(minutes=10.0, average=4, smoke=False)
+    monkeypatch.setattr(classification, "FINISH_SHARE", 0.0)
+    monkeypatch.setattr(classification, "FINISH_SECONDS", 0.0)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    shares = []
+    for order in (1, 2, 3, 0):
+        one = SimpleNamespace(prepared=SimpleNamespace(settings=settings), order=order, began=now - 500)
+        shares.append(classification.ClassificationRun.first_position(one).budget_seconds)
+    assert shares == pytest.approx([25, 100 / 3, 50, 100])
+
+
+@pytest.mark.parametrize(("more", "message"), [({"lora": True}, "leave out --lora"), ({"average": 0}, "too small")])
+def test_what_cannot_be_averaged_is_refused(options, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        package.classify(out=str(tmp_path / "out"), **options | {"average": 2} | more)
+    assert not (tmp_path / "out").exists()
