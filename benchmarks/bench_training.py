@@ -19,6 +19,7 @@ import groundup
 from groundup.common.console import console
 from groundup.data import python_docs
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training import attention
 from groundup.training.attention import attending_in_blocks
 from groundup.training.compiling import compile_blocks
 from groundup.training.loop import Batch, Loop, Schedule
@@ -166,6 +167,7 @@ def large_step(ours: bool) -> None:
             model = GroundupForCausalLM(GroundupConfig.preset("gpt2", **sizes, **ENDS, **NO_DROPOUT)).train()
             optimizers = build_optimizers(model, "adamw", RATES, 0.1)
             labels = functional.pad(ids, (0, 1), value=-100)[:, 1:]
+            model.set_attn_implementation(attention.NAME)
             loss = NextTokenLoss(model)(input_ids=ids, shift_labels=labels) / labels.numel()
         else:
             model = GPT2LMHeadModel(GPT2Config(**sizes, **ENDS, **NO_DROPOUT)).train()

@@ -2,7 +2,8 @@
 
 torch's kernel for it is made for long texts; its way back is slow for short ones. Written out as products of matrices,
 which a processor with bf16 does several times as fast as anything else, it takes half to three quarters of the time
-up to LONGEST tokens (docs/performance.md). What no query may see is left out by blocks, not computed and then masked.
+up to LONGEST tokens (docs/performance.md). Keys after a block's last query are left out; those within it are masked.
+Scores are rounded to bf16, which torch's kernel does not do, and what the softmax gives is kept for the way back.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_
 NAME = "groundup_blocks"  # under which transformers knows it
 BLOCK = 128  # queries that look at the same keys together
 LONGEST = 512  # tokens of a row; torch's kernel is as fast from 1,024 on
+LARGEST_WEIGHTS = 2**23  # of a layer, B H T T: about 9 MB are kept of so many; with more, memory counts for more
 
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -46,12 +48,14 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What a kernel of transformers does: (B, H, T, D) -> (B, T, H, D); in blocks where that is faster."""
     as_expected = module.training and torch.is_autocast_enabled("cpu") and attention_mask is None and not dropout
-    causal = module.is_causal and kwargs.get("is_causal", True) and query.size(2) == key.size(2)
-    if not (as_expected and causal and query.size(2) <= LONGEST):
+    rows, heads, length, _ = query.shape
+    causal = module.is_causal and kwargs.get("is_causal", True) and length == key.size(2)
+    small = length <= LONGEST and rows * heads * length**2 <= LARGEST_WEIGHTS
+    if not (as_expected and causal and small):
         kwargs |= {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     query = query.bfloat16()  # autocast leaves what a norm gives in fp32
-    key, value = (repeat_heads(x.bfloat16(), query.size(1) // x.size(1)) for x in (key, value))
+    key, value = (repeat_heads(x.bfloat16(), heads // x.size(1)) for x in (key, value))
     return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 

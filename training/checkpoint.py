@@ -73,16 +73,16 @@ def save_model(
 @torch.no_grad()
 def take_mean(model: PreTrainedModel, folders: Sequence[Path]) -> None:
     """Replace a model's weights by their mean with those of models of its kind (Wortsman et al. 2022, section 2)."""
-    total = {name: weight.double() for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    weights = {name: weight for name, weight in model.state_dict().items() if weight.is_floating_point()}
+    total = {name: weight.cpu().double() for name, weight in weights.items()}  # not every device has fp64
     for folder in folders:
         with without_bars():
             other = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True)
         for name, weight in other.state_dict().items():
             if name in total:
-                total[name] += weight.to(total[name].device)
-    for name, weight in model.state_dict().items():
-        if name in total:
-            weight.copy_(total[name] / (1 + len(folders)))
+                total[name] += weight
+    for name, weight in weights.items():
+        weight.copy_(total[name] / (1 + len(folders)))
 
 
 def load_weights(folder: Path, model: "PreTrainedModel | PeftModel") -> None:

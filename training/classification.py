@@ -3,6 +3,7 @@
 rows -> split -> (pretraining on their texts) -> loop -> checkpoint -> scores, confusion, worst mistakes
 """
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
 from groundup.training.repeating import repeat
-from groundup.training.run import TrainingRun, agreed, carry_out, pusher_of
+from groundup.training.run import TrainingRun, agreed, carry_out, pusher_of, require_tracker
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.starting import SMOKE_TEST_ROWS, evenly
@@ -102,6 +103,7 @@ def _start(run: RunFolder, began: float) -> "ClassificationRun":
         return ClassificationRun(prepared, run, began)
     if prepared.plan.base is not None:
         adapt(prepared, began)
+    require_tracker(prepared.settings.track)  # the run that it follows comes last
     others = [_train_in_order(number, prepared, run, began) for number in range(1, _runs(prepared.settings))]
     return ClassificationRun(prepared, run, began, others=others)
 
@@ -118,6 +120,8 @@ def _train_in_order(number: int, prepared: PreparedExamples, run: RunFolder, beg
     if not agreed(state, lambda: folder.is_finished):
         agreed(state, lambda: folder.write_recipe(*run.read_recipe()))
         ClassificationRun(prepared, folder, began, order=number).run(resume=True)
+    if state.is_main_process:
+        shutil.rmtree(folder.out / "checkpoints", ignore_errors=True)  # its best weights lie beside them now
     return folder.out
 
 
@@ -228,14 +232,15 @@ class ClassificationRun(TrainingRun):
     def first_position(self) -> Position:
         """The beginning; under a clock, with the time that is left once the last scores and files are provided for.
 
-        Of that a run has its part of those that are averaged: the kept one comes last.
+        Runs that are averaged have equal parts, however often one is gone on with; the kept one comes last.
         """
         minutes = self.prepared.settings.minutes
         if minutes is None:
             return Position()
         finish = FINISH_SHARE * minutes * 60 + FINISH_SECONDS
-        runs_left = _runs(self.prepared.settings) - self.order + 1 if self.order else 1
-        return Position(budget_seconds=max(1.0, (self.began + minutes * 60 - time.time() - finish) / runs_left))
+        whole, runs = minutes * 60 - finish, _runs(self.prepared.settings)
+        runs_left = runs - self.order + 1 if self.order else 1
+        return Position(budget_seconds=max(1.0, min(whole / runs, (self.began + whole - time.time()) / runs_left)))
 
     def validate(self, position: Position) -> dict[str, float]:
         """Scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals.

@@ -92,7 +92,8 @@ class ClassifySettings(LoraOptions, PushOptions):
     the one that is best on its rows for selection."""
     average: int = 1
     """Train so many times from one start, each time with the rows in an order of its own, and keep the mean of the
-    weights: steadier than any one of them, for so many times the time."""
+    weights: steadier than any one of them, for so many times the updates. --minutes is for all of them together, and
+    pushes, log and curve are of the last one."""
     track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
     """Where the log goes beside log.jsonl: trackio and tensorboard keep it on this machine, wandb sends it away."""
     resume: bool = False

@@ -29,8 +29,7 @@ ADAPTER_NAMES = (".lora_", ".trainable_tokens_delta.")  # what peft calls the pa
 def orthogonalise(gradients: torch.Tensor) -> torch.Tensor:
     """(N, rows, columns) -> the same shape, every matrix with singular values near one.
 
-    The iteration runs on the smaller of X X' and X' X alone: X is touched at the end, once (the Gram form), which
-    halves the work for the 1 : 4 matrices of an MLP and changes nothing in exact arithmetic.
+    Tall matrices are turned first, so that X X' is the smaller of the two products.
     """
     tall = gradients.size(-2) > gradients.size(-1)
     x = gradients.mT if tall else gradients

@@ -5,6 +5,7 @@ measured; everything else is the same for pretraining, classification and instru
 """
 
 import abc
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
@@ -136,6 +137,12 @@ def agreed(state: PartialState, action: Callable[[], T]) -> T:
     if found[1] is not None:
         raise InputError(found[1])
     return found[0]
+
+
+def require_tracker(track: str) -> None:
+    """Raise `InputError` where the package of a tracker is not installed."""
+    if track != "none" and importlib.util.find_spec(track) is None:
+        raise InputError(f"--track {track}: it is not installed: try pip install {track}")
 
 
 def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
@@ -358,7 +365,8 @@ class TrainingRun(abc.ABC):
             say(f"the weights are the mean of {1 + len(self.others)} runs")
         training = self.describe(position) | {"best_step": position.best_step}
         if self.others:
-            training["averaged_runs"] = 1 + len(self.others)
+            own, others = training["seconds"], [read_metrics(folder)["training"]["seconds"] for folder in self.others]
+            training |= {"averaged_runs": 1 + len(others), "seconds_of_all_runs": round(own + sum(others), 1)}
         self.folder.finish(self.saved_model, self.tokenizer, self.score(), training)
         if self.pusher is not None:
             self.pusher.after_the_end(self.folder.out)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import groundup
-from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.modeling.modeling_groundup import eager_attention_forward
 from groundup.training import attention
 from groundup.training.attention import NAME, attending_in_blocks, causal_attention
@@ -43,12 +43,15 @@ def test_blocks_give_the_formula_and_its_gradients(length):
     torch.testing.assert_close(ours[0], written_out(*inputs), rtol=1e-5, atol=1e-6)
 
 
+def config_of(**fields):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return GroundupConfig(vocab_size=64, max_position_embeddings=600, zero_init=False, **sizes, **fields)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = GroundupConfig(vocab_size=64, max_position_embeddings=600, zero_init=False, **sizes)
-    return GroundupForCausalLM(config).train()
+    return GroundupForCausalLM(config_of()).train()
 
 
 @pytest.fixture
@@ -98,6 +101,30 @@ def test_everything_else_goes_through_torchs_kernel(model, calls):
     model.set_attn_implementation("eager")
     with attending_in_blocks(model):
         assert model.config._attn_implementation == "eager"
+
+
+def test_who_looks_ahead_aside_or_only_a_little_back_goes_through_torchs_kernel(calls, monkeypatch):
+    """An encoder, a decoder's look at an encoder, a window shorter than the row; too much to keep."""
+    ids = torch.arange(40).view(2, 20)
+    encoder = GroundupForMaskedLM(config_of(is_causal=False)).train()
+    window = GroundupForCausalLM(config_of(sliding_window=8)).train()
+    crossing = GroundupForCausalLM(config_of(add_cross_attention=True)).train()
+    plain = GroundupForCausalLM(config_of()).train()
+    for model, inputs, expected in (
+        (encoder, {}, []),
+        (window, {}, []),
+        (crossing, {"encoder_hidden_states": torch.randn(2, 20, 32)}, [20, 20]),
+        (plain, {}, [20, 20]),
+    ):
+        calls.clear()
+        with attending_in_blocks(model), torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, use_cache=False, **inputs)
+        assert calls == expected, type(model)
+    calls.clear()
+    monkeypatch.setattr(attention, "LARGEST_WEIGHTS", 2 * 4 * 20**2 - 1)
+    with attending_in_blocks(plain), torch.autocast("cpu", torch.bfloat16):
+        plain(input_ids=ids)
+    assert not calls
 
 
 def test_the_kernel_is_put_back_and_never_saved(model, tmp_path):

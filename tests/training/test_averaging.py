@@ -49,7 +49,21 @@ def averaged(monkeypatch):
     return seen
 
 
-def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(options, averaged, tmp_path):
+@pytest.fixture
+def starts(monkeypatch):
+    """The weights and the random state with which each loop starts."""
+    seen, real = [], Loop.run
+
+    def noting(loop):
+        weights = [weight.detach().numpy().tobytes() for weight in loop.objective.state_dict().values()]
+        seen.append((weights, torch.get_rng_state().numpy().tobytes()))
+        return real(loop)
+
+    monkeypatch.setattr(Loop, "run", noting)
+    return seen
+
+
+def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(options, averaged, starts, tmp_path):
     options = options | {"best_by": "accuracy"}
     alone = load_file(package.classify(out=str(tmp_path / "alone"), **options) / "model.safetensors")
     assert not averaged
@@ -61,6 +75,8 @@ def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(
     for name, weight in kept.items():
         torch.testing.assert_close(runs[0][name], alone[name], rtol=0, atol=0)
         torch.testing.assert_close(weight, sum(one[name].double() for one in runs).div(RUNS).float())
+    assert len(starts) == 1 + RUNS
+    assert all(start == starts[0] for start in starts)
     assert len({runs[n]["score.weight"].numpy().tobytes() for n in range(RUNS)}) == RUNS
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["training"]["averaged_runs"] == RUNS
@@ -91,17 +107,35 @@ def test_cut_off_in_any_of_its_runs_it_goes_on_to_the_same_weights(options, tmp_
 
 
 def test_a_budget_in_minutes_is_shared_by_the_runs(monkeypatch):
-    """Of 100 s that are left the first of four takes a quarter, and the kept one, which comes last, what is left."""
-    settings = SimpleNamespace(minutes=10.0, average=4, smoke=False)
+    """Of 100 s the four have a quarter each, however much a process that begins anew believes to have; of 60 less."""
+    settings = SimpleNamespace(minutes=100 / 60, average=4, smoke=False)
     monkeypatch.setattr(classification, "FINISH_SHARE", 0.0)
     monkeypatch.setattr(classification, "FINISH_SECONDS", 0.0)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
-    shares = []
-    for order in (1, 2, 3, 0):
-        one = SimpleNamespace(prepared=SimpleNamespace(settings=settings), order=order, began=now - 500)
-        shares.append(classification.ClassificationRun.first_position(one).budget_seconds)
-    assert shares == pytest.approx([25, 100 / 3, 50, 100])
+
+    def shares(used):
+        for order in (1, 2, 3, 0):
+            one = SimpleNamespace(prepared=SimpleNamespace(settings=settings), order=order, began=now - used)
+            yield classification.ClassificationRun.first_position(one).budget_seconds
+
+    assert list(shares(0)) == pytest.approx([25, 25, 25, 25])
+    assert list(shares(40)) == pytest.approx([15, 20, 25, 25])
+
+
+def test_a_short_try_averages_two_and_seeds_are_repeated_around_it(options, averaged, tmp_path):
+    out = package.classify(out=str(tmp_path / "out"), average=RUNS, seeds=2, smoke=True, **options)
+    assert [len(runs) for runs in averaged] == [2, 2]
+    training = json.loads((out / "seed-1" / "metrics.json").read_text())["training"]
+    assert training["averaged_runs"] == 2
+    assert training["seconds_of_all_runs"] > training["seconds"]
+
+
+def test_a_tracker_that_is_missing_is_named_before_anything_is_trained(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "run", lambda loop: pytest.fail("trained"))
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--track trackio: it is not installed"):
+        package.classify(out=str(tmp_path / "out"), average=2, track="trackio", **options)
 
 
 @pytest.mark.parametrize(("more", "message"), [({"lora": True}, "leave out --lora"), ({"average": 0}, "too small")])
