@@ -1,7 +1,7 @@
 """Causal attention in blocks of queries, for training in bf16 on a processor.
 
 torch's kernel for it is made for long texts; its way back is slow for short ones. Written out as products of matrices,
-which a processor with bf16 does several times as fast as anything else, it takes half to three quarters of the time
+which a processor with bf16 does several times as fast as anything else, it takes half to four fifths of the time
 up to LONGEST tokens (docs/performance.md). Keys after a block's last query are left out; those within it are masked.
 Scores are rounded to bf16, which torch's kernel does not do, and what the softmax gives is kept for the way back.
 """
@@ -21,7 +21,7 @@ from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_
 NAME = "groundup_blocks"  # under which transformers knows it
 BLOCK = 128  # queries that look at the same keys together
 LONGEST = 512  # tokens of a row; torch's kernel is as fast from 1,024 on
-LARGEST_WEIGHTS = 2**23  # of a layer, B H T T: about 9 MB are kept of so many; with more, memory counts for more
+LARGEST_WEIGHTS = 2**23  # of a layer, B H T T: at most 17 MB are kept of so many; with more, memory counts for more
 
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -127,7 +127,7 @@ def training_memory(chosen: Plan, parameters: int) -> float:
 
     An activation is kept for every feature of a block that its backward pass needs: about 17 vectors of the width at
     two or four bytes (Korthikanti et al. 2022, section 4.1, without the part that fused attention does not keep). On a
-    processor in bf16 that part is at most 9 MB a layer (`attention.LARGEST_WEIGHTS`).
+    processor in bf16 that part is at most 17 MB a layer (`attention.LARGEST_WEIGHTS`).
     """
     width, layers = chosen.model["hidden_size"], chosen.model["num_hidden_layers"]
     rows = chosen.micro_batch_rows * chosen.context_length
