@@ -67,13 +67,20 @@ def test_two_processes_adapt_train_every_seed_and_label_in_one_folder(labelled, 
     assert len((out / "predictions.csv").read_text().splitlines()) == 3
 
 
-def test_a_classifier_of_two_processes_has_the_losses_of_one(labelled, tmp_path, two_processes):
+@pytest.mark.parametrize("average", [1, 2])
+def test_a_classifier_of_two_processes_is_that_of_one(labelled, tmp_path, two_processes, average):
     package.pretrain(data=[str(labelled)], out=str(tmp_path / "base"), quiet=True, **TINY | FIXED)
     still = {"model": str(tmp_path / "base"), "dropout": 0.0, "token_dropout": 0.0, "batch_rows": 15} | FIXED
-    one = package.classify(data=[str(labelled)], out=str(tmp_path / "one"), quiet=True, **still)
-    done = two_processes("classify", "--data", labelled, "--out", "two", *options(still))
+    given = still | {"average": average}
+    one = package.classify(data=[str(labelled)], out=str(tmp_path / "one"), quiet=True, **given)
+    done = two_processes("classify", "--data", labelled, "--out", "two", *options(given))
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(one), rel=1e-3)
+    assert training(tmp_path / "two").get("averaged_runs", 1) == average
+    weights = [load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert weights[1][name].numpy() == pytest.approx(tensor.numpy(), abs=2e-3), name
 
 
 def test_a_new_model_that_two_processes_teach_has_the_losses_of_one(asked, tmp_path, two_processes):
