@@ -22,7 +22,7 @@ from groundup.common.processes import processes
 from groundup.common.settings import public_settings, verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
 from groundup.data.examples import Examples, also_in, load_examples
-from groundup.data.sources import short_name
+from groundup.data.sources import check_exists, short_name
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.evaluation.classification import (
     Measured,
@@ -51,7 +51,7 @@ from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
-from groundup.training.repeating import repeat
+from groundup.training.repeating import is_repeated, repeat
 from groundup.training.run import TrainingRun, agreed, carry_out, pusher_of, require_tracker
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
@@ -75,11 +75,11 @@ def classify(settings: ClassifySettings) -> Path:
         Interrupted: after Ctrl-C, with the state saved.
         Diverged: when the loss stops being a number.
     """
-    if settings.predict is not None and not settings.data:
+    if settings.predict is not None and not settings.data and not settings.resume:
         return _label_only(settings)
-    if settings.seeds > 1 and settings.push_to is not None:
-        raise InputError(f"--push-to takes one run, not {settings.seeds}: publish the one that is kept afterwards")
-    out = repeat(settings, _train) if settings.seeds > 1 else _train(settings)
+    if settings.predict is not None:
+        check_exists([settings.predict])
+    out = repeat(settings, _train) if is_repeated(settings) else _train(settings)
     if settings.predict is not None and processes().is_main_process:
         atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
     say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
@@ -269,14 +269,17 @@ class ClassificationRun(TrainingRun):
         }
 
     def score(self) -> list[dict[str, Any]]:
-        """Scores of the rows for selection and of the test, baselines beside them; confusion and worst mistakes."""
+        """Scores of the rows for selection and of the test, baselines beside them; confusion and worst mistakes.
+
+        A baseline has no step to choose: for the test it learns from the rows for selection too.
+        """
         if self.order:
             return []
-        prepared = self.prepared
-        rows = self._rows(prepared.examples("selection"), "validation")
+        selection = self.prepared.examples("selection")
+        rows = self._rows(selection, "validation", self.train_examples)
         test = self._test()
         if len(test):
-            rows = self._rows(test, "test", self.folder.out) + rows
+            rows = self._rows(test, "test", self.train_examples + selection, self.folder.out) + rows
         return rows
 
     def _test(self) -> Examples:
@@ -288,23 +291,22 @@ class ClassificationRun(TrainingRun):
         examples = load_examples(settings.eval_data, given, held_out=True)[0]
         return examples.take(evenly(len(examples), SMOKE_TEST_ROWS)) if settings.smoke else examples
 
-    def _rows(self, examples: Examples, split: str, out: Path | None = None) -> list[dict[str, Any]]:
-        """Rows for metrics.json; where texts of the training stand among the examples, others without them."""
+    def _rows(self, examples: Examples, split: str, known: Examples, out: Path | None = None) -> list[dict[str, Any]]:
+        """Rows for metrics.json; where texts that are `known` stand among the examples, others without them."""
         prepared, names = self.prepared, self.prepared.plan.labels
         encoded = prepared.encode(examples, split)
         with ProgressBar(f"scoring, {split}", total=1.0) as bar, self.accelerator.autocast():
             probabilities = predict(self.model, encoded, self.pad_id, bar.update)
-        measured = Measured(
-            encoded.labels, probabilities.argmax(1), baselines(self.train_examples, examples.texts, names)
-        )
+        measured = Measured(encoded.labels, probabilities.argmax(1), baselines(known, examples.texts, names))
         about = {"dataset": prepared.name, "seed": prepared.settings.seed}
         rows = classification_rows(measured, names, split=split, **about)
         unknown = int((encoded.labels == IGNORED).sum())
         if unknown:
             say(f"{split}: {unknown:,} of {len(examples):,} rows have a label that no training row has: all mistakes")
-        seen = also_in(examples.texts, self.train_examples.texts)
-        if seen.any() and not seen.all():
+        seen = also_in(examples.texts, known.texts)
+        if seen.any():
             say(f"{split}: {seen.sum():,} of {len(examples):,} texts stand in the training rows too")
+        if seen.any() and not seen.all():
             rows += classification_rows(measured.take(~seen), names, split=f"{split} without overlap", **about)
         if out is not None:
             draw_confusion(measured.truth, measured.model, names, out / CONFUSION_FILE)

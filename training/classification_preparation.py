@@ -160,12 +160,18 @@ def _check(settings: ClassifySettings) -> None:
         value = getattr(settings, name)
         if value is not None and not least <= value < below:
             raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least:g} and below {below:g}")
-    for name in ("batch_rows", "context_length", "average", "adapt_minutes", "adapt_epochs"):
+    for name in ("batch_rows", "context_length", "average", "seeds", "adapt_minutes", "adapt_epochs"):
         value = getattr(settings, name)
         if value is not None and value < (0 if name.startswith("adapt") else 1):
             raise InputError(f"--{name.replace('_', '-')} {value} is too small")
     if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
         raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
+    minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0
+    if minutes is not None and adapt_minutes >= minutes:
+        raise InputError(f"--adapt-minutes {adapt_minutes:g} leaves nothing of a run's {minutes:g} for the labels")
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        if settings.model is not None and getattr(settings, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or --model")
     if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
         raise InputError("a model from nothing learns the texts first: give it some --adapt-minutes, or a --model")
     check_lora(settings)
@@ -337,6 +343,10 @@ def _start_of(settings: ClassifySettings, tokenizer: PreTrainedTokenizerFast, te
     if settings.pooling is not None and not is_ours:
         raise InputError(f"--pooling is for our own models: {settings.model} ({config.model_type}) has its own")
     masked = any(name.endswith("ForMaskedLM") for name in config.architectures or [])
+    if masked and settings.language_weight:
+        raise InputError(
+            f"--language-weight: {settings.model} reads both ways and predicts no next token: leave it out"
+        )
     return _Start(
         context_length=settings.context_length or min(limit, enough),
         width=config.hidden_size,

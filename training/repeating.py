@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,71 +10,105 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, output_folder, require_new
 from groundup.common.processes import processes
+from groundup.common.settings import public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
 from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows
-from groundup.evaluation.report import read_metrics, summary_table, write_metrics
+from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
+from groundup.training.classification_preparation import PATHS
 from groundup.training.classification_settings import ClassifySettings
 from groundup.training.run import agreed
+from groundup.training.run_folder import RunFolder
 
 SMOKE_SEEDS = 2
+
+
+def is_repeated(settings: ClassifySettings) -> bool:
+    """Whether a run has several seeds; of one that goes on, its folder says so."""
+    if settings.resume and settings.out is not None:
+        recipe = Path(settings.out).expanduser() / RECIPE_FILE
+        if recipe.is_file():
+            return read_yaml(recipe).get("settings", {}).get("seeds", 1) > 1
+    return settings.seeds > 1
 
 
 def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]) -> Path:
     """Train with `settings.seeds` seeds, one after the other, each in a folder `seed-N` of its own; return the folder.
 
     The folder itself becomes a copy of the run that is best on its own rows for selection (never on the test), with
-    the mean and the standard deviation of every score over the seeds before its own in `metrics.json`. A budget in
-    minutes is for all seeds together. Raises what `train` does.
+    the mean and the standard deviation of every score over the seeds before its own in `metrics.json`, and the settings
+    of all in `recipe.yaml`. Of a budget in minutes every seed has an equal part, so that what is averaged was made
+    alike. Raises what `train` does.
     """
-    began = clock.began()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
+    if settings.push_to is not None:
+        raise InputError(f"--push-to takes one run, not {settings.seeds}: publish the one that is kept afterwards")
+    console.quiet = settings.quiet
     state = processes()
-    out = agreed(state, lambda: _folder(settings))
-    folders = []
+    run = RunFolder(agreed(state, lambda: output_folder(settings.out, "classify", short_name(settings.data))))
+    if agreed(state, lambda: settings.resume and run.is_finished):
+        say(f"{run.out} is finished: nothing to do")
+        return run.out
+    goes_on = agreed(state, lambda: settings.resume and run.has_begun)
+    settings = agreed(state, lambda: _kept(settings, run) if goes_on else _begin(settings, run))
     seeds = min(settings.seeds, SMOKE_SEEDS) if settings.smoke else settings.seeds
+    folders = []
     for number in range(seeds):
         console.quiet = settings.quiet
         say(f"seed {number + 1} of {seeds}")
         one = dataclasses.replace(
-            settings, seeds=1, seed=settings.seed + number, out=str(out / f"seed-{number}"), predict=None
+            settings,
+            seeds=1,
+            seed=settings.seed + number,
+            minutes=settings.minutes and settings.minutes / seeds,
+            out=str(run.out / f"seed-{number}"),
+            predict=None,
         )
-        left = seeds - number
-        if settings.minutes is not None:
-            minutes = (settings.minutes - (time.time() - began) / 60) / left
-            one = dataclasses.replace(one, minutes=max(0.1, minutes))
-        with clock.counting_from_now():
-            folders.append(train(one))
-    if state.is_main_process and not (settings.resume and (out / "metrics.json").is_file()):
-        _combine(out, folders)
+        try:
+            with clock.counting_from_now():
+                folders.append(train(one))
+        except InputError:
+            if state.is_main_process and not goes_on:
+                run.take_back()
+            raise
+    if state.is_main_process:
+        _combine(run, folders, settings)
     state.wait_for_everyone()
-    return out
+    return run.out
 
 
-def _folder(settings: ClassifySettings) -> Path:
-    """The folder of all runs. Raises `InputError` where something lies in it that is not to be gone on with."""
-    out = output_folder(settings.out, "classify", short_name(settings.data))
+def _begin(settings: ClassifySettings, run: RunFolder) -> ClassifySettings:
+    """Keep the settings in the folder. Raises `InputError` where something else lies in it."""
     if not settings.resume:
-        require_new(out, ", or add --resume to go on with it")
-    return out
+        require_new(run.out, ", or add --resume to go on with it")
+    private = {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS}
+    run.write_recipe({"verb": "classify", "settings": public_settings(settings, PATHS)}, private)
+    return settings
 
 
-def _combine(out: Path, folders: Sequence[Path]) -> None:
-    """Copy the best run into `out`, and write the mean of all beside its own scores."""
+def _kept(settings: ClassifySettings, run: RunFolder) -> ClassifySettings:
+    """The settings that the folder has, for this process."""
+    recipe, private = run.read_recipe()
+    now = {"out": settings.out, "resume": True, "quiet": settings.quiet}
+    return ClassifySettings(**recipe["settings"] | private | now)
+
+
+def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings) -> None:
+    """Copy the best run into the folder, the mean of all beside its own scores, and the settings of all."""
     metrics = [read_metrics(folder) for folder in folders]
     means = mean_rows([one["metrics"] for one in metrics])
     best = max(range(len(folders)), key=lambda number: metrics[number]["training"]["selection"])
     own = [row | {"dataset": f"{row['dataset']} (this model)"} for row in metrics[best]["metrics"]]
-    with atomic_folder(out / "final") as final:
+    with atomic_folder(run.out / "final") as final:
         for path in folders[best].iterdir():
             if path.is_file():
                 shutil.copyfile(path, final / path.name)
+        whole = {"settings": public_settings(settings, PATHS)}
+        write_yaml(final / RECIPE_FILE, read_yaml(final / RECIPE_FILE) | whole)
         about = metrics[best]["training"] | {"seeds": len(folders), "kept": folders[best].name}
         write_metrics(final, [*means, *own], about, metrics[best]["weights_sha256"])
         write_card(final)
-    for path in sorted((out / "final").iterdir(), key=lambda path: path.name == "metrics.json"):
-        path.replace(out / path.name)
-    (out / "final").rmdir()
-    console.print(summary_table(read_metrics(out)))
+    run.promote()
+    console.print(summary_table(read_metrics(run.out)))
     say(f"kept: {folders[best].name}, the best of {len(folders)} on its own rows for selection")

@@ -26,9 +26,12 @@ from groundup.data.example_rows import for_classifying
 from groundup.evaluation.classification import MAJORITY, SVM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
-from groundup.training.classification import freeze
+from groundup.training import classification
+from groundup.training.classification import ClassificationRun, freeze
+from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Loop
+from groundup.training.repeating import repeat
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
 
@@ -221,6 +224,12 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
         ({"adapt_minutes": 0.0, "adapt_epochs": None}, "learns the texts first"),
         ({"adapt_epochs": 0.0}, "learns the texts first"),
         ({"predict": "x.txt", "data": []}, "give --model"),
+        ({"predict": "missing.txt"}, "no file or folder missing.txt"),
+        ({"minutes": 1.0, "max_steps": None, "adapt_minutes": 1.0, "adapt_epochs": None}, "leaves nothing"),
+        ({"minutes": 2.0, "max_steps": None, "adapt_minutes": 1.0, "adapt_epochs": None, "seeds": 2}, "leaves nothing"),
+        ({"model": "base"}, "--vocab-size is for a new model"),
+        ({"seeds": 0}, "--seeds 0 is too small"),
+        ({"seeds": 2, "push_to": "me/it"}, "--push-to takes one run"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(folder, tmp_path, options, message):
@@ -228,6 +237,33 @@ def test_options_that_do_not_go_together_are_refused(folder, tmp_path, options, 
     with pytest.raises(InputError, match=message):
         package.classify(**given | options)
     assert not (tmp_path / "out").exists()
+
+
+def test_for_the_test_the_baselines_learn_from_the_rows_that_chose_the_step_too(folder, tmp_path, monkeypatch):
+    known, real = {}, classification.baselines
+
+    def noting(train, texts, names):
+        known[len(texts)] = train
+        return real(train, texts, names)
+
+    monkeypatch.setattr(classification, "baselines", noting)
+    out = package.classify(data=[str(folder / "rows.jsonl")], out=str(tmp_path / "out"), max_steps=2, **TINY)
+    rows = read_yaml(out / "recipe.yaml")["rows"]
+    assert len(known[rows["selection"]]) == rows["train"]
+    assert len(known[rows["test"]]) == rows["train"] + rows["selection"] == 320
+    assert len({text for kept in known.values() for text in kept.texts}) == 320
+
+
+def test_a_test_that_is_all_in_training_is_told(folder, tmp_path, capsys):
+    write(tmp_path / "some.jsonl", list(texts_of(400))[:7])
+    package.classify(
+        data=[str(folder / "rows.jsonl")],
+        eval_data=[str(tmp_path / "some.jsonl")],
+        out=str(tmp_path / "out"),
+        max_steps=2,
+        **TINY | {"quiet": False},
+    )
+    assert "test: 7 of 7 texts stand in the training rows too" in capsys.readouterr().err
 
 
 def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(folder, tmp_path):
@@ -244,6 +280,53 @@ def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(folder
     best = max(range(2), key=lambda n: each[n]["training"]["selection"])
     assert metrics["training"]["kept"] == f"seed-{best}"
     assert (out / "model.safetensors").read_bytes() == (out / f"seed-{best}" / "model.safetensors").read_bytes()
+    kept = read_yaml(out / "recipe.yaml")
+    assert (kept["settings"]["seeds"], kept["settings"]["seed"], kept["rows"]["test"]) == (2, 5, 80)
+    assert not (out / "work").exists()
+
+
+@pytest.mark.parametrize("cut_at", [3, 10])  # in the first seed's texts or labels, in the second's
+def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(folder, tmp_path, monkeypatch, cut_at):
+    options = {"data": [str(folder / "rows.jsonl")], "max_steps": 4, "seeds": 2, **TINY, "adapt_epochs": 0.3}
+    whole = package.classify(out=str(tmp_path / "whole"), **options)
+    update, done = Loop._update, []
+
+    def failing(loop):
+        done.append(1)
+        if len(done) == cut_at:
+            raise Interrupted("the power is gone")
+        update(loop)
+
+    monkeypatch.setattr(Loop, "_update", failing)
+    out = tmp_path / "cut"
+    with pytest.raises(Interrupted, match="the power is gone"):
+        package.classify(out=str(out), **options)
+    monkeypatch.undo()
+    assert read_yaml(out / "recipe.yaml")["settings"]["seeds"] == 2
+    assert str(folder) not in (out / "recipe.yaml").read_text()
+    package.classify(out=str(out), resume=True, quiet=True)
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    scores = [json.loads((path / "metrics.json").read_text())["metrics"] for path in (out, whole)]
+    assert scores[0] == scores[1]
+    before = (out / "metrics.json").read_bytes()
+    package.classify(out=str(out), resume=True, quiet=True)
+    assert (out / "metrics.json").read_bytes() == before
+
+
+def test_every_seed_has_an_equal_part_of_the_minutes_and_nothing_stays_of_what_could_not_begin(tmp_path):
+    parts = []
+
+    def training(one):
+        parts.append((one.seed, one.minutes))
+        if one.seed == 2:
+            raise InputError("no such rows")
+        return tmp_path
+
+    settings = ClassifySettings(data=["rows.csv"], out=str(tmp_path / "out"), minutes=6.0, seeds=3, quiet=True)
+    with pytest.raises(InputError, match="no such rows"):
+        repeat(settings, training)
+    assert parts == [(0, 2.0), (1, 2.0), (2, 2.0)]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
@@ -308,6 +391,54 @@ def test_no_time_for_the_texts_is_the_model_as_it_is(stock, tmp_path, nothing):
     assert (out / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
 
+def test_an_encoder_that_reads_both_ways_predicts_no_next_token_beside_the_labels(stock, tmp_path):
+    given = {"data": [str(stock / "rows.jsonl")], "model": str(stock / "bert"), "max_steps": 2, "quiet": True}
+    with pytest.raises(InputError, match=r"--language-weight: .* reads both ways"):
+        package.classify(**given, language_weight=0.5, out=str(tmp_path / "out"))
+
+
+def test_weights_smoothing_and_dropout_reach_the_loss_and_the_model(folder, tmp_path, monkeypatch):
+    seen = []
+
+    class Noting(LabelLoss):
+        def __init__(self, model, **options):
+            super().__init__(model, **options)
+            seen.append((model.config, options))
+
+    monkeypatch.setattr(classification, "LabelLoss", Noting)
+    out = package.classify(
+        data=[str(folder / "rows.jsonl")], class_weights=True, label_smoothing=0.1, dropout=0.3, token_dropout=0.2,
+        language_weight=0.7, max_steps=1, out=str(tmp_path / "out"), **TINY,
+    )  # fmt: skip
+    [(config, options)] = seen
+    plan = read_yaml(out / "recipe.yaml")["plan"]
+    weights, counts = np.array(options["label_weights"]), np.array(plan["label_counts"])
+    assert weights * counts == pytest.approx(counts.sum() / 2)  # every label counts the same, and a row 1 on average
+    assert (options["smoothing"], options["token_dropout"], options["language_weight"]) == (0.1, 0.2, 0.7)
+    assert {config.embedding_dropout, config.residual_dropout, config.classifier_dropout} == {0.3}
+
+
+def test_a_run_stops_early_by_its_own_only_without_a_budget(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ClassificationRun, "run", lambda run, resume: pytest.fail("trained"))
+    monkeypatch.setattr(classification, "adapt", lambda *_: (_ for _ in ()).throw(Interrupted("prepared")))
+    found = {}
+    for budget in ({}, {"minutes": 1.0}, {"max_steps": 3}, {"epochs": 1.0}):
+        out = tmp_path / "-".join(["out", *budget])
+        with pytest.raises(Interrupted, match="prepared"):
+            package.classify(data=[str(folder / "rows.jsonl")], out=str(out), **TINY | {"adapt_epochs": None} | budget)
+        found[out.name] = read_yaml(out / "recipe.yaml")["plan"]["patience"]
+    assert found == {"out": 4, "out-minutes": None, "out-max_steps": None, "out-epochs": None}
+
+
+@pytest.mark.slow
+def test_a_budget_in_minutes_is_for_the_texts_and_for_the_labels(folder, tmp_path):
+    given = {"data": [str(folder / "rows.jsonl")], **TINY, "adapt_epochs": None, "minutes": 0.5, "adapt_minutes": 0.15}
+    out = package.classify(out=str(tmp_path / "out"), **given)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["training"]["steps"] > 1
+    assert values_of(out)["accuracy", "test", None]["count"] == 80
+
+
 def test_lora_trains_an_adapter_alone(stock, tmp_path):
     out = package.classify(
         data=[str(stock / "rows.jsonl")],
@@ -323,6 +454,15 @@ def test_lora_trains_an_adapter_alone(stock, tmp_path):
     (tmp_path / "texts.txt").write_text("cat good\n", encoding="utf-8")
     package.classify(model=str(out), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "p"), quiet=True)
     assert len((tmp_path / "p" / "predictions.csv").read_text().splitlines()) == 2
+
+
+def test_of_a_model_of_ours_the_last_block_the_norm_behind_it_and_the_head_are_what_is_trained():
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "pad_token_id": 0, "num_labels": 2}
+    for what, expected in (("head", {"score"}), ("last", {"score", "model.layers.2", "model.norm"})):
+        model = package.GroundupForSequenceClassification(package.GroundupConfig(**sizes))
+        freeze(model, what)
+        trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+        assert {next(e for e in expected if name.startswith(e)) for name in trained} == expected
 
 
 def test_what_is_frozen_gets_no_gradient():
