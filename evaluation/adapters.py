@@ -25,7 +25,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.evaluation.kinds import OVERRIDES_FILE
-from groundup.evaluation.loading import load_network, quiet_transformers
+from groundup.evaluation.loading import load_network, new_modules, quiet_transformers
 from groundup.evaluation.report import METRICS_FILE
 from groundup.tokenization.folder import load_tokenizer
 
@@ -53,7 +53,7 @@ def load_adapter(
         kind: the Auto class of the kind of model that is wanted; by default any will do.
 
     Raises:
-        InputError: in one sentence, where adapter or base are missing or do not belong together.
+        InputError: in one sentence, where adapter or base are missing, do not belong together, or lack weights.
     """
     settings = adapter_settings(source)
     base = base or settings.get("base_model_name_or_path")
@@ -66,11 +66,11 @@ def load_adapter(
         raise InputError(f"{source} is an adapter for {settings.get('task_type')}: give a model of another kind")
     _check_base(source, base)
     overrides = json_of(source, OVERRIDES_FILE)
-    new_head = own_kind in (AutoModelForSequenceClassification, AutoModelForTokenClassification)
     try:
-        model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=new_head, **overrides)
+        model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=True, **overrides)
     except InputError as error:
         raise InputError(f"the adapter {source} needs its base; {error}") from error
+    new = new_modules(model)
     tokens, embedding = len(load_tokenizer(source)), model.get_input_embeddings()
     if tokens > cast(nn.Embedding, embedding).num_embeddings:
         model.resize_token_embeddings(tokens, mean_resizing=False)
@@ -79,6 +79,10 @@ def load_adapter(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the adapter {source} does not fit its base {base}: {reason}") from error
+    brought = tuple(settings.get("modules_to_save") or ())
+    if random := [name for name in new if not name.endswith(brought)]:
+        raise InputError(f"neither the adapter {source} nor its base {base} has weights for {', '.join(random[:3])}: "
+                         "give it a whole base, or train it again")  # fmt: skip
     if file_of(source, GENERATION_CONFIG_NAME) is not None:
         model.generation_config = GenerationConfig.from_pretrained(str(source))
     return adapted

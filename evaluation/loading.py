@@ -13,7 +13,9 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -29,12 +31,18 @@ from groundup.tokenization.folder import load_tokenizer
 _REASONS = (
     ("contains custom code", "it brings code of its own: add --trust-remote-code if you trust whoever made it"),
     ("ignore_mismatched_sizes", "its weights have other shapes than its config.json says: save the model again"),
-    ("for this kind of AutoModel", "it is a model of another kind: give one that predicts the next token"),
+    ("for this kind of AutoModel", "it is a model of another kind: give {wanted}"),
     ("does not recognize this architecture", "transformers knows no such model_type: look into its config.json"),
     ("couldn't connect", "there is no such folder, and the Hub cannot be reached"),
     ("is not a local folder", "there is no such folder, and on the Hub no such model that you may read"),
     ("no file named", "it has no model.safetensors: give a folder with the weights"),
 )
+_WANTED = {
+    AutoModelForCausalLM: "a model that predicts the next token",
+    AutoModelForSeq2SeqLM: "an encoder with a decoder",
+    AutoModelForMaskedLM: "an encoder that predicts masked tokens",
+    AutoModelForSequenceClassification: "a classifier, such as the folder that groundup classify wrote",
+}
 
 
 def load_model(
@@ -84,9 +92,11 @@ def load_network(
 ) -> PreTrainedModel:
     """What `load_model` loads, without a tokenizer; `new_head` allows missing weights, `config` changes its fields.
 
-    Raises `InputError` as `load_model` does.
+    Weights that are missing are drawn at random; `new_modules` says of the result where. Raises `InputError` as
+    `load_model` does.
     """
     _check_folder(source)
+    wanted = "a language model or an encoder" if new_head else _WANTED.get(kind, f"a whole {kind.__name__}")
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
         with quiet_transformers():
@@ -99,12 +109,30 @@ def load_network(
                 **config,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
-        raise InputError(f"cannot load a language model from {source}: {_reason(error)}") from error
+        raise InputError(f"cannot load a language model from {source}: {_reason(error, wanted)}") from error
     model, info = loaded
     if info["missing_keys"] and not new_head:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise InputError(f"{source} has no weights for {missing}: give a model that predicts the next token")
+        raise InputError(f"{source} has no weights for {missing}: give {wanted}")
+    model.new_weights = frozenset(info["missing_keys"])
     return model.to(device).eval()
+
+
+def new_modules(model: PreTrainedModel) -> list[str]:
+    """The names of the modules for which `load_network` found no weights: a classifier's head, perhaps a pooler.
+
+    A module that is new as a whole stands for all that lies in it.
+    """
+    missing = getattr(model, "new_weights", frozenset())
+    names = set()
+    for weight in missing:
+        name = weight.rpartition(".")[0]
+        while (parent := name.rpartition(".")[0]) and all(
+            f"{parent}.{inner}" in missing for inner, _ in model.get_submodule(parent).named_parameters()
+        ):
+            name = parent
+        names.add(name)
+    return sorted(names)
 
 
 def _check_folder(source: str | Path) -> None:
@@ -132,10 +160,10 @@ def _say_where(source: str) -> None:
     say(f"there is no folder {source} here: looking for it on the Hub")
 
 
-def _reason(error: Exception) -> str:
-    """Why a model could not be loaded, in one line."""
+def _reason(error: Exception, wanted: str) -> str:
+    """Why a model could not be loaded, in one line; `wanted` is what to give instead of a model of another kind."""
     message = str(error).strip() or type(error).__name__
-    ours = [reason for words, reason in _REASONS if words in message]
+    ours = [reason.format(wanted=wanted) for words, reason in _REASONS if words in message]
     return ours[0] if ours else " ".join(message.split("\n\n")[0].split())[:300]
 
 

@@ -25,6 +25,7 @@ from groundup.common.errors import InputError, near
 from groundup.common.files import sha256_of
 from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.kinds import OVERRIDES_FILE
+from groundup.evaluation.loading import new_modules
 from groundup.training.lora_settings import LoraOptions, check_sizes
 
 # Fields of a config that say nothing of how a model computes.
@@ -43,7 +44,8 @@ _MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Sequence[int] = ()) -> PeftModel:
     """Freeze `model`, give its matrices an adapter, in place, and print how much of it is trained.
 
-    A classifier's head is trained in full and is a part of the adapter. `get_base_model()` of the result is `model`.
+    A classifier's head, and whatever else the base had no weights for, is trained in full and is a part of the adapter:
+    frozen at random it would be another at each loading. `get_base_model()` of the result is `model`.
 
     Args:
         model: one that was loaded from a folder or from the Hub, which the adapter names as its base.
@@ -70,6 +72,7 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
         use_dora=options.lora_dora,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         trainable_token_indices=_token_rows(model, trained_tokens),
+        modules_to_save=new_modules(model) or None,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tied heads: `merge` unties them where an adapter sets them apart
@@ -142,7 +145,7 @@ def save_adapter(folder: Path, adapted: PeftModel, weights: dict[str, torch.Tens
     written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     for name, value in written.items():
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            written[name] = sorted(value)  # peft keeps sets: their order is another in every process
+            written[name] = sorted(set(value))  # peft keeps sets: their order is another in every process
     (folder / CONFIG_NAME).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     before, now = base.to_dict(), model.config.to_dict()
     differ = {name: value for name, value in now.items() if name not in _HOUSEKEEPING and before.get(name) != value}

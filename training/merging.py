@@ -6,7 +6,7 @@ The sum is checked before anything is written, and what is written is loaded aga
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -18,6 +18,7 @@ from groundup.common.files import atomic_folder, output_folder, public_name, req
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.evaluation.adapters import adapter_settings, file_of, fold, json_of, load_adapter
 from groundup.evaluation.card import write_card
+from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_network
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE, write_metrics
 from groundup.tokenization.folder import load_tokenizer
@@ -60,7 +61,7 @@ def merge(settings: MergeSettings) -> Path:
 
 def _probe(model: PreTrainedModel | PeftModel) -> torch.Tensor:
     """The logits for a fixed row of ids, on one thread: several split a product differently at each call."""
-    length = min(_PROBE_TOKENS, model.config.max_position_embeddings)
+    length = min(_PROBE_TOKENS, context_of(cast(PreTrainedModel, model)))  # peft hands its config on
     ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
     threads = torch.get_num_threads()

@@ -10,6 +10,9 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -164,6 +167,21 @@ def test_a_classifier_is_no_language_model(tmp_path):
     Qwen3ForSequenceClassification(Qwen3Config(vocab_size=64, num_attention_heads=2, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="no weights for lm_head"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "auto_class, wanted",
+    [
+        (AutoModelForSequenceClassification, "give a classifier, such as the folder that groundup classify wrote"),
+        (AutoModelForSeq2SeqLM, "give an encoder with a decoder"),
+        (AutoModelForMaskedLM, "give an encoder that predicts masked tokens"),
+    ],
+)
+def test_a_model_of_another_kind_is_told_which_kind_is_wanted(auto_class, wanted, checkpoint):
+    folder = checkpoint("gpt2")  # for which transformers has a classifier's class, and none of the other two
+    with pytest.raises(InputError) as caught:
+        load_model(folder, kind=auto_class)
+    assert str(caught.value).endswith(wanted) and str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """What an adapter has for weights, and that nothing else in the model is trained."""
 
+import json
+
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from groundup.common.errors import InputError
@@ -11,7 +14,7 @@ from groundup.modeling import (
     GroundupForConditionalGeneration,
     GroundupForSequenceClassification,
 )
-from groundup.training.lora import add_lora
+from groundup.training.lora import add_lora, save_adapter
 from groundup.training.lora_settings import LoraOptions
 from groundup.training.optim import build_optimizers, split_parameters
 
@@ -49,6 +52,33 @@ def test_gpt2_with_rank_16_has_the_known_number_of_trained_weights(fused, adapte
     assert trained < 0.05 * model.num_parameters()
     # The book (appendix E) freezes the head and gives it factors of rank 16 too, 768 wide in and 2 out.
     assert trained - 768 * 2 + 16 * (768 + 2) == the_books
+
+
+def test_how_much_is_trained_is_printed(capsys):
+    model = tiny(num_attention_heads=2, intermediate_size=32)
+    add_lora(model, LoraOptions(lora_rank=4, lora_targets=["q_proj", "up_proj"]))
+    # Two layers, each with 4 rows of 16 and 16 of 4 beside the 16 x 16 of q, 4 of 16 and 32 of 4 beside the 32 x 16.
+    trained = 2 * (4 * (16 + 16) + 4 * (16 + 32))
+    assert f"LoRA of rank 4 on q_proj, up_proj: {trained} weights are trained, " in (said := capsys.readouterr().err)
+    # Two tables of 50 x 16; in each of two layers four 16 x 16 and three 16 x 32 matrices and norms; the last norm.
+    whole = 2 * 50 * 16 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16 + 2 * 8) + 16
+    assert f"{trained / whole:.2%} of the {whole:,} that base has" in said
+
+
+@pytest.mark.parametrize(("rslora", "factor"), [(False, 20 / 4), (True, 20 / 2)])
+def test_alpha_and_dropout_reach_the_adapter_and_its_files(rslora, factor, tmp_path):
+    tiny().save_pretrained(tmp_path / "base")
+    model = GroundupForCausalLM.from_pretrained(tmp_path / "base")
+    options = LoraOptions(lora_rank=4, lora_alpha=20, lora_dropout=0.25, lora_rslora=rslora)
+    adapted = add_lora(model, options)
+    layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
+    assert len(layers) == 2 * 7
+    assert all(layer.scaling == {"default": factor} for layer in layers), "alpha / rank, or alpha / sqrt(rank)"
+    assert all(layer.lora_dropout["default"].p == 0.25 for layer in layers)
+    save_adapter(tmp_path, adapted)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    wanted = {"r": 4, "lora_alpha": 20, "lora_dropout": 0.25, "use_rslora": rslora, "use_dora": False}
+    assert {name: written[name] for name in wanted} == wanted
 
 
 def test_all_matrices_of_the_blocks_are_adapted_and_nothing_outside_them():

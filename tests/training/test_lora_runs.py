@@ -3,17 +3,24 @@
 import json
 
 import pytest
+import torch
 import yaml
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.evaluation.adapters import load_adapter
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import save_tokenizer
 from groundup.training.run_folder import RunFolder
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 GO_ON = {"context_length": 32, "batch_tokens": 256, "max_steps": 12, "quiet": True}
 WEIGHTS = "adapter_model.safetensors"
+COLOURS = ("red", "green", "blue", "black")
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +42,11 @@ def other_story(tmp_path):
 
 def adapt(base, data, out, **options):
     return package.pretrain(data=[data], init_from=str(base), out=out, **GO_ON | {"lora": True} | options)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.arange(20)[None] + 5).logits
 
 
 def test_a_run_leaves_an_adapter_that_names_its_base_and_leaves_the_base_alone(base, other_story, tmp_path):
@@ -116,6 +128,46 @@ def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_st
     assert recipe["merged"]["base"] == "base"
     assert recipe["verb"] == "pretrain", "what it was taught, not how it was stored"
     assert "the LoRA adapter `adapter` folded into its base, `base`" in (merged / "README.md").read_text()
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """A BERT that has learned masked tokens: its checkpoint has no pooler, which a classifier looks through."""
+    tokenizer = train_bpe(["red green blue black"] * 20, 270)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "encoder")
+    save_tokenizer(tokenizer, tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def test_a_classifier_on_a_base_without_a_pooler_is_the_trained_one_at_each_loading(encoder, tmp_path, monkeypatch):
+    import groundup.training.lora as lora
+
+    rows = [{"text": f"{a} {b} {n}", "label": b} for n in range(8) for a in COLOURS for b in COLOURS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained, save = [], lora.save_adapter
+
+    def save_adapter(folder, adapted, weights=None):
+        trained.append(logits(adapted))
+        save(folder, adapted, weights)
+
+    monkeypatch.setattr(lora, "save_adapter", save_adapter)
+    out = package.classify(
+        data=["rows.jsonl"], model=str(encoder), lora=True, lora_rank=4, max_steps=8, out="adapter", quiet=True
+    )
+    in_full = {name.removeprefix("base_model.model.") for name in load_file(out / WEIGHTS) if ".lora_" not in name}
+    assert {name.rpartition(".")[0] for name in in_full} == {"bert.pooler.dense", "classifier"}
+    told = json.loads((out / "config_overrides.json").read_text())
+    merged = package.merge(adapter=str(out), out="merged", quiet=True)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        loaded = load_adapter(out)
+        wanted = logits(loaded)
+        assert any(torch.equal(wanted, one) for one in trained)
+        assert torch.equal(logits(AutoPeftModelForSequenceClassification.from_pretrained(out, **told)), wanted)
+        ours = logits(AutoModelForSequenceClassification.from_pretrained(merged))
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
 
 
 def test_a_base_with_other_weights_is_refused(base, other_story):

@@ -10,19 +10,28 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BloomConfig,
+    BloomForCausalLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 import groundup as package
 from groundup.common.errors import InputError
 from groundup.evaluation.adapters import load_adapter
-from groundup.evaluation.loading import load_model, load_writer
+from groundup.evaluation.loading import load_model, load_network, load_writer
 from groundup.evaluation.proof import prove
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import save_tokenizer
 from groundup.training.checkpoint import load_weights, save_model
 from groundup.training.lora import add_lora
 from groundup.training.lora_settings import LoraOptions
@@ -38,7 +47,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def bases(tokenizer, tmp_path_factory):
-    """Four saved causal models: ours, tied and untied, and stock ones with fused and with separate matrices."""
+    """Saved causal models: ours, tied and untied, stock ones with fused and with separate matrices, and one that names
+    no context."""
     size, ends = len(tokenizer), {"bos_token_id": 0, "eos_token_id": 0}
     torch.manual_seed(0)
     models = {
@@ -50,6 +60,7 @@ def bases(tokenizer, tmp_path_factory):
         "llama": LlamaForCausalLM(
             LlamaConfig(vocab_size=size, intermediate_size=16, num_attention_heads=2, **SIZES | ends)
         ),
+        "bloom": BloomForCausalLM(BloomConfig(vocab_size=size, hidden_size=16, n_layer=2, n_head=2, **ends)),
     }
     folder = tmp_path_factory.mktemp("bases")
     for name, model in models.items():
@@ -93,6 +104,7 @@ def saved_adapter(base, folder, tokenizer, tokens=(), **options):
         ("gpt2", {"lora_dora": True}),
         ("gpt2", {"lora_targets": ["wte", "c_attn"]}),
         ("llama", {}),
+        ("bloom", {}),
     ],
 )
 def test_the_merged_model_and_every_loader_give_the_adapters_logits(base, options, bases, tokenizer, tmp_path):
@@ -106,7 +118,7 @@ def test_the_merged_model_and_every_loader_give_the_adapters_logits(base, option
     merged = package.merge(adapter=str(adapter), out=str(tmp_path / "merged"), quiet=True)
     model = AutoModelForCausalLM.from_pretrained(merged)
     torch.testing.assert_close(logits(model), wanted, rtol=0, atol=ROUNDING)
-    was_tied = base in ("tied", "gpt2")
+    was_tied = base in ("tied", "gpt2", "bloom")
     assert model.config.tie_word_embeddings is (was_tied and "lora_targets" not in options)
     assert AutoTokenizer.from_pretrained(merged).get_vocab() == tokenizer.get_vocab()
 
@@ -139,6 +151,55 @@ def test_a_classifiers_adapter_has_head_labels_and_pooling_and_so_has_the_merged
     assert classifier.config.id2label == labels["id2label"]
     with pytest.raises(InputError, match="SEQ_CLS"):
         load_model(adapter)
+
+
+@pytest.fixture(params=["bert", "roberta", "deberta"])
+def encoder(request, tokenizer, tmp_path):
+    """The folder of an encoder that has learned masked tokens, and the layers that a classifier made of it has anew."""
+    sizes = SIZES | {"vocab_size": len(tokenizer), "num_attention_heads": 2, "intermediate_size": 16}
+    model_class, config, new = {
+        "bert": (BertForMaskedLM, BertConfig(**sizes), {"bert.pooler", "classifier"}),
+        "roberta": (RobertaForMaskedLM, RobertaConfig(**sizes | {"max_position_embeddings": 66}), {"classifier"}),
+        "deberta": (DebertaV2ForMaskedLM, DebertaV2Config(**sizes), {"pooler", "classifier"}),
+    }[request.param]
+    torch.manual_seed(0)
+    model_class(config).save_pretrained(tmp_path / "encoder")
+    save_tokenizer(tokenizer, tmp_path / "encoder")
+    return tmp_path / "encoder", new
+
+
+def test_layers_that_the_base_had_no_weights_for_are_trained_and_travel_with_the_adapter(encoder, tokenizer, tmp_path):
+    base, new = encoder
+    model = load_network(base, AutoModelForSequenceClassification, new_head=True, num_labels=3)
+    adapted = add_lora(model, LoraOptions(lora_rank=4))
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    in_full = {name.removeprefix("base_model.model.").partition(".modules_to_save.")[0] for name in trained}
+    assert {name for name in in_full if ".lora_" not in name} == new
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_model(adapter, far_from_zero(adapted), tokenizer)
+    wanted = logits(adapted)
+    merged = package.merge(adapter=str(adapter), out=str(tmp_path / "merged"), quiet=True)
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # of whatever a loader draws itself
+        theirs = AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=3)
+        torch.testing.assert_close(logits(theirs), wanted, rtol=0, atol=0)
+        torch.testing.assert_close(logits(load_adapter(adapter)), wanted, rtol=0, atol=0)
+        ours = AutoModelForSequenceClassification.from_pretrained(merged)
+        torch.testing.assert_close(logits(ours), wanted, rtol=0, atol=ROUNDING)
+
+
+def test_an_adapter_without_a_layer_that_its_base_lacks_is_refused(encoder, tokenizer, tmp_path):
+    base, new = encoder
+    model = AutoModelForSequenceClassification.from_pretrained(base)  # as peft alone would be given it
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    save_model(adapter, add_lora(model, LoraOptions(lora_rank=4)), tokenizer)
+    if new == {"classifier"}:  # which peft saves unasked
+        load_adapter(adapter)
+    else:
+        with pytest.raises(InputError, match=r"neither the adapter .* nor its base .* has weights for .*pooler: give"):
+            load_adapter(adapter)
 
 
 def test_an_adapters_folder_has_no_weights_of_the_base_and_the_same_bytes_each_time(bases, tokenizer, tmp_path):
