@@ -61,12 +61,12 @@ class RowCounts:
     cut_before_answer: int = 0
     messages_with_special_tokens: int = 0
 
-    def warnings(self) -> list[str]:
-        """A line for each thing that a person should know."""
+    def warnings(self, context: int) -> list[str]:
+        """A line for each thing that a person should know of rows that may have `context` ids."""
         said = {
             "without_answer": "have no answer and are left out",
-            "cut_before_answer": "do not reach their answer within the context and are left out",
-            "cut": "are longer than the context and were cut within their answer",
+            "cut_before_answer": f"do not reach their answer within {context:,} tokens (--context-length): left out",
+            "cut": f"are longer than {context:,} tokens (--context-length) and were cut within their answer",
             "messages_with_special_tokens": "messages spell special tokens; they were taken as plain text",
         }
         counts = asdict(self)

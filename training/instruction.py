@@ -275,27 +275,28 @@ class InstructionRun(TrainingRun):
         base = self._base().to(self.accelerator.device)
         about = {"dataset": prepared.name, "seed": settings.seed}
         validation = prepared.conversations("validation")
-        tests = self._tests()
+        tests, counts = self._tests()
         rows = self._loss_rows(prepared.validation, base, about | {"split": "validation"})
         if tests:
-            counts = RowCounts(rows=len(tests))
-            encoded, places, _ = encode_conversations(tests, self.tokenizer, prepared.plan.context_length, counts)
-            for line in counts.warnings():
+            context = prepared.plan.context_length
+            encoded, places, _ = encode_conversations(tests, self.tokenizer, context, counts)
+            for line in counts.warnings(context):
                 say(f"to test on: {line}")
             rows += self._loss_rows(encoded, base, about | {"split": "test"})
             return rows + self._answered([tests[place] for place in places], base, about | {"split": "test"})
         chosen = [validation[place] for place in evenly(len(validation), VALIDATION_ANSWERS)]
         return rows + self._answered(chosen, base, about | {"split": "validation"})
 
-    def _tests(self) -> list[Conversation]:
-        """The rows to test on, read only now."""
+    def _tests(self) -> tuple[list[Conversation], RowCounts]:
+        """The rows to test on, read only now, and what became of the others."""
         settings = self.prepared.settings
         if settings.eval_data:
             joint = INPUT_JOINTS.get(str(self.tokenizer.chat_template), "\n")
-            tests = load_conversations(settings.eval_data, joint, held_out=True)[0]
+            tests, counts, _ = load_conversations(settings.eval_data, joint, held_out=True)
             chosen = evenly(len(tests), SMOKE_TEST_ROWS if settings.smoke else len(tests))
-            return [tests[place] for place in chosen]
-        return self.prepared.conversations("test")
+            return [tests[place] for place in chosen], counts
+        tests = self.prepared.conversations("test")
+        return tests, RowCounts(rows=len(tests))
 
     def _loss_rows(self, rows: ConversationRows, base: PreTrainedModel, about: dict[str, Any]) -> list[dict[str, Any]]:
         """The loss on answers, after training and before."""
@@ -327,7 +328,10 @@ class InstructionRun(TrainingRun):
         asked = {row.key for row in train}
         fresh = [place for place, row in enumerate(conversations) if row.key not in asked]
         if len(fresh) < len(conversations):
-            say(f"{len(conversations) - len(fresh):,} of {len(conversations):,} rows to test on are in training, too")
+            seen = len(conversations) - len(fresh)
+            none_left = "" if fresh else ": none are left to score without them"
+            say(f"{seen:,} of {len(conversations):,} rows to test on are in training, too{none_left}")
+        if 0 < len(fresh) < len(conversations):
             kept = [conversations[place] for place in fresh], [answers[place] for place in fresh]
             rows += answer_rows(*kept, trained_answers, about | {"split": f"{about['split']} without them"})
         return rows

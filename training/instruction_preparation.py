@@ -39,7 +39,7 @@ from groundup.training.lora_settings import check_lora
 from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
+from groundup.training.starting import LONGEST_ROW, PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
 
 VALIDATION_SHARE = 0.1
 LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
@@ -125,13 +125,15 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--lora adapts a model that has learnt something: give --model")
     if not 0 <= settings.pretrain_share < 1:
         raise InputError(f"--pretrain-share {settings.pretrain_share} must be at least 0 and below 1")
+    if settings.patience < 1:
+        raise InputError(f"--patience {settings.patience} must be at least 1: with 0 nothing would be trained")
     check_exists(settings.eval_data)
 
 
 def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     tokenizer = None if settings.model is None else load_tokenizer(settings.model)
     template = _template(settings, tokenizer)
-    conversations, counts, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
+    conversations, loaded, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
     if settings.smoke:
         conversations = [conversations[place] for place in evenly(len(conversations), SMOKE_ROWS)]
     parts = _split(conversations, settings)
@@ -141,13 +143,14 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
         tokenizer = train_bpe(_texts(parts["train"]), vocab_size)
     _lay_out(tokenizer, template)
     context, width = _limits(settings)
+    counts = {"train": loaded, "validation": RowCounts(rows=len(parts["validation"]))}
     rows, stop_ids = {}, frozenset()
-    for part in ("train", "validation"):
-        kept = counts if part == "train" else RowCounts(rows=len(parts[part]))
-        rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, kept)
+    for part in counts:
+        rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, counts[part])
         parts[part] = [parts[part][place] for place in places]
         stop_ids |= ends
-    for line in [*counts.warnings(), *_padding_warnings(tokenizer, stop_ids)]:
+    kept_back = [f"to validate on: {line}" for line in counts["validation"].warnings(context)]
+    for line in [*counts["train"].warnings(context), *kept_back, *_padding_warnings(tokenizer, stop_ids)]:
         say(line)
     settings = _with_minutes(settings, size)
     seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
@@ -164,7 +167,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
         "verb": "instruct",
         "settings": public_settings(settings, PATHS),
         "plan": dataclasses.asdict(plan),
-        "rows": dataclasses.asdict(counts) | {part: len(members) for part, members in parts.items()},
+        "rows": dataclasses.asdict(counts["train"]) | {part: len(members) for part, members in parts.items()},
         "sources": sources,
         "tokenizer_sha256": fingerprint(tokenizer),
     }
@@ -217,7 +220,7 @@ def _limits(settings: InstructSettings) -> tuple[int, int | None]:
     context = context_of(model)
     if settings.context_length is not None and settings.context_length > context:
         raise InputError(f"--context-length {settings.context_length}: {settings.model} looks at {context:,} tokens")
-    return settings.context_length or context, model.config.get_text_config().hidden_size
+    return settings.context_length or min(context, LONGEST_ROW), model.config.get_text_config().hidden_size
 
 
 def _padding_warnings(tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]) -> list[str]:

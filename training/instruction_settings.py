@@ -41,7 +41,8 @@ class InstructSettings(LoraOptions, PushOptions):
     pretrain_share: float = 0.1
     """Part of the budget that a new model pretrains on the rows' own text, before it is taught to answer."""
     patience: int = 3
-    """Validations in a row without a better one that end the run before its budget does; there are ten in a budget."""
+    """Validations in a row, at least 1, without a better one that end the run before its budget does; there are ten in
+    a budget."""
     vocab_size: int | None = None
     """Tokens in the vocabulary of a new model (default: by the amount of text)."""
     hidden_size: int | None = None
@@ -49,8 +50,8 @@ class InstructSettings(LoraOptions, PushOptions):
     num_hidden_layers: int | None = None
     """Blocks of a new model (default: by the plan)."""
     context_length: int | None = None
-    """Tokens of the longest row; longer ones are cut (default: what the model can look at; for a new one, by the
-    rows)."""
+    """Tokens of the longest row; longer ones are cut (default: what the model can look at, at most 1,024; for a new
+    one, by the rows)."""
     model_config: dict[str, Any] = field(default_factory=dict)
     """Further fields of GroundupConfig for a new model, as a mapping: '{"tie_word_embeddings": true}'."""
     batch_tokens: int | None = None

@@ -16,7 +16,10 @@ from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 
 RECIPES = sorted((Path(groundup.__file__).parent / "recipes").glob("*.yaml"))
-OWN_FILES = {"my_domain.txt", "my_text.txt", "my_test.txt", "my_conversations.json", "SMSSpamCollection"}
+OWN_FILES = {
+    "my_domain.txt", "my_text.txt", "my_test.txt", "my_conversations.json", "instruction-data.json",
+    "SMSSpamCollection", "r8_train.csv",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -26,10 +29,14 @@ def in_a_folder(story, tmp_path, monkeypatch):
     words = {"ham": ["call", "me", "later", "at", "home"], "spam": ["win", "a", "free", "prize", "now"]}
     lines = [f"{label}\t{' '.join(chance.choices(words[label], k=6))} {n}" for n in range(60) for label in words]
     (tmp_path / "SMSSpamCollection").write_text("\n".join(lines))
+    for name in ("r8_train.csv", "r8_test.csv"):
+        rows = [f"{name} {' '.join(chance.choices(words[word], k=6))} {n},{word}" for n in range(60) for word in words]
+        (tmp_path / name).write_text("\n".join(["text,label", *rows]))
     for name in ("my_domain.txt", "my_text.txt", "my_test.txt"):
         (tmp_path / name).write_text(story.read_text())
     rows = [{"instruction": f"Say {n}.", "output": f"The king says {n}."} for n in range(60)]
-    (tmp_path / "my_conversations.json").write_text(json.dumps(rows))
+    for name in ("my_conversations.json", "instruction-data.json"):
+        (tmp_path / name).write_text(json.dumps(rows))
     _small_gpt2(tmp_path / "openai-community" / "gpt2", story.read_text())
     story.unlink()
     monkeypatch.chdir(tmp_path)
@@ -56,7 +63,7 @@ def test_a_recipe_walks_its_path_and_leaves_a_page_of_every_stage(path, in_a_fol
     page = (out / "report.html").read_text()
     for stage in recipe.stages:
         assert f"<h2>{stage.name}</h2>" in page
-    if path.stem in ("python_docs", "instructions", "translation", "chat"):
+    if path.stem in ("python_docs", "instructions", "translation", "chat", "book_instructions"):
         assert [f"<pre><b>{escape(prompt)}" in page for prompt in recipe.prompts] == [True] * len(recipe.prompts)
 
 
@@ -71,5 +78,5 @@ def test_files_that_a_person_brings_are_missed_before_the_first_stage(tmp_path, 
 def test_no_recipe_asks_for_a_file_unknown_here():
     asked = {item for path in RECIPES for stage in read_recipe(path).stages for item in stage.options.get("data", [])}
     assert {
-        item for item in asked if not item.startswith(("python-docs", "library-areas", "instruction-"))
+        item for item in asked if not item.startswith(("python-docs", "library-areas", "instruction-tasks"))
     } <= OWN_FILES

@@ -58,7 +58,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(write):
     rows = [{"instruction": "a", "output": answer} for answer in ("b", "", "  ", None)]
     conversations, counts, _ = load_conversations(write(*rows), "\n")
     assert (len(conversations), counts.rows, counts.without_answer) == (1, 4, 3)
-    assert counts.warnings() == ["3 of 4 rows: have no answer and are left out"]
+    assert counts.warnings(8) == ["3 of 4 rows: have no answer and are left out"]
 
 
 def test_data_in_which_nothing_is_answered_is_an_error(write):
@@ -99,6 +99,8 @@ def test_a_row_longer_than_the_context_is_cut_within_its_answer_and_counted(toke
     rows, _, _, counts = encode(tokenizer, ANSWERED, context=prompt + 1)
     assert rows.lengths.tolist() == [prompt + 1]
     assert (counts.cut, counts.cut_before_answer) == (1, 0)
+    (said,) = counts.warnings(1024)
+    assert said == "1 of 1 rows: are longer than 1,024 tokens (--context-length) and were cut within their answer"
 
 
 def test_a_row_cut_before_its_answer_is_left_out_and_counted(tokenizer):
@@ -127,7 +129,7 @@ def test_an_end_token_outside_the_marks_is_an_error(tokenizer):
 
 def test_special_tokens_in_a_text_are_counted(tokenizer):
     counts = encode(tokenizer, [{"role": "user", "content": "<|end|>"}, {"role": "assistant", "content": "a"}])[-1]
-    assert counts.warnings() == ["1 of 1 rows: messages spell special tokens; they were taken as plain text"]
+    assert counts.warnings(8) == ["1 of 1 rows: messages spell special tokens; they were taken as plain text"]
 
 
 ROW = st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=2, max_size=12)

@@ -172,6 +172,8 @@ def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
         ({"split": [0.8, 0.1, 0.1], "eval_data": ["x"]}, "give one of them"),
         ({"architecture": "encoder-decoder", "model": "x"}, "makes a new model"),
         ({"pretrain_share": 1.0}, "must be at least 0 and below 1"),
+        ({"patience": 0}, "--patience 0 must be at least 1"),
+        ({"patience": -1}, "--patience -1 must be at least 1"),
         ({"minutes": 1, "max_steps": 2}, "give one budget"),
         ({"context_length": 4}, "no token would be trained"),
     ],
@@ -193,6 +195,31 @@ def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys)
     loud = TINY | {"quiet": False}
     package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **loud)
     assert "29 of 30 rows kept back are in training too: dropped" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("new", "says"), [(0, "15 of 15 rows to test on are in training, too: none"), (3, "12 of 15")])
+def test_a_test_is_also_scored_without_the_rows_that_are_in_training_where_some_are_left(tmp_path, capsys, new, says):
+    asked = [0] * 25 + [0] * (15 - new) + list(range(1, new + 1)) + list(range(20, 30))  # training, test, validation
+    rows = [{"prompt": f"What is {number}?", "completion": "blue"} for number in asked]
+    data = write(tmp_path / "rows.jsonl", rows)
+    loud = TINY | {"quiet": False}
+    out = package.instruct(data=[data], split=[0.5, 0.3, 0.2], out=str(tmp_path / "out"), max_steps=1, **loud)
+    assert says in capsys.readouterr().err
+    metrics = metrics_of(out)
+    assert metrics["exact_match", "test", None]["count"] == 15
+    without = [row["count"] for (name, split, _), row in metrics.items() if split == "test without them"]
+    assert without == ([new] * 6 if new else [])
+
+
+def test_rows_to_test_on_that_have_no_answer_or_are_cut_are_said(tmp_path, capsys):
+    data, test = write(tmp_path / "rows.jsonl", rows_of(60)), tmp_path / "test.jsonl"
+    long = {"instruction": "Go on:", "output": "red green " * 100}
+    write(test, [*rows_of(10, seed=1), {"instruction": "What?", "output": ""}, long])
+    loud = TINY | {"quiet": False}
+    package.instruct(data=[data], eval_data=[str(test)], out=str(tmp_path / "out"), max_steps=1, **loud)
+    said = capsys.readouterr().err
+    assert said.count("to test on: 1 of 12 rows: have no answer") == 1
+    assert said.count("to test on: 1 of 12 rows: are longer than 64 tokens") == 1
 
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)

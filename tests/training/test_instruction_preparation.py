@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, ConversationRows
@@ -91,6 +92,36 @@ def test_a_new_model_sees_its_longest_row_and_an_update_holds_as_many_rows_as_it
     assert asked.context_length == 320
 
 
+def llama(folder, positions):
+    """A Llama that can look at so many tokens, with a tokenizer that has a token for each word."""
+    tokenizer = train_word_level(["What is it? blue " + " ".join(str(n) for n in range(200))], 300)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=positions, **sizes)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_that_can_look_far_gets_rows_and_updates_as_one_that_can_not(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"What is {n}?", "completion": "blue " * (1500 if n == 0 else 5)} for n in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def plan(positions, **options):
+        name, model = f"{positions}{options}", llama(tmp_path / str(positions), positions)
+        settings = InstructSettings(data=[str(path)], split=[0.9, 0.0, 0.1], model=model, max_steps=1, **options)
+        prepare_instructions(settings, RunFolder(tmp_path / name), time.time())
+        return RunFolder(tmp_path / name).read_recipe()[0]["plan"]
+
+    far = plan(131072)
+    assert far["context_length"] == 1024 and far == plan(1024)
+    assert far["batch_rows"] < 180  # not all rows in one update
+    assert "1 of 200 rows: are longer than 1,024 tokens" in capsys.readouterr().err
+    assert plan(131072, context_length=2048)["context_length"] == 2048
+    assert "are longer" not in capsys.readouterr().err
+
+
 def test_the_tokens_of_our_template_are_added_to_those_that_a_tokenizer_has():
     tokenizer = train_word_level(["What is it?"], 100)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<theirs>"]})
@@ -143,6 +174,21 @@ def test_what_is_counted_of_the_rows_is_that_of_those_trained_on(tmp_path):
     assert counts["train"] == len(ConversationRows.open(run.work / "train")) == 87
     assert counts["cut"] == sum(n % 9 == 0 for n in range(87))
     assert counts["without_answer"] == 3
+
+
+def test_rows_kept_back_that_are_cut_or_left_out_are_said(tmp_path, capsys):
+    rows = [{"prompt": f"What is {n}?", "completion": "blue"} for n in range(18)]
+    rows += [{"prompt": "What?", "completion": "long " * 60}, {"prompt": "What " * 60, "completion": "blue"}]
+    rows += [{"prompt": f"What is {n}?", "completion": "blue"} for n in (30, 31)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"context_length": 32, "vocab_size": 300, "max_steps": 1, "pretrain_share": 0.0}
+    settings = InstructSettings(data=[str(path)], split=[18 / 22, 0.0, 4 / 22], **sizes)
+    prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time())
+    said = capsys.readouterr().err
+    assert said.count("to validate on: 1 of 4 rows: are longer than 32 tokens") == 1
+    assert said.count("to validate on: 1 of 4 rows: do not reach their answer within 32 tokens") == 1
+    assert "of 22 rows" not in said
 
 
 def test_a_short_try_takes_rows_from_the_whole_table(tmp_path):
