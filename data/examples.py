@@ -3,11 +3,9 @@
 --data ──load_examples──> Examples ──split──> training, selection, test ──(data/example_rows)──> ids ──> batches
 """
 
-import csv
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,7 +17,7 @@ from groundup.common.errors import InputError, near
 from groundup.data import labelled_tasks
 from groundup.data.example_rows import same_text
 from groundup.data.readers import TEXT_KINDS, check_text, read_rows
-from groundup.data.sources import find_files, find_text_column, is_hub_name, load_tables
+from groundup.data.sources import Source, find_files, find_text_column, is_hub_name, load_tables
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
 MOST_LABELS = 1000
@@ -55,7 +53,7 @@ class Columns:
 
 
 def load_examples(
-    data: Sequence[str], columns: Columns, *, held_out: bool = False
+    data: Sequence[str], columns: Columns, *, like: Columns | None = None, held_out: bool = False
 ) -> tuple[Examples, list[dict[str, Any]], Columns]:
     """Read labelled texts in the order of the names given, with where they came from and the columns of the last.
 
@@ -64,7 +62,8 @@ def load_examples(
     and counted.
 
     Args:
-        columns: the columns of text and label; found where they are not named.
+        columns: the columns of text and label that the user named; found where they are not.
+        like: the columns of other rows of the same task, taken for those not named where a table has both.
         held_out: read the built-in task's rows for testing, not those for training.
 
     Raises:
@@ -75,7 +74,7 @@ def load_examples(
     examples, sources, found = Examples(), [], columns
     for item in data:
         for name, table, row in _tables(item, held_out):
-            found = find_columns(table, columns, name)
+            found = find_columns(table, columns, name, like)
             examples += _examples_of(table, found, name)
             sources += [row] if row not in sources else []
     if not len(examples):
@@ -84,22 +83,32 @@ def load_examples(
 
 
 def load_texts(data: str, text_column: str | None) -> list[str]:
-    """Texts to be labelled: the text column of a table, or every line of a text file. Raises `InputError`."""
+    """Texts to be labelled: the text column of a table, or every line of a text file, which has no columns to name.
+
+    Raises `InputError` for what cannot be read, and for a table without the column that is named.
+    """
+    if is_hub_name(data):
+        return [text for name, table in load_tables([data])[0] for text in _texts_of(table, text_column, name)]
     texts: list[str] = []
-    for name, table in load_tables([data])[0] if is_hub_name(data) else _tables_of_texts(data):
-        column = text_column if text_column in table.column_names else find_text_column(table, name)
-        texts += [text or "" for text in table[column]]
+    for source in find_files(data):
+        if source.kind in TEXT_KINDS:
+            texts += _lines(source)
+        else:
+            texts += _texts_of(read_rows(source.plain, source.kind, source.name), text_column, source.name)
     return texts
 
 
-def _tables_of_texts(data: str) -> Iterator[tuple[str, datasets.Dataset]]:
-    for source in find_files(data):
-        if source.kind not in TEXT_KINDS:
-            yield source.name, read_rows(source.plain, source.kind, source.name)
-            continue
-        check_text(source.plain, source.name)
-        lines = source.plain.read_text(encoding="utf-8-sig").splitlines()
-        yield source.name, datasets.Dataset.from_dict({"text": lines})
+def _texts_of(table: datasets.Dataset, text_column: str | None, name: str) -> list[str]:
+    _check_named("--text-column", text_column, table, name)
+    return [text or "" for text in _words(table, text_column or find_text_column(table, name), name)]
+
+
+def _lines(source: Source) -> list[str]:
+    """The lines of a UTF-8 text file. Other characters that end a line for Python (U+2028, form feed) are text."""
+    check_text(source.plain, source.name)
+    with source.plain.open(encoding="utf-8-sig", newline="") as file:
+        *lines, last = file.read().replace("\r\n", "\n").split("\n")
+    return [*lines, last] if last else lines
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,40 +126,42 @@ def _tables(item: str, held_out: bool) -> list[tuple[str, datasets.Dataset, dict
     for source in find_files(item):
         row = {"name": source.name, "bytes": source.path.stat().st_size, "sha256": source.sha256}
         if source.kind in TEXT_KINDS:
-            check_text(source.plain, source.name)
-            found.append((source.name, _table_of_lines(source.plain, source.name), row))
+            found.append((source.name, _table_of_lines(source), row))
         else:
             found.append((source.name, read_rows(source.plain, source.kind, source.name), row))
     return found
 
 
-def _table_of_lines(path: Path, name: str) -> datasets.Dataset:
+def _table_of_lines(source: Source) -> datasets.Dataset:
     """Lines of two fields with a tab between them, no header and no quoting: the labels are the fewer of the two."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = [line for line in file.read().splitlines() if line.strip()]
-    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
-    bad = next((number for number, row in enumerate(rows, 1) if len(row) != 2), None)
+    rows = {number: line.split("\t") for number, line in enumerate(_lines(source), 1) if line.strip()}
+    bad = next((number for number, fields in rows.items() if len(fields) != 2), None)
     if bad is not None or not rows:
         where = f"line {bad} has not" if bad else "it is empty, no line has"
-        raise InputError(f"{name}: {where} two fields with a tab between; give label TAB text, or CSV, JSONL, Parquet")
-    first, second = (list(fields) for fields in zip(*rows))
+        raise InputError(
+            f"{source.name}: {where} two fields with a tab between; give label TAB text, or CSV, JSONL, Parquet"
+        )
+    first, second = (list(fields) for fields in zip(*rows.values()))
     label, text = (first, second) if len(set(first)) <= len(set(second)) else (second, first)
     return datasets.Dataset.from_dict({"label": label, "text": text})
 
 
-def find_columns(table: datasets.Dataset, given: Columns, name: str) -> Columns:
-    """The columns of text and label: those given, else those with a usual name, else by what they hold.
+def find_columns(table: datasets.Dataset, given: Columns, name: str, like: Columns | None = None) -> Columns:
+    """The columns of text and label: those given, else those of `like`, else with a usual name, else by what they hold.
 
     Where no name helps, a table of two columns has its label in the one with fewer different values. Raises
     `InputError`, naming the columns there are, when it is not clear.
     """
     columns = table.column_names
-    for option, column in (("--text-column", given.text), ("--label-column", given.label)):
-        if column is not None and column not in columns:
-            raise InputError(f"{option} {column!r}{near(column, columns)}: {name} has {', '.join(columns)}")
+    _check_named("--text-column", given.text, table, name)
+    _check_named("--label-column", given.label, table, name)
+    if like is not None:
+        both = Columns(given.text or like.text, given.label or like.label)
+        if {both.text, both.label} <= set(columns):
+            return both
     label = given.label or _usual_label(columns, given.text)
     if label is None and len(columns) == 2:
-        label = min((c for c in columns if c != given.text), key=lambda c: len(set(map(str, table[c]))))
+        label = _label_by_content(table, given.text, name)
     if label is None:
         raise InputError(f"which column of {name} holds the label? It has {', '.join(columns)}: give --label-column")
     text = given.text or find_text_column(table.remove_columns([label]), name)
@@ -159,36 +170,63 @@ def find_columns(table: datasets.Dataset, given: Columns, name: str) -> Columns:
     return Columns(text, label)
 
 
+def _check_named(option: str, column: str | None, table: datasets.Dataset, name: str) -> None:
+    """Raise `InputError` where a table has not the column that the user named."""
+    columns = table.column_names
+    if column is not None and column not in columns:
+        raise InputError(f"{option} {column!r}{near(column, columns)}: {name} has {', '.join(columns)}")
+
+
 def _usual_label(columns: Sequence[str], text: str | None) -> str | None:
     lowered = {column.lower(): column for column in reversed(columns) if column != text}
     return next((lowered[usual] for usual in LABEL_COLUMNS if usual in lowered), None)
 
 
-def _examples_of(table: datasets.Dataset, columns: Columns, name: str) -> Examples:
-    texts, values = list(table[columns.text or ""]), list(table[columns.label or ""])
-    kind = table.features[columns.label]
-    names = kind.names if isinstance(kind, datasets.ClassLabel) else None
-    if isinstance(values[0] if values else "", list | dict):
-        raise InputError(f"column {columns.label!r} of {name} holds no single label a row")
-    missing = (None, "", -1) if names else (None, "")  # -1: a class that the Hub's test sets do not tell
-    rows = [(text or "", value) for text, value in zip(texts, values) if value not in missing]
-    if len(rows) < len(values):
-        say(f"{name}: {len(values) - len(rows):,} of {len(values):,} rows have no label and are left out")
-    labels = [names[value] if names else _label(value) for _, value in rows]
-    different = Counter(labels)
-    if columns.label in different and columns.label not in LABEL_COLUMNS:
-        raise InputError(f"{name}: its first line is data, not a header: put `text,label` or the like above it")
-    if len(different) > MOST_LABELS or (len(rows) > 20 and len(different) > len(rows) / 2):
+def _label_by_content(table: datasets.Dataset, text: str | None, name: str) -> str:
+    """Of two columns the one with fewer different values, or the one that is not named as the text.
+
+    Raises `InputError` where the header of a table, none of whose columns the user named, looks like a row.
+    """
+    values = {column: set(_words(table, column, name)) for column in table.column_names if column != text}
+    label = min(values, key=lambda column: len(values[column]))
+    if text is None and label in values[label]:
         raise InputError(
-            f"column {columns.label!r} of {name} has {len(different):,} different values in {len(rows):,} rows: "
+            f"{name}: its first line is data, not a header: put `text,label` or the like above it "
+            f"(if it is a header, give --label-column {label!r})"
+        )
+    return label
+
+
+def _examples_of(table: datasets.Dataset, columns: Columns, name: str) -> Examples:
+    texts, labels = (_words(table, column or "", name) for column in (columns.text, columns.label))
+    rows = [(text or "", label.strip()) for text, label in zip(texts, labels) if label is not None and label.strip()]
+    if len(rows) < len(table):
+        say(f"{name}: {len(table) - len(rows):,} of {len(table):,} rows have no label and are left out")
+    different = len({label for _, label in rows})
+    if different > MOST_LABELS or (len(rows) > 20 and different > len(rows) / 2):
+        raise InputError(
+            f"column {columns.label!r} of {name} has {different:,} different values in {len(rows):,} rows: "
             "these are no classes, give --label-column"
         )
-    return Examples([text for text, _ in rows], labels)
+    return Examples([text for text, _ in rows], [label for _, label in rows])
 
 
-def _label(value: Any) -> str:
-    """A label as a word: 1.0, as a table with gaps stores it, is 1."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+def _words(table: datasets.Dataset, column: str, name: str) -> list[str | None]:
+    """The values of a column as they are written, None for a gap. Raises `InputError` where one is a list or the like.
+
+    A class of the Hub is its name, and -1 a gap: its test sets do not tell them. 1.0, as a table with gaps stores 1, is
+    1 again.
+    """
+    values, kind = list(table[column]), table.features[column]
+    if any(isinstance(value, list | dict) for value in values):
+        raise InputError(f"column {column!r} of {name} holds no single value a row")
+    if isinstance(kind, datasets.ClassLabel):
+        return [None if value in (None, -1) else kind.names[value] for value in values]
+    return [None if value is None else _written(value) for value in values]
+
+
+def _written(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,7 +238,7 @@ def label_names(labels: Sequence[str]) -> list[str]:
     names = sorted(set(labels))
     if len(names) < 2:
         raise InputError(f"all rows have the label {names[0] if names else ''!r}: a classifier needs at least two")
-    numeric = all(name.lstrip("-").isdigit() for name in names)
+    numeric = all(re.fullmatch(r"-?\d+", name) for name in names)
     return sorted(names, key=int) if numeric else names
 
 

@@ -4,6 +4,7 @@ Accuracy, macro-averaged F1 and Matthews' correlation are scikit-learn's; the ba
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from sklearn.svm import LinearSVC
 from transformers import PreTrainedModel
 
@@ -26,6 +27,9 @@ UNKNOWN = "(a label that training had not)"
 BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # the most of either that go through the model at once
 MOST_MISTAKES = 200
 TEXT_SHOWN = 2000  # characters of a mistaken text
+LABEL_SHOWN = 30  # characters of a label in the picture of the confusion
+NUMBERED_LABELS = 30  # the most that have numbers in that picture
+SMALLEST_FONT = 6.0  # points of a label there
 
 Numbers = npt.NDArray[np.int64]
 
@@ -147,23 +151,41 @@ def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], path: Path) -> None:
-    """Draw how often each true label (rows) was taken for each label (columns); shades are shares of the row."""
-    counts = confusion_matrix(truth, predicted, labels=range(len(names)))
+    """Draw how often each true label (rows) was taken for each label (columns); shades are shares of the row.
+
+    More than `NUMBERED_LABELS` labels have no numbers in their cells and share the room that so many have: their names
+    are smaller, and where that is not enough each second, third, ... is written.
+    """
+    known = truth >= 0  # scikit-learn's confusion_matrix raises where no row has a known label
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (truth[known], predicted[known]), 1)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    size = 2.5 + 0.55 * len(names)
-    figure = Figure(figsize=(size, size), dpi=150 if len(names) <= 30 else 60, layout="constrained")
+    numbered = len(names) <= NUMBERED_LABELS
+    cells = 0.55 * min(len(names), NUMBERED_LABELS)  # inches
+    room = 0.7 * 72 * cells / len(names)  # points that a slanted name has between its neighbours
+    font, every = min(10, max(SMALLEST_FONT, room)), math.ceil(SMALLEST_FONT / room)
+    shown = [_in_short(name) for name in names[::every]]
+    side = cells + max(2.5, 1 + 0.09 * max(map(len, shown)))
+    figure = Figure(figsize=(side, side), dpi=150 if numbered else 100, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(names))
-    axes.set_xticks(ticks, names, rotation=45, ha="right")
-    axes.set_yticks(ticks, names)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    ticks = range(0, len(names), every)
+    style: dict[str, Any] = {"parse_math": False, "fontsize": font}  # $ in a label begins no formula
+    axes.set_xticks(ticks, shown, rotation=45, ha="right", rotation_mode="anchor", **style)
+    axes.set_yticks(ticks, shown, **style)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title("number of texts; shade: share of the row", fontsize=8)
-    for row, column in np.argwhere(counts > 0):
+    figure.suptitle("number of texts; shade: share of the row" if numbered else "shade: share of the row", fontsize=8)
+    for row, column in np.argwhere(counts > 0) if numbered else ():
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
     figure.savefig(path)
+
+
+def _in_short(label: str) -> str:
+    """A label as one line of at most `LABEL_SHOWN` characters."""
+    line = " ".join(label.split())
+    return line if len(line) <= LABEL_SHOWN else line[: LABEL_SHOWN - 1] + "…"
 
 
 def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> int:

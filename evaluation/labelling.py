@@ -39,7 +39,7 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
     with ProgressBar("labelling", total=1.0) as bar:
         probabilities = predict(model, rows, int(tokenizer.pad_token_id), bar.update)  # type: ignore[arg-type]
     written = io.StringIO()
-    table = csv.writer(written, lineterminator="\n")
+    table = csv.writer(written)  # whose lines end as in RFC 4180: with "\n" alone a text's own "\r" would get no quotes
     table.writerow(["text", "label", "probability", *names])
     for text, row in zip(texts, probabilities):
         best = int(np.argmax(row))

@@ -21,8 +21,8 @@ from groundup.common.files import atomic_write, output_folder, require_new
 from groundup.common.processes import processes
 from groundup.common.settings import public_settings, verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
-from groundup.data.examples import Examples, also_in, load_examples
-from groundup.data.sources import check_exists, short_name
+from groundup.data.examples import Columns, Examples, also_in, load_examples, load_texts
+from groundup.data.sources import short_name
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.evaluation.classification import (
     Measured,
@@ -78,7 +78,7 @@ def classify(settings: ClassifySettings) -> Path:
     if settings.predict is not None and not settings.data and not settings.resume:
         return _label_only(settings)
     if settings.predict is not None:
-        check_exists([settings.predict])
+        load_texts(settings.predict, settings.text_column)  # what is wrong with it is said before anything is trained
     out = repeat(settings, _train) if is_repeated(settings) else _train(settings)
     if settings.predict is not None and processes().is_main_process:
         atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
@@ -287,8 +287,8 @@ class ClassificationRun(TrainingRun):
         settings = self.prepared.settings
         if not settings.eval_data:
             return self.prepared.examples("test")
-        given = self.prepared.columns
-        examples = load_examples(settings.eval_data, given, held_out=True)[0]
+        named = Columns(settings.text_column, settings.label_column)
+        examples = load_examples(settings.eval_data, named, like=self.prepared.columns, held_out=True)[0]
         return examples.take(evenly(len(examples), SMOKE_TEST_ROWS)) if settings.smoke else examples
 
     def _rows(self, examples: Examples, split: str, known: Examples, out: Path | None = None) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ class ClassifySettings(LoraOptions, PushOptions):
     """Train a classifier of texts on a table of labelled ones, or label a file with one that was trained.
 
     Without --model it starts from nothing: a tokenizer and a small language model of the rows' own texts come first.
-    Every score stands beside two baselines that learned from the same rows.
+    Every score stands beside those of two baselines on the same split.
     """
 
     data: list[str] = field(default_factory=list)

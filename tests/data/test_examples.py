@@ -1,5 +1,6 @@
 import json
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from groundup.data.examples import (
     Columns,
     Examples,
     also_in,
+    find_columns,
     label_names,
     load_examples,
     load_texts,
@@ -50,7 +52,8 @@ def test_columns_are_found_by_name_by_content_or_as_they_are_named(tmp_path):
         ([{"a": "x", "label": "y"}] * 3, Columns(label="labl"), "did you mean 'label'"),
         ([{"text": f"t{n}", "label": f"unique {n}"} for n in range(50)], Columns(), "these are no classes"),
         ([{"text": "t", "label": None}] * 3, Columns(), "no row of .* has a label"),
-        ([{"text": "t", "label": ["a", "b"]}] * 3, Columns(), "holds no single label a row"),
+        ([{"text": "t", "label": ["a", "b"]}] * 3, Columns(), "column 'label' of .* holds no single value"),
+        ([{"x": ["a"], "label": "y"}] * 3, Columns(text="x"), "column 'x' of .* holds no single value"),
     ],
 )
 def test_a_table_that_is_not_labelled_is_refused_in_one_sentence(tmp_path, rows, columns, message):
@@ -65,16 +68,92 @@ def test_a_header_that_is_missing_is_noticed(tmp_path):
         load(tmp_path / "rows.csv")
 
 
-def test_rows_without_a_label_are_left_out_and_counted(tmp_path, capsys):
-    path = written(tmp_path / "rows.jsonl", [{"text": a, "label": b} for a, b in ROWS] + [{"text": "x", "label": ""}])
-    assert len(load(path)) == len(ROWS)
+@pytest.mark.parametrize("columns", [Columns(label="spam"), Columns(text="message")])
+def test_a_header_with_a_column_that_the_user_named_is_a_header_whatever_the_labels_are(tmp_path, columns):
+    (tmp_path / "rows.csv").write_text("message,spam\nwin,spam\nhello,ham\nhow are you,ham\n", encoding="utf-8")
+    expected = Examples(["win", "hello", "how are you"], ["spam", "ham", "ham"])
+    assert load(tmp_path / "rows.csv", columns) == expected
+    with pytest.raises(InputError, match="if it is a header, give --label-column 'spam'"):
+        load(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("blank", ["", "  ", None])
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path, capsys, blank):
+    rows = [*({"text": a, "label": b} for a, b in ROWS), {"text": "x", "label": blank}]
+    examples = load(written(tmp_path / "rows.jsonl", rows))
+    assert (len(examples), set(examples.labels)) == (len(ROWS), {"pos", "neg"})
     assert "1 of 21 rows have no label" in capsys.readouterr().err
+
+
+def test_classes_are_read_by_name_and_one_that_is_not_told_is_no_label(tmp_path):
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 0]}, features=features)
+    table.to_parquet(tmp_path / "rows.parquet")
+    assert load(tmp_path / "rows.parquet") == Examples(["a", "c"], ["yes", "no"])
 
 
 def test_numbers_that_are_labels_are_words_in_the_order_of_numbers(tmp_path):
     path = written(tmp_path / "rows.jsonl", [{"text": f"t{n}", "label": [1.0, 10, 2][n % 3]} for n in range(9)])
     examples = load(path)
     assert label_names(examples.labels) == ["1", "2", "10"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [("² 1 10", ["1", "10", "²"]), ("--1 2", ["--1", "2"]), ("-1 2 10", ["-1", "2", "10"])]
+)
+def test_labels_of_which_one_is_no_whole_number_are_in_the_order_of_words(labels, names):
+    assert label_names(labels.split()) == names
+
+
+def test_numbers_that_are_texts_are_read_as_they_are_written_and_zero_is_one(tmp_path):
+    rows = [{"code": value, "label": label} for value, label in ((0, 0), (12, 1), (-3, 0), (None, 1))]
+    whole, gaps = written(tmp_path / "rows.jsonl", rows[:3]), written(tmp_path / "gaps.jsonl", rows)
+    parts = written(tmp_path / "parts.jsonl", [{"code": 0.5, "label": True}, {"code": 0.25, "label": False}])
+    assert load(whole, Columns(text="code")) == Examples(["0", "12", "-3"], ["0", "1", "0"])
+    assert load(gaps, Columns(text="code")) == Examples(["0", "12", "-3", ""], ["0", "1", "0", "1"])
+    assert load(parts, Columns(text="code")) == Examples(["0.5", "0.25"], ["True", "False"])
+    assert load_texts(str(gaps), "code") == ["0", "12", "-3", ""]
+
+
+LONG = "word " * 40_000  # Python's csv takes fields of 131,072 characters at most
+ODD = "one\u2028two\x85three\x0cfour"  # each of them ends a line for str.splitlines
+
+
+@pytest.mark.parametrize(("name", "separator"), [("rows.txt", "\t"), ("rows.tsv", "\t"), ("rows.csv", ",")])
+def test_long_texts_and_texts_with_odd_separators_are_read_whole(tmp_path, name, separator):
+    header = "" if name == "rows.txt" else f"label{separator}text\n"
+    lines = [f"{label}{separator}{text}\r\n" for label, text in (("a", LONG), ("b", ODD), ("b", "x"))]
+    (tmp_path / name).write_text(header + "".join(lines), encoding="utf-8", newline="")
+    assert load(tmp_path / name) == Examples([LONG, ODD, "x"], ["a", "b", "b"])
+
+
+def test_a_line_that_is_wrong_is_named_by_its_place_in_the_file(tmp_path):
+    (tmp_path / "rows.txt").write_text("\nham\tok\n\n \nspam win\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 5 has not two fields"):
+        load(tmp_path / "rows.txt")
+
+
+def test_other_rows_have_columns_of_their_own_and_those_of_the_first_ones_where_they_have_both(tmp_path):
+    def columns_of(names, like, given=Columns()):  # noqa: B008 (frozen)
+        table = datasets.Dataset.from_dict({name: ["some text", "more text"] for name in names})
+        return find_columns(table, given, "test.csv", like)
+
+    lines = Columns("text", "label")  # what a file of lines without a header has
+    assert columns_of(["category", "message"], lines) == Columns("message", "category")
+    assert columns_of(["text", "category"], lines) == Columns("text", "category")
+    odd = Columns("body", "kind")
+    assert columns_of(["label", "text", "kind", "body"], odd) == odd
+    assert columns_of(["label", "text", "kind", "body"], odd, Columns(text="body")) == odd
+    with pytest.raises(InputError, match=r"--label-column 'kind': test\.csv has label, text"):
+        columns_of(["label", "text"], odd, Columns(label="kind"))
+
+
+def test_a_test_table_with_names_of_its_own_follows_on_lines_without_a_header(tmp_path):
+    (tmp_path / "train.txt").write_text("ham\tok\nspam\twin\nham\thello\n", encoding="utf-8")
+    (tmp_path / "test.csv").write_text("category,message\nham,fine\nham,good\nspam,money\n", encoding="utf-8")
+    _, _, found = load_examples([str(tmp_path / "train.txt")], Columns())
+    test, _, _ = load_examples([str(tmp_path / "test.csv")], Columns(), like=found)
+    assert test == Examples(["fine", "good", "money"], ["ham", "ham", "spam"])
 
 
 def test_one_label_alone_is_no_task():
@@ -109,7 +188,23 @@ def test_a_text_is_the_same_whatever_its_capitals_and_white_space():
 
 
 def test_texts_to_label_are_lines_of_a_text_file_or_the_column_of_a_table(tmp_path):
-    (tmp_path / "lines.txt").write_text("one\ntwo, three\n", encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("one\r\ntwo, three\n", encoding="utf-8")
     (tmp_path / "rows.csv").write_text('id,text\n1,one\n2,"two, three"\n', encoding="utf-8")
     expected = ["one", "two, three"]
     assert load_texts(str(tmp_path / "lines.txt"), None) == load_texts(str(tmp_path / "rows.csv"), None) == expected
+
+
+def test_only_line_ends_divide_texts_to_label_so_that_the_rows_of_the_answer_are_those_of_the_file(tmp_path):
+    (tmp_path / "lines.txt").write_text(f"{ODD}\r\n\nlast\rline", encoding="utf-8", newline="")
+    assert load_texts(str(tmp_path / "lines.txt"), None) == [ODD, "", "last\rline"]
+    (tmp_path / "lines.txt").write_text("", encoding="utf-8")
+    assert load_texts(str(tmp_path / "lines.txt"), None) == []
+
+
+def test_a_column_to_label_that_a_table_has_not_is_refused_and_a_text_file_has_none_to_name(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,message\n1,one\n", encoding="utf-8")
+    (tmp_path / "lines.txt").write_text("one\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"--text-column 'mesage' .did you mean 'message'.*rows\.csv has id, message"):
+        load_texts(str(tmp_path / "rows.csv"), "mesage")
+    assert load_texts(str(tmp_path / "rows.csv"), "id") == ["1"]
+    assert load_texts(str(tmp_path / "lines.txt"), "message") == ["one"]

@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from sklearn.metrics import f1_score
 
 from groundup.data.example_rows import ExampleRows
-from groundup.data.examples import Examples
+from groundup.data.examples import MOST_LABELS, Examples
 from groundup.evaluation.classification import (
     MAJORITY,
     SVM,
@@ -132,11 +134,41 @@ def test_mistakes_are_written_with_the_surest_first(tmp_path):
     ]
 
 
-def test_the_confusion_is_drawn_for_few_labels_and_for_many(tmp_path):
-    draw_confusion(np.array([0, 1]), np.array([1, 1]), ["a", "b"], tmp_path / "two.png")
-    many = np.arange(40)
-    draw_confusion(many, many, [str(n) for n in many], tmp_path / "many.png")
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+@pytest.mark.parametrize(("count", "words"), [(2, 0), (2, 20), (30, 20), (40, 0), (100, 20)])
+def test_the_confusion_of_however_many_labels_is_a_picture_of_bounded_size(tmp_path, count, words):
+    labels = np.arange(count)
+    draw_confusion(labels, labels, [f"{label} {'word ' * words}" for label in labels], tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert 300 <= picture.width == picture.height <= 3100  # 0.55 inches for each of 30 labels, names of 30 letters
+
+
+def test_the_most_labels_there_may_be_are_drawn_at_the_size_of_few_with_some_of_their_names(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    few, most = np.arange(31), np.arange(MOST_LABELS)
+    draw_confusion(few, few, [f"{label:>4}" for label in few], tmp_path / "few.png")
+    draw_confusion(most, most, [f"{label:>4}" for label in most], tmp_path / "most.png")
+    assert tuple(figures[0].get_size_inches()) == tuple(figures[1].get_size_inches())
+    shown = [[label.get_text() for label in figure.axes[0].get_yticklabels()] for figure in figures]
+    assert shown[0] == [str(label) for label in few]
+    assert 100 < len(shown[1]) < 200 and shown[1][0] == "0"
+    assert not any(figure.axes[0].texts for figure in figures)
+
+
+def test_the_numbers_in_the_confusion_are_those_of_the_rows_whose_label_is_known(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    truth, predicted = np.array([0, 0, 0, 1, -100]), np.array([1, 1, 0, 1, 0])
+    draw_confusion(truth, predicted, ["a", "b"], tmp_path / "some.png")
+    draw_confusion(truth[-1:], predicted[-1:], ["a", "b"], tmp_path / "none.png")
+    texts = [{(text.get_position(), text.get_text()) for text in figure.axes[0].texts} for figure in figures]
+    assert texts == [{((0, 0), "1"), ((1, 0), "2"), ((1, 1), "1")}, set()]
+
+
+@pytest.mark.parametrize("names", [["$^$", "x$ $"], [r"\frac{", "$x$"], ["a\nb", "_^"]])
+def test_the_labels_of_the_confusion_are_drawn_as_the_text_they_are(tmp_path, names):
+    draw_confusion(np.array([0, 1]), np.array([1, 1]), names, tmp_path / "two.png")
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_predictions_do_not_depend_on_the_batch_a_row_is_in():

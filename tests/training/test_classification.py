@@ -525,3 +525,18 @@ def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokeniz
     ours, theirs = AutoTokenizer.from_pretrained(out), AutoTokenizer.from_pretrained(base)
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours("a cat")["input_ids"] == for_classifying(theirs, 32)("a cat")["input_ids"]
+
+
+def test_the_test_may_name_its_columns_otherwise_than_the_rows_that_were_learned(tmp_path):
+    rows = list(texts_of(40))
+    (tmp_path / "train.txt").write_text("".join(f"{row['label']}\t{row['text']}\n" for row in rows), encoding="utf-8")
+    test = "".join(f"{row['label']},{row['text']}\n" for row in texts_of(30, seed=1))
+    (tmp_path / "test.csv").write_text(f"category,message\n{test}", encoding="utf-8")
+    out = package.classify(
+        data=[str(tmp_path / "train.txt")],
+        eval_data=[str(tmp_path / "test.csv")],
+        out=str(tmp_path / "out"),
+        max_steps=2,
+        **TINY,
+    )
+    assert values_of(out)["accuracy", "test", None]["count"] == 30
