@@ -65,16 +65,21 @@ def groundup(tmp_path):
     return run
 
 
-@pytest.fixture
-def story(tmp_path):
-    """A text of 30 kB with something to learn in it."""
+@pytest.fixture(scope="session")
+def story_text():
+    """30 kB with something to learn in them."""
     from random import Random
 
     random = Random(0)
     who, what, where = ["the cat", "a dog", "my friend", "the king"], ["saw", "met", "left"], ["here", "at sea", "home"]
-    lines = [
+    return "\n".join(
         f"{random.choice(who)} {random.choice(what)} {random.choice(who)} {random.choice(where)}." for _ in range(1000)
-    ]
+    )
+
+
+@pytest.fixture
+def story(tmp_path, story_text):
+    """A file of that text."""
     path = tmp_path / "story.txt"
-    path.write_text("\n".join(lines), encoding="utf-8")
+    path.write_text(story_text, encoding="utf-8")
     return path

@@ -1,6 +1,8 @@
 """`pretrain --lora` from outside: its files, a resumed run, and what differs from the same run without."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,9 +30,18 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, story_text):
+    folder = tmp_path_factory.mktemp("pretrained")
+    (folder / "story.txt").write_text(story_text)
+    return package.pretrain(
+        data=[str(folder / "story.txt")], out=str(folder / "base"), max_steps=10, quiet=True, **TINY
+    )
+
+
 @pytest.fixture
-def base(story):
-    return package.pretrain(data=[str(story)], out="base", max_steps=10, quiet=True, **TINY)
+def base(pretrained):
+    return Path(shutil.copytree(pretrained, "base"))
 
 
 @pytest.fixture
