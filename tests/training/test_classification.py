@@ -28,10 +28,8 @@ from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training import classification
 from groundup.training.classification import ClassificationRun, freeze
-from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Loop
-from groundup.training.repeating import repeat
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
 
@@ -264,73 +262,6 @@ def test_a_test_that_is_all_in_training_is_told(folder, tmp_path, capsys):
         **TINY | {"quiet": False},
     )
     assert "test: 7 of 7 texts stand in the training rows too" in capsys.readouterr().err
-
-
-SEEDS = {"max_steps": 6, "seeds": 2, "seed": 5, **TINY, "adapt_epochs": 0.5}
-
-
-@pytest.fixture(scope="module")
-def repeated(folder):
-    out = package.classify(data=[str(folder / "rows.jsonl")], out=str(folder / "repeated"), **SEEDS)
-    console.quiet = False
-    return out
-
-
-def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(repeated):
-    out = repeated
-    metrics = json.loads((out / "metrics.json").read_text())
-    row = metrics["metrics"][0]
-    assert (row["name"], row["split"], row["seeds"]) == ("accuracy", "test", [5, 6])
-    each = [json.loads((out / f"seed-{n}" / "metrics.json").read_text()) for n in range(2)]
-    values = [one["metrics"][0]["value"] for one in each]
-    assert row["value"] == pytest.approx(np.mean(values))
-    assert row["std"] == pytest.approx(np.std(values, ddof=1))
-    best = max(range(2), key=lambda n: each[n]["training"]["selection"])
-    assert metrics["training"]["kept"] == f"seed-{best}"
-    assert (out / "model.safetensors").read_bytes() == (out / f"seed-{best}" / "model.safetensors").read_bytes()
-    kept = read_yaml(out / "recipe.yaml")
-    assert (kept["settings"]["seeds"], kept["settings"]["seed"], kept["rows"]["test"]) == (2, 5, 80)
-    assert not (out / "work").exists()
-
-
-def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(folder, tmp_path, repeated, monkeypatch):
-    update, out = Loop._update, tmp_path / "cut"
-
-    def failing(loop):
-        if (out / "seed-1" / "checkpoints" / "step-2").is_dir():
-            raise Interrupted("the power is gone")
-        update(loop)
-
-    monkeypatch.setattr(Loop, "_update", failing)
-    with pytest.raises(Interrupted, match="the power is gone"):
-        package.classify(data=[str(folder / "rows.jsonl")], out=str(out), **SEEDS)
-    monkeypatch.undo()
-    assert (out / "seed-0" / "metrics.json").is_file()
-    assert read_yaml(out / "recipe.yaml")["settings"]["seeds"] == 2
-    assert str(folder) not in (out / "recipe.yaml").read_text()
-    package.classify(out=str(out), resume=True, quiet=True)
-    assert (out / "model.safetensors").read_bytes() == (repeated / "model.safetensors").read_bytes()
-    scores = [json.loads((path / "metrics.json").read_text())["metrics"] for path in (out, repeated)]
-    assert scores[0] == scores[1]
-    before = (out / "metrics.json").read_bytes()
-    package.classify(out=str(out), resume=True, quiet=True)
-    assert (out / "metrics.json").read_bytes() == before
-
-
-def test_every_seed_has_an_equal_part_of_the_minutes_and_nothing_stays_of_what_could_not_begin(tmp_path):
-    parts = []
-
-    def training(one):
-        parts.append((one.seed, one.minutes))
-        if one.seed == 2:
-            raise InputError("no such rows")
-        return tmp_path
-
-    settings = ClassifySettings(data=["rows.csv"], out=str(tmp_path / "out"), minutes=6.0, seeds=3, quiet=True)
-    with pytest.raises(InputError, match="no such rows"):
-        repeat(settings, training)
-    assert parts == [(0, 2.0), (1, 2.0), (2, 2.0)]
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
