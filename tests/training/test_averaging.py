@@ -9,19 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 import groundup as package
-from groundup.common.console import console
 from groundup.common.errors import InputError, Interrupted
 from groundup.training import classification, run
 from groundup.training.checkpoint import take_mean
 from groundup.training.loop import Loop
 
 RUNS = 3
-
-
-@pytest.fixture(autouse=True)
-def loud_again():
-    yield
-    console.quiet = False
 
 
 @pytest.fixture(scope="module")

@@ -34,12 +34,6 @@ from groundup.training.loop import Loop
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
 
 
-@pytest.fixture(autouse=True)
-def loud_again():
-    yield
-    console.quiet = False
-
-
 def texts_of(count, seed=0):
     chance = np.random.default_rng(seed)
     words = ["cat", "dog", "house", "river", "stone", "bread", "apple", "window", "road", "light"]

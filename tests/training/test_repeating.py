@@ -25,12 +25,6 @@ SEEDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def loud_again():
-    yield
-    console.quiet = False
-
-
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     path = tmp_path_factory.mktemp("seeds") / "rows.jsonl"
