@@ -1,5 +1,6 @@
 """Numbers to a person: metrics.json, the one source of every number shown, and the curve and table made of it."""
 
+import contextlib
 import importlib.metadata
 import itertools
 import json
@@ -263,14 +264,19 @@ def shown(row: dict[str, Any] | None) -> str:
 # The curve
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The steps of a `log.jsonl` in order, without those that a resumed run did again and without a torn last line."""
-    rows: dict[int, dict[str, Any]] = {}
+def log_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `log.jsonl` as they were written, without a torn last line."""
+    rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The steps of a `log.jsonl` in order, without those that a resumed run did again."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in log_rows(path):
         if row.get("event") == "resume":
             rows = {step: known for step, known in rows.items() if step <= row["step"]}
         elif "loss" in row or "validation_loss" in row:

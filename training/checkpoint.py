@@ -9,7 +9,7 @@ A folder is written under another name, synced and renamed: a crash or a full di
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -40,6 +40,7 @@ class Position:
     step: int = 0
     labels: int = 0  # learned from, over all processes
     seconds: float = 0.0
+    step_seconds: float = 0.0  # of the last step, with what was due after the one before
     budget_seconds: float | None = None
     best_value: float | None = None  # of the step that is kept
     best_step: int = 0
@@ -47,6 +48,10 @@ class Position:
     stale: int = 0
     bad_steps: int = 0
     validation_tokens: int | None = None
+    validated_step: int | None = None  # the last one that was measured
+    losses: list[float] = field(default_factory=list)  # of the steps since the last row of the log
+    logged_labels: int = 0  # `labels` and `seconds` at that row
+    logged_seconds: float = 0.0
 
 
 def save_model(

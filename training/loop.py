@@ -89,44 +89,61 @@ class Loop:
     def run(self) -> Position:
         """Train until the budget is used and return the last position.
 
-        Raises `Interrupted` after Ctrl-C or SIGTERM, with the state saved, and `Diverged` when the loss is not a number
-        several steps in a row.
+        What is due at a step is done before the run stops there, and a position says what was: however often a run is
+        stopped and gone on with, it validates, logs and keeps the same. Raises `Interrupted` after Ctrl-C or SIGTERM,
+        with the state saved, and `Diverged` when the loss is not a number several steps in a row.
         """
         self._watch = Stopwatch(self.position.seconds)
-        self._last_save = time.monotonic()
-        self._losses: list[torch.Tensor] = []
-        self._since_log = (self.position.labels, self.position.seconds)
-        share, of_a_step = self._share(), 0.0
+        self._last_save, self._saved_step = time.monotonic(), self.position.step if self.position.step else None
+        self._losses = [torch.tensor(loss, device=self.accelerator.device) for loss in self.position.losses]
+        before, share = self._shares()
         with stop_signals() as stopped, ProgressBar("training", total=1.0) as bar:
             # Under a clock the last step is the one that ends nearest to the budget.
-            while share + of_a_step / 2 < 1.0 and not self._is_stale():
+            while share + (share - before) / 2 < 1.0 and not self._is_stale():
+                self._stop_if_told(stopped)
                 if not (batches := self.batches.micro_batches(self.position.step)):
                     break
                 self.objective.train()
                 self._set_rates(share)
                 self._step(batches)
-                before, share = share, self._share()
-                of_a_step = share - before
+                self._read_clock()
+                before, share = self._shares()
                 if crossed(before, share, LOG_ROWS):
                     bar.update(share, self._log())
-                if stopped:
-                    self.save(self.position)
-                    raise Interrupted("stopped; the state is saved, go on with --resume")
-                if share < 1.0 and (crossed(before, share, SAVES) or self._save_is_due()):
-                    self._validate_and_save(validating=crossed(before, share, SAVES))
-            if not self._is_stale():
-                self._validate_and_save(validating=True)
+                if share < 1.0 and crossed(before, share, SAVES):
+                    self._validate()
+                    self._save()
+                elif share < 1.0 and self._save_is_due():
+                    self._save()
+            if self.position.validated_step != self.position.step:
+                self._validate()
+                self._save()
+            self._stop_if_told(stopped)
         return self.position
 
-    def _share(self) -> float:
-        """The share of the budget used, the same on every process: under a clock, the first one's."""
-        self.position.seconds = self._watch.seconds
-        share = self.budget.share_used(self.position.step, self.position.seconds)
+    def _stop_if_told(self, stopped: list[int]) -> None:
+        """Save and raise `Interrupted` if a process has got a stop signal: all stop at the same step."""
+        told = bool(stopped)
+        if self.accelerator.num_processes > 1:
+            told = bool(self._sum(torch.tensor(float(told), device=self.accelerator.device)))
+        if told:
+            self._save()
+            raise Interrupted("stopped; the state is saved, go on with --resume")
+
+    def _read_clock(self) -> None:
+        """Note the seconds of training so far, the same on every process where they are a budget: the first one's."""
+        now = self._watch.seconds
         if self.budget.seconds is not None and self.accelerator.num_processes > 1:
-            shared = torch.tensor([share], dtype=torch.float64, device=self.accelerator.device)
+            shared = torch.tensor([now], dtype=torch.float64, device=self.accelerator.device)
             torch.distributed.broadcast(shared, src=0)
-            return shared.item()
-        return share
+            now = shared.item()
+        self.position.step_seconds, self.position.seconds = now - self.position.seconds, now
+
+    def _shares(self) -> tuple[float, float]:
+        """The shares of the budget used before the last step and after it, by the position alone."""
+        at = self.position
+        before = self.budget.share_used(max(0, at.step - 1), at.seconds - at.step_seconds)
+        return before, self.budget.share_used(at.step, at.seconds)
 
     def _set_rates(self, share: float) -> None:
         factor = learning_rate_factor(share, warmup=self.schedule.warmup, decay=self.schedule.decay)
@@ -186,18 +203,19 @@ class Loop:
 
     def _log(self) -> str:
         """Add a row to the log and return the text that stands beside the progress bar."""
-        labels, seconds = self._since_log
-        rate = (self.position.labels - labels) / max(1e-9, self.position.seconds - seconds)
+        position = self.position
+        labels, seconds = position.labels - position.logged_labels, position.seconds - position.logged_seconds
+        rate = labels / max(1e-9, seconds)
         row = {
-            "step": self.position.step,
+            "step": position.step,
             "loss": round(torch.stack(self._losses).mean().item(), 6) if self._losses else None,
             "learning_rate": self.optimizers[0].param_groups[0]["lr"],
-            self.unit: self.position.labels,
-            "seconds": round(self.position.seconds, 3),
+            self.unit: position.labels,
+            "seconds": round(position.seconds, 3),
             f"{self.unit}_per_second": round(rate, 1),
         }
         self._losses.clear()
-        self._since_log = (self.position.labels, self.position.seconds)
+        position.logged_labels, position.logged_seconds = position.labels, position.seconds
         self.write_log(row)
         return f"loss {row['loss'] or float('nan'):.3f}  {rate:,.0f} {self.unit}/s"
 
@@ -214,13 +232,19 @@ class Loop:
         # A clock may differ between processes: those of a run of several save by its share alone.
         return self.accelerator.num_processes == 1 and time.monotonic() - self._last_save >= SAVE_SECONDS
 
-    def _validate_and_save(self, validating: bool) -> None:
-        if validating:
-            values = self.validate()
-            self._note_best(values[self.best_by], values.get(f"{self.best_by}_error", 0.0))
-            self.write_log({"step": self.position.step, **values})
+    def _validate(self) -> None:
+        values = self.validate()
+        self._note_best(values[self.best_by], values.get(f"{self.best_by}_error", 0.0))
+        self.position.validated_step, self._saved_step = self.position.step, None  # what was saved does not know it
+        self.write_log({"step": self.position.step, **values})
+
+    def _save(self) -> None:
+        """Save the state, unless that of this step is saved."""
+        if self._saved_step == self.position.step:
+            return
+        self.position.losses = [loss.item() for loss in self._losses]
         self.save(self.position)
-        self._last_save = time.monotonic()
+        self._last_save, self._saved_step = time.monotonic(), self.position.step
 
     def _note_best(self, value: float, error: float) -> None:
         """Keep this step if it is the best so far, or cannot be told from the best: its learning rate is lower.

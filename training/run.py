@@ -272,6 +272,8 @@ class TrainingRun(abc.ABC):
         self.objective = self.accelerator.prepare_model(self.make_objective(), evaluation_mode=self.sharded)
         with uncompiled():
             position = self._begin(self.folder.newest_state() if resume else None)
+        if self.accelerator.is_main_process:
+            self.folder.cut_log(position.step)
         loop = self._loop(self.objective, batches, position)
         if position.step:
             loop.write_log({"event": "resume", "step": position.step})

@@ -8,6 +8,7 @@ OUT/                the best of them, at the end
 """
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.files import atomic_folder, sha256_of, sync_folder
+from groundup.common.files import atomic_folder, atomic_write, sha256_of, sync_folder
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.card import write_card
-from groundup.evaluation.report import RECIPE_FILE, plot_curve, write_metrics
+from groundup.evaluation.report import RECIPE_FILE, log_rows, plot_curve, write_metrics
 from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
 
 if TYPE_CHECKING:
@@ -93,6 +94,12 @@ class RunFolder:
     def newest_state(self) -> Path | None:
         """The newest step folder that is undamaged."""
         return newest_whole(self.out)
+
+    def cut_log(self, step: int) -> None:
+        """Leave of the log what was written up to `step`: a run that goes on from there writes the rest again."""
+        if self.log_path.is_file():
+            kept = [row for row in log_rows(self.log_path) if row["step"] <= step]
+            atomic_write(self.log_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def finish(
         self,

@@ -1,7 +1,10 @@
 """The loop on a model so small that its gradients can be checked against one large batch."""
 
+import copy
+import dataclasses
 import itertools
 import json
+import math
 import signal
 
 import pytest
@@ -12,6 +15,7 @@ from torch import nn
 from groundup.common.errors import Diverged, Interrupted
 from groundup.training.checkpoint import Position
 from groundup.training.loop import Loop, Schedule, crossed, labels_that_count
+from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget, momentum
 
 
@@ -46,13 +50,13 @@ def make_loop(batches, steps=4, **options):
         "validate": lambda: {"validation_loss": 0.0},
         "save": lambda position: None,
         "schedule": Schedule(),
+        "budget": Budget(steps=steps),
     } | options
     return Loop(
         accelerator=Accelerator(),
         objective=objective,
         optimizers=[optimizer],
         batches=batches,
-        budget=Budget(steps=steps),
         **options,
     )
 
@@ -165,7 +169,7 @@ def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a
         """A stopwatch that goes on by one step's time whenever it is read, which the loop does once a step."""
 
         def __init__(self, seconds_before):
-            self._seconds = seconds_before - seconds_a_step
+            self._seconds = seconds_before
 
         @property
         def seconds(self):
@@ -292,7 +296,7 @@ def test_the_log_says_how_many_labels_there_were_a_second_since_the_row_before(t
         """A stopwatch that goes on by two seconds whenever it is read, which the loop does once a step."""
 
         def __init__(self, seconds_before):
-            self.now = seconds_before - 2.0
+            self.now = seconds_before
 
         @property
         def seconds(self):
@@ -310,3 +314,149 @@ def test_a_border_is_crossed_where_it_is_reached_and_not_half_way():
     assert [crossed(*shares, 10) for shares in ((0.04, 0.06), (0.06, 0.09), (0.09, 0.1), (0.1, 0.11))] == [
         False, False, True, False,
     ]  # fmt: skip
+
+
+class Machine:
+    """Runs of a Loop that write what real ones do: a log, and states, which alone outlive them."""
+
+    def __init__(self, tmp_path, values, **options):
+        self.log_path, self.values, self.options = tmp_path / "log.jsonl", values, options
+        self.states, self.saves = [], []
+
+    def run(self, stop_at=None, kill_at=None):
+        """Begin or go on; return the loop if it came to its end."""
+        rows, log_path = Rows([12]), self.log_path
+        original = rows.micro_batches
+
+        def micro_batches(step):
+            if step == stop_at:
+                signal.raise_signal(signal.SIGINT)
+            if step == kill_at:
+                raise KeyboardInterrupt
+            return original(step)
+
+        rows.micro_batches = micro_batches
+        loop = make_loop(rows, log_path=log_path, **self.options)
+        loop.optimizers = [torch.optim.SGD(loop.optimizers[0].param_groups, momentum=0.9)]
+        loop.save = lambda position: self.save(loop, position)
+        loop.validate = lambda: {"validation_loss": self.values(loop.position.step)}
+        if self.states:
+            state = copy.deepcopy(self.states[-1])
+            loop.objective.load_state_dict(state["weights"])
+            loop.optimizers[0].load_state_dict(state["optimizer"])
+            loop.position = Position(**json.loads(state["position"]))
+        folder = RunFolder(log_path.parent)
+        folder.cut_log(loop.position.step)
+        try:
+            loop.run()
+        except (Interrupted, KeyboardInterrupt):
+            return None
+        return loop
+
+    def save(self, loop, position):
+        self.saves.append(position.step)
+        self.states.append(copy.deepcopy({
+            "weights": loop.objective.state_dict(),
+            "optimizer": loop.optimizers[0].state_dict(),
+            "position": json.dumps(dataclasses.asdict(position)),
+        }))  # fmt: skip
+
+    def finished(self, *stops, kill=False):
+        """What a run ends with that is stopped before each of these steps: weights, position, log."""
+        for step in stops:
+            assert self.run(**{"kill_at" if kill else "stop_at": step}) is None
+        loop = self.run()
+        clocks = ("seconds", "step_seconds", "logged_seconds", "tokens_per_second")
+        log = [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        position = dataclasses.asdict(loop.position)
+        parts = [loop.objective.weight.tolist(), position, *log]
+        for part in parts[1:]:
+            for name in clocks:
+                part.pop(name, None)
+        return parts
+
+
+UNLIKE_RUNS = {
+    "a step a row": {"steps": 12},
+    "several steps a row of the log": {"steps": 410, "save_every": 7},
+    "patience": {"steps": 40, "patience": 2},
+    "a save beside each validation": {"steps": 30, "save_every": 3},
+    "saves and validations at other steps": {"steps": 33, "save_every": 4},
+}
+
+
+@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("name", UNLIKE_RUNS)
+def test_stopped_or_killed_at_any_step_a_run_validates_logs_and_keeps_what_it_would_have(name, kill, tmp_path):
+    def values(step):
+        return abs(math.sin(step)) + 5 / step
+
+    options = UNLIKE_RUNS[name]
+    (tmp_path / "whole").mkdir()
+    whole = Machine(tmp_path / "whole", values, **options)
+    expected = whole.finished()
+    last = expected[1]["step"]
+    steps = range(last) if last < 50 else range(3, last, 101)
+    for step in steps:
+        folder = tmp_path / f"at-{step}"
+        folder.mkdir()
+        machine = Machine(folder, values, **options)
+        assert machine.finished(step, kill=kill) == expected, step
+        # A state more where it was stopped; but none that was due is missing, or written twice.
+        assert set(machine.saves) >= set(whole.saves)
+        assert kill or len(machine.saves) == len(set(machine.saves))
+    often = Machine(tmp_path, values, **options)
+    assert often.finished(*steps[::2], kill=kill) == expected
+
+
+def test_under_a_clock_nothing_due_is_lost_between_a_stop_and_going_on(tmp_path, monkeypatch):
+    class Clock:
+        """A stopwatch by which a step takes a second and loading takes some, too."""
+
+        def __init__(self, seconds_before):
+            self.now = seconds_before
+
+        @property
+        def seconds(self):
+            self.now += 1.0
+            return self.now
+
+    monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+    results = []
+    for stops in ([], [9, 10, 11], [29], range(1, 43)):
+        folder = tmp_path / str(len(results))
+        folder.mkdir()
+        machine = Machine(folder, lambda step: 1 / step, budget=Budget(seconds=43.0))
+        results.append(machine.finished(*stops))
+    assert all(result == results[0] for result in results[1:])
+
+
+def test_a_stop_signal_while_the_last_scores_are_taken_ends_the_run_and_nothing_is_done_twice(tmp_path):
+    def values(step):
+        if step == 12 and machine.asks:
+            machine.asks -= 1
+            signal.raise_signal(signal.SIGINT)
+        return 1 / step
+
+    machine = Machine(tmp_path, values, steps=12)
+    machine.asks = 1
+    assert machine.run() is None
+    parts = machine.finished()
+    assert machine.saves.count(12) == 1
+    assert [row["step"] for row in parts[2:] if "validation_loss" in row].count(12) == 1
+
+
+def test_killed_before_its_first_state_a_run_begins_its_log_anew(tmp_path):
+    machine = Machine(tmp_path, lambda step: 1 / step, steps=400)
+    assert machine.run(kill_at=30) is None
+    assert machine.log_path.read_text()
+    assert not machine.states
+    steps = [row["step"] for row in machine.finished()[2:] if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_a_torn_line_of_the_log_is_cut_off(tmp_path):
+    rows = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 4, "lo')
+    RunFolder(tmp_path).cut_log(2)
+    assert (tmp_path / "log.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
