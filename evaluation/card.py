@@ -222,6 +222,7 @@ def _card_data(name: str, kind: _Kind, recipe: dict[str, Any], rows: Sequence[di
             dataset_name=row["dataset"],
             dataset_split=row["split"],
             metric_type=row["name"],
+            metric_name=title(row) if "label" in row else None,
             metric_value=row["value"],
         )
         for row in rows

@@ -92,7 +92,10 @@ def _row_losses(probabilities: npt.NDArray[np.float64], truth: Numbers) -> npt.N
 
 
 def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str, float]:
-    """Accuracy, macro-averaged F1 over the labels of `truth`, Matthews' correlation; for two labels F1 of the rarer."""
+    """Accuracy, macro-averaged F1 over the labels of `truth`, Matthews' correlation; of two labels `f1` of the rarer.
+
+    The names are ours alone: a label may be called what it likes, `macro` or `loss` too.
+    """
     present = np.unique(truth)
     measured = {
         "accuracy": accuracy_score(truth, predicted),
@@ -100,9 +103,14 @@ def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str
         "mcc": matthews_corrcoef(truth, predicted),
     }
     if len(names) == 2:
-        rarer = int(np.argmin(np.bincount(truth[truth >= 0], minlength=2)))
-        measured[f"f1_{names[rarer]}"] = f1_score(truth == rarer, predicted == rarer, zero_division=0.0)  # type: ignore[arg-type]
+        rarer = _rarer(truth)
+        measured["f1"] = f1_score(truth == rarer, predicted == rarer, zero_division=0.0)  # type: ignore[arg-type]
     return {name: float(value) for name, value in measured.items()}
+
+
+def _rarer(truth: Numbers) -> int:
+    """Which of two labels occurs less often."""
+    return int(np.argmin(np.bincount(truth[truth >= 0], minlength=2)))
 
 
 def baselines(train: Examples, texts: Sequence[str], names: Sequence[str]) -> dict[str, Numbers]:
@@ -126,12 +134,15 @@ def baselines(train: Examples, texts: Sequence[str], names: Sequence[str]) -> di
 def classification_rows(
     measured: Measured, names: Sequence[str], *, dataset: str, split: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows for metrics.json: each score of the model, and the same of each baseline."""
+    """Rows for metrics.json: each score of the model, and the same of each baseline; `f1` says of which `label`."""
     common = {"dataset": dataset, "split": split, "count": len(measured.truth), "seed": seed}
     by_whom = {None: measured.model, **measured.baselines}
     found = {who: scores(measured.truth, predicted, names) for who, predicted in by_whom.items()}
+    of_label = {"f1": {"label": names[_rarer(measured.truth)]}} if "f1" in found[None] else {}
     return [
-        {"name": name, "value": found[who][name], **common, "baseline": who} for name in found[None] for who in by_whom
+        {"name": name, "value": found[who][name], **of_label.get(name, {}), **common, "baseline": who}
+        for name in found[None]
+        for who in by_whom
     ]
 
 
@@ -140,7 +151,8 @@ def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
     together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for rows in runs:
         for row in rows:
-            together.setdefault((row["name"], row["dataset"], row["split"], row["baseline"]), []).append(row)
+            place = tuple(row.get(key) for key in ("name", "label", "dataset", "split", "baseline"))
+            together.setdefault(place, []).append(row)
     means = []
     for rows in together.values():
         values = [row["value"] for row in rows]

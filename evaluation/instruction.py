@@ -188,7 +188,7 @@ def answer_rows(
     if len(families) > 1:
         for family in families:
             places = [place for place, row in enumerate(conversations) if row.family == family]
-            name = family or "other"
+            name = family or "(no family)"
             groups.append(({"dataset": f"{about['dataset']}/{name}", "family": name}, places))
     rows = []
     for group, places in groups:

@@ -14,13 +14,16 @@ from groundup.evaluation.classification import predict
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_model
 
+OURS = ("text", "label", "probability")  # columns, before those of the labels
+
 
 def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
     """Label the texts of a table, or the lines of a text file, in their order.
 
-    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one for each label's. A text
-    longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model that is
-    no classifier and for texts that cannot be read.
+    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one for each label's, which has
+    the label's name; where one of the labels is called as a column of ours, all of them are `probability of NAME`. A
+    text longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model
+    that is no classifier and for texts that cannot be read.
     """
     texts = load_texts(data, text_column)
     empty = sum(not text.strip() for text in texts)
@@ -40,7 +43,8 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
         probabilities = predict(model, rows, int(tokenizer.pad_token_id), bar.update)  # type: ignore[arg-type]
     written = io.StringIO()
     table = csv.writer(written)  # whose lines end as in RFC 4180: with "\n" alone a text's own "\r" would get no quotes
-    table.writerow(["text", "label", "probability", *names])
+    clash = not set(OURS).isdisjoint(names)
+    table.writerow([*OURS, *(f"probability of {name}" if clash else name for name in names)])
     for text, row in zip(texts, probabilities):
         best = int(np.argmax(row))
         table.writerow([text, names[best], f"{row[best]:.4f}", *(f"{value:.4f}" for value in row)])

@@ -189,7 +189,7 @@ def _cells(values: dict[Any, Any], place: Any, baseline: str | None, models: Seq
     return [f"{shown(row)}: {verdict(row)}" if row and row.get("against") else shown(row) for row in rows]
 
 
-_PLACE = ("name", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
+_PLACE = ("name", "label", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
 
 
 def _place(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -236,7 +236,7 @@ def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 def title(row: dict[str, Any]) -> str:
     """What a number is called for a person."""
     name: str = row["name"]
-    return _TITLES.get(name, name.replace("_", " "))
+    return f"F1 of {row['label']}" if "label" in row else _TITLES.get(name, name.replace("_", " "))
 
 
 def shown(row: dict[str, Any] | None) -> str:

@@ -21,7 +21,7 @@ from groundup.evaluation.classification import (
     write_mistakes,
 )
 from groundup.evaluation.page import sections
-from groundup.evaluation.report import notes, plot_curve, shown
+from groundup.evaluation.report import notes, plot_curve, result_lines, shown
 from groundup.evaluation.verdict import worth
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 
@@ -32,9 +32,30 @@ def test_scores_are_what_they_are_by_hand():
     truth, predicted = np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 0, 0])
     found = scores(truth, predicted, ["ham", "spam"])
     assert found["accuracy"] == pytest.approx(4 / 6)
-    assert found["f1_spam"] == pytest.approx(0.5)  # 1 right, 1 false, 1 missed
+    assert found["f1"] == pytest.approx(0.5)  # 1 right, 1 false, 1 missed
     assert found["f1_macro"] == pytest.approx((0.5 + 0.75) / 2)
     assert found["mcc"] == pytest.approx((1 * 3 - 1 * 1) / (2 * 2 * 4 * 4) ** 0.5)
+
+
+@pytest.mark.parametrize("label", ["macro", "accuracy", "loss", "mcc", "f1", "f1_macro", "LABEL_0", "0", "selection"])
+def test_no_name_of_a_label_takes_the_place_of_a_score(label):
+    measured = Measured(np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 0, 0]), {SVM: np.zeros(6, np.int64)})
+    plain = classification_rows(measured, ["ham", "spam"], dataset="d", split="test", seed=0)
+    rows = classification_rows(measured, ["ham", label], dataset="d", split="test", seed=0)
+    assert [row | {"label": None} for row in rows] == [row | {"label": None} for row in plain]
+    places = [(row["name"], row["baseline"]) for row in rows]
+    assert len(set(places)) == len(places)
+    assert {row["label"] for row in rows if row["name"] == "f1"} == {label}
+    _, lines = result_lines(rows)
+    assert ["macro F1", f"F1 of {label}"] == [line[0] for line in lines if "F1" in line[0]]
+
+
+def test_the_mean_over_seeds_keeps_the_f1_of_one_label_apart_from_that_of_another():
+    rows = [
+        classification_rows(Measured(np.array(truth), np.array(truth), {}), ["a", "b"], dataset="d", split="t", seed=0)
+        for truth in ([0, 1, 1], [0, 0, 1])
+    ]
+    assert [row["label"] for row in mean_rows(rows) if row["name"] == "f1"] == ["a", "b"]
 
 
 def test_f1_is_averaged_over_the_labels_that_occur():
