@@ -48,7 +48,7 @@ class Writing:
     @property
     def summary(self) -> str:
         """How many tokens the text has, how many came in a second, and how long the first was waited for."""
-        tokens = len(self._tokenizer.encode(self.text, add_special_tokens=False))
+        tokens = len(self._tokenizer.encode(self.text, add_special_tokens=False, verbose=False))
         if not tokens:
             return "nothing written"
         rate = tokens / max(self._last - self._began, 1e-9)

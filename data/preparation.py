@@ -18,7 +18,7 @@ from groundup.data.settings import PrepareSettings, TokenizerSettings
 from groundup.data.sources import Corpus, load_corpus, sample, sample_texts, short_name, text_bytes
 from groundup.data.tokens import write_shards
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
-from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer, without_length
 from groundup.tokenization.report import report_table, tokenizer_report
 from groundup.tokenization.word_level import train_word_level
 
@@ -69,7 +69,7 @@ def prepare(settings: PrepareSettings) -> Path:
     out = out / share.folder if share else out
     if not settings.resume:
         require_new(out, ", or add --resume to go on with it")
-    tokenizer = load_tokenizer(settings.tokenizer)
+    tokenizer = without_length(load_tokenizer(settings.tokenizer))
     corpus = _corpus(settings, share)
     _begin(out, _recipe("prepare", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}, tokenizer)
     try:

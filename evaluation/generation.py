@@ -150,7 +150,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 
     Raises `InputError` for an empty prompt where the tokenizer has no such token.
     """
-    ids, begin = tokenizer.encode(prompt), tokenizer.bos_token or tokenizer.eos_token
+    ids, begin = tokenizer.encode(prompt, verbose=False), tokenizer.bos_token or tokenizer.eos_token
     if not ids and begin is None:
         raise InputError("the prompt is empty and the tokenizer has no token to begin a text with: give a prompt")
     return ids or tokenizer.encode(str(begin))

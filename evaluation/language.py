@@ -70,11 +70,16 @@ class LanguageScore:
 
 def context_of(model: PreTrainedModel) -> int:
     """The number of positions a model was made for (tokens): from its config, or 1,024 where that names none."""
+    return stated_context(model) or DEFAULT_CONTEXT
+
+
+def stated_context(model: PreTrainedModel) -> int | None:
+    """The number of positions that a model's config names (tokens), None where it names none."""
     config = model.config.get_text_config()
     for name in ("max_position_embeddings", "n_positions"):
         if isinstance(limit := getattr(config, name, None), int) and limit > 0:
             return limit
-    return DEFAULT_CONTEXT
+    return None
 
 
 def structure_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:

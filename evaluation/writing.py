@@ -145,7 +145,7 @@ def continued_share(
     prefix = min(PREFIX_TOKENS, context_of(model) // 2)
     shares = []
     for text in documents:
-        ids = tokenizer.encode(text)[: prefix + PREFIX_TOKENS]
+        ids = tokenizer.encode(text, verbose=False)[: prefix + PREFIX_TOKENS]
         expected = ids[prefix : context_of(model) + 1]
         if len(expected) < PREFIX_TOKENS // 2:
             continue

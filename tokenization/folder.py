@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from groundup.common.errors import InputError, near
 
@@ -21,10 +22,15 @@ SYSTEM, USER, ASSISTANT, END = CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assis
 _LOADING_ONLY = ("backend", "is_local", "local_files_only")  # written by transformers 5, of no use in a repository
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, context: int | None = None) -> None:
     """Write the tokenizer's files into `folder` so that transformers 4 and 5 both load them with no code of ours.
 
-    transformers 5 writes a class name and a list under `extra_special_tokens` that version 4 does not know.
+    `context` is the number of tokens that the model beside it was made for: there `truncation=True` and pipelines cut,
+    or before it where the tokenizer has a smaller number of its own.
+
+    transformers 5 writes a class name and a list under `extra_special_tokens` that version 4 does not know. Unless it
+    is told what a model takes, version 4 also hands it `token_type_ids`, at which `generate` raises, and which GPT-2
+    adds to its embeddings.
     """
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
@@ -32,6 +38,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     for name in _LOADING_ONLY:
         settings.pop(name, None)
+    settings["model_input_names"] = list(tokenizer.model_input_names)
+    if context is not None:
+        settings["model_max_length"] = min(context, tokenizer.model_max_length)
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
@@ -57,6 +66,12 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         library.setLevel(level)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"the tokenizer of {source} has no tokenizer.json: convert it to a fast tokenizer first")
+    return tokenizer
+
+
+def without_length(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer without the number of tokens that the model it was saved with could look at: it gets another."""
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
     return tokenizer
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sha256_of
+from groundup.evaluation.language import stated_context
 from groundup.evaluation.loading import without_bars
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.sharding import share_like, to_save
@@ -72,7 +73,7 @@ def save_model(
             from groundup.training.lora import save_adapter  # peft takes a while to import
 
             save_adapter(folder, model, weights)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder, stated_context(cast(PreTrainedModel, model)))  # peft hands its config on
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from groundup.modeling.export import assemble, make_twin, spell_for_transformers
 from groundup.modeling.gguf_file import gguf_form, write_gguf
 from groundup.modeling.gpt2 import from_gpt2, groundup_config
 from groundup.modeling.gpt2_files import find_weights, read_gpt2, weights_files
-from groundup.tokenization.folder import fingerprint, load_tokenizer
+from groundup.tokenization.folder import fingerprint, load_tokenizer, without_length
 from groundup.training.checkpoint import save_model
 from groundup.training.conversion_settings import ExportSettings, ImportGpt2Settings
 
@@ -167,7 +167,7 @@ def _read_model(weights: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrained
 def _read_tokenizer(folder: Path, settings: ImportGpt2Settings) -> PreTrainedTokenizerFast:
     """The tokenizer that was named, or the one whose files lie beside the weights, in any of their three forms."""
     if settings.tokenizer:
-        return load_tokenizer(settings.tokenizer)
+        return without_length(load_tokenizer(settings.tokenizer))
     if (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
     for vocabulary, merges in _VOCABULARIES:

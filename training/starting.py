@@ -35,7 +35,7 @@ from groundup.evaluation.language import (
 from groundup.evaluation.loading import load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer, without_length
 from groundup.training.lora_settings import check_lora
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
@@ -270,9 +270,11 @@ def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | Prepared
         if settings.vocab_size not in (None, len(corpus.tokenizer)):
             known = len(corpus.tokenizer)
             raise InputError(f"--vocab-size {settings.vocab_size}: the shards hold {known} tokens: leave it out")
-        return corpus.tokenizer
-    if settings.init_from is not None or settings.tokenizer is not None:
-        return load_tokenizer(settings.tokenizer or settings.init_from or "")
+        return without_length(corpus.tokenizer)
+    if settings.tokenizer is not None:
+        return without_length(load_tokenizer(settings.tokenizer))
+    if settings.init_from is not None:
+        return load_tokenizer(settings.init_from)
     tokenizer = train_bpe(sample_texts(corpus.train, TRAINING_BYTES), plan.vocab_size)
     if settings.vocab_size is not None and len(tokenizer) < settings.vocab_size:
         raise InputError(

@@ -11,7 +11,8 @@ from groundup.common.errors import InputError
 from groundup.data.preparation import prepare, train_tokenizer
 from groundup.data.settings import TokenizerSettings
 from groundup.data.tokens import TokenStream
-from groundup.tokenization.folder import fingerprint, load_tokenizer
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +126,9 @@ def test_the_settings_cost_no_heavy_import():
     code = f"import sys, groundup.data.settings; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_tokenizer_of_shards_has_no_length_of_the_model_it_was_taken_from(text, tmp_path):
+    save_tokenizer(train_bpe([Path(text).read_text()], 300), tmp_path / "model", 24)
+    prepare(tokenizer=str(tmp_path / "model"), data=[text], out=str(tmp_path / "shards"))
+    assert load_tokenizer(tmp_path / "shards" / "tokenizer").model_max_length > 10**9

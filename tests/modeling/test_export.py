@@ -66,9 +66,9 @@ def random_ids(*shape):
     return torch.randint(2, 211, shape, generator=torch.Generator().manual_seed(1))
 
 
-def logits_of(model, ids):
+def logits_of(model, *ids, **inputs):
     with torch.no_grad():
-        return model(ids).logits
+        return model(*ids, **inputs).logits
 
 
 def saved(twin, folder):
@@ -143,8 +143,9 @@ def test_transformers_4_reads_every_twin_right(tmp_path):
     for number, (target, knobs) in enumerate(cases):
         model = model_of(target, vocab_size=300, **knobs)
         folder = saved(make_twin(model, target), tmp_path / str(number))
-        save_tokenizer(tokenizer, folder)
-        torch.save(logits_of(model, random_ids(2, 40)), folder / "expected.pt")
+        save_tokenizer(tokenizer, folder, 128)
+        expected = [logits_of(model, random_ids(2, 40)), logits_of(model, **tokenizer("The cat", return_tensors="pt"))]
+        torch.save(expected, folder / "expected.pt")
     code = (
         "import sys, torch, transformers\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -153,16 +154,21 @@ def test_transformers_4_reads_every_twin_right(tmp_path):
         "ids = torch.randint(2, 211, (2, 40), generator=torch.Generator().manual_seed(1))\n"
         "for folder in sys.argv[1:]:\n"
         "    model = AutoModelForCausalLM.from_pretrained(folder).eval()\n"
-        "    with torch.no_grad(): found = model(ids).logits\n"
-        "    print((found - torch.load(folder + '/expected.pt')).abs().max().item(), "
-        "AutoTokenizer.from_pretrained(folder).encode('The cat naïve 12'))\n"
+        "    tokenizer, expected = AutoTokenizer.from_pretrained(folder), torch.load(folder + '/expected.pt')\n"
+        "    short = tokenizer('The cat', return_tensors='pt')\n"
+        "    long = tokenizer('The cat naïve 12 ' * 99, truncation=True)\n"
+        "    with torch.no_grad(): found = [model(ids).logits, model(**short).logits]\n"
+        "    differences = [(one - other).abs().max().item() for one, other in zip(found, expected)]\n"
+        "    written = model.generate(**short, max_new_tokens=3, min_new_tokens=3)[0]\n"
+        "    print(differences[0], differences[1] < 1e-5, len(written) - short.input_ids.shape[1], "
+        "len(long.input_ids), tokenizer.encode('The cat naïve 12'))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *(str(tmp_path / str(number)) for number in range(len(cases)))],
         env=os.environ | {"PYTHONPATH": str(old)}, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"0.0 {tokenizer.encode('The cat naïve 12')}"] * len(cases)
+    assert done.stdout.splitlines() == [f"0.0 True 3 128 {tokenizer.encode('The cat naïve 12')}"] * len(cases)
 
 
 @pytest.mark.parametrize(
