@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from groundup.evaluation.generation import encode_prompt
-from groundup.evaluation.language import context_of, evaluating, token_byte_lengths
+from groundup.evaluation.language import context_of, evaluating
+from groundup.tokenization.token_bytes import BYTE_OF_LETTER, is_byte_level
 
 LONGEST = 256  # tokens looked at: the attention maps grow with the square
 CANDIDATES = 10  # likeliest next tokens shown at each position
@@ -73,7 +73,7 @@ class Lens:
         self.model = copy.deepcopy(model, shared)
         self.model.set_attn_implementation("eager")
         self.tokenizer = tokenizer
-        self._is_byte_level = token_byte_lengths(tokenizer) is not None
+        self._is_byte_level = is_byte_level(tokenizer)
 
     @torch.inference_mode()
     def look(self, text: str) -> Inspection:
@@ -112,13 +112,10 @@ class Lens:
         piece = self.tokenizer.convert_ids_to_tokens(token)
         if piece is None:  # an id beyond the vocabulary: embeddings are padded to a round number
             return f"⟨{token}⟩"
-        if not self._is_byte_level or token in self.tokenizer.added_tokens_decoder:
+        if not self._is_byte_level or not BYTE_OF_LETTER.keys() >= set(piece):
             return str(piece).replace("▁", " ")
-        raw = bytes(_BYTES[letter] for letter in piece)
+        raw = bytes(BYTE_OF_LETTER[letter] for letter in piece)
         try:
             return raw.decode()
         except UnicodeDecodeError:
             return f"⟨{raw.hex(' ').upper()}⟩"
-
-
-_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}

@@ -8,6 +8,7 @@ lie in a hidden folder, with a line in `progress.jsonl` for each, and an interru
 """
 
 import bisect
+import functools
 import hashlib
 import itertools
 import json
@@ -29,12 +30,15 @@ from groundup.common.files import atomic_write, replace_folder, sync_file, sync_
 from groundup.data.documents import Documents, Piece, blocks
 from groundup.tokenization.folder import fingerprint, plain_backend
 from groundup.tokenization.pieces import PIECE_BYTES
+from groundup.tokenization.token_bytes import bytes_lost
 
 if TYPE_CHECKING:
     import datasets
 
 SHARD_TOKENS = 2**25  # 64 MiB of 16-bit ids: the writer holds one shard in memory
 BATCH_BYTES = 2**19  # text given to the tokenizer's threads at a time; more is slower (memory is claimed and returned)
+
+READ_TOKENS = 2**22  # tokens read from disk at once
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -72,11 +76,23 @@ class TokenStream:
             shards += [each.shards[0][1:], *each.shards[1:]]
         meta = first.meta | {name: sum(each.meta[name] for each in streams) for name in ("documents", "bytes")}
         digests = "".join(each.meta["sha256"] for each in streams)
+        if lost := sum(each.meta.get("lost_bytes", 0) for each in streams):
+            meta["lost_bytes"] = lost
         meta |= {"tokens": sum(map(len, shards)), "sha256": hashlib.sha256(digests.encode()).hexdigest()}
         return cls(shards, meta)
 
     def __len__(self) -> int:
         return self._borders[-1]
+
+    @functools.cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """How often each id stands in the stream, shape (highest id + 1,)."""
+        counts = np.zeros(0, np.int64)
+        for start in range(0, len(self), READ_TOKENS):
+            more = np.bincount(self.read(start, start + READ_TOKENS), minlength=len(counts))
+            more[: len(counts)] += counts
+            counts = more
+        return counts
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The ids from `start` up to `stop`, cut at the end of the stream like a slice."""
@@ -126,6 +142,8 @@ def write_shards(
         "vocab_size": len(tokenizer),
         "end_of_text": end_of_text,
     }
+    if lost := bytes_lost(tokenizer, (piece.text for piece in documents.pieces())):
+        meta["lost_bytes"] = lost
     if known := _unchanged(folder, meta):
         return known
     with _ShardWriter(folder, meta) as writer, ProgressBar("tokenising", meta["bytes"] - writer.bytes) as bar:

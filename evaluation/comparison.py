@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from groundup.evaluation.intervals import draws, interval, language_draws
+from groundup.evaluation.intervals import draws, interval, language_draws, mean_interval
 from groundup.evaluation.token_scores import UnitSums
 
 
 def compare_language(units: Mapping[str, UnitSums], reference: str, *, dataset: str, seed: int) -> list[dict[str, Any]]:
     """Rows `bits_per_byte_difference`: each other model's bits per byte minus the reference's, with its interval.
 
-    Losses per token are only compared where all models cut the text into the same number of tokens. A model whose
-    bytes are not known, or that was measured on other units, gets a row without a value and a note that says so.
+    A model whose tokenizer lost some of the text, or that was measured on another text, gets a row without a value and
+    a note that says so. A text too short to be drawn again gives a value without an interval.
     """
     rows, of_reference = [], units[reference]
     weights = draws(len(of_reference.tokens), seed)
@@ -28,7 +28,7 @@ def compare_language(units: Mapping[str, UnitSums], reference: str, *, dataset: 
         row |= {"name": "bits_per_byte_difference", "count": len(sums.tokens), "interval": sums.kind}
         if sums.bytes is None or of_reference.bytes is None:
             rows.append(row | {"value": None, "note": "a tokenizer that loses text has no bits per byte to compare"})
-        elif not np.array_equal(sums.bytes, of_reference.bytes) and sums.kind == "documents":
+        elif sums.kind != of_reference.kind or not np.array_equal(sums.bytes, of_reference.bytes):
             rows.append(row | {"value": None, "note": "the models were not measured on the same bytes"})
         else:
             rows.append(row | _difference(sums, of_reference, weights))
@@ -37,10 +37,12 @@ def compare_language(units: Mapping[str, UnitSums], reference: str, *, dataset: 
 
 def _difference(sums: UnitSums, reference: UnitSums, weights: np.ndarray) -> dict[str, Any]:
     once = np.ones((1, len(sums.tokens)))
+    value = [float(language_draws(units, once)["bits_per_byte"][0]) for units in (sums, reference)]
     both = [language_draws(units, weights)["bits_per_byte"] for units in (sums, reference)]
-    value = [language_draws(units, once)["bits_per_byte"][0] for units in (sums, reference)]
-    low, high = interval(both[0] - both[1])
-    return {"value": float(value[0] - value[1]), "low": low, "high": high}
+    limits = interval(both[0] - both[1]) if len(sums.tokens) > 1 else None
+    if limits is None:
+        return {"value": value[0] - value[1], "note": "the text is too short for an interval"}
+    return {"value": value[0] - value[1], "low": limits[0], "high": limits[1]}
 
 
 def compare_tasks(
@@ -53,11 +55,14 @@ def compare_tasks(
             continue
         for (task, measure, num_fewshot), theirs in values.items():
             others = scores[reference].get((task, measure, num_fewshot))
-            if others is None or len(others) != len(theirs) or len(theirs) < 2:
+            if others is None or len(others) != len(theirs):
                 continue
             differences = np.subtract(theirs, others)
-            low, high = interval(draws(len(differences), seed) @ differences / len(differences))
-            row = {"name": f"{measure}_difference", "value": float(differences.mean()), "low": low, "high": high}
+            limits = mean_interval(differences, seed)
+            if limits is None:
+                continue
+            row = {"name": f"{measure}_difference", "value": float(differences.mean())}
+            row |= {"low": limits[0], "high": limits[1]}
             row |= {"model": name, "against": reference, "dataset": task, "split": "test", "num_fewshot": num_fewshot}
             rows.append(row | {"count": len(differences), "interval": "rows", "seed": seed, "baseline": None})
     return rows

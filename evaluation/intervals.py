@@ -26,18 +26,28 @@ def draws(units: int, seed: int) -> Array:
 
 
 def language_draws(units: UnitSums, weights: Array) -> dict[str, Array]:
-    """Each language measure, in every draw: `bits_per_byte` (if bytes are known), `loss`, `perplexity` and accuracy."""
-    loss = (weights @ units.nats) / (weights @ units.tokens)
+    """Each language measure, in every draw: `bits_per_byte` (if bytes are known), `loss`, `perplexity` and accuracy.
+
+    NaN in a draw that holds no token, as one of empty documents may.
+    """
+    loss = _ratio(weights @ units.nats, weights @ units.tokens)
     measures = {"loss": loss, "perplexity": np.exp(np.minimum(loss, 700))}
-    measures["token_accuracy"] = (weights @ units.correct) / (weights @ units.tokens)
+    measures["token_accuracy"] = _ratio(weights @ units.correct, weights @ units.tokens)
     if units.bytes is not None:
-        measures["bits_per_byte"] = (weights @ units.nats) / math.log(2) / (weights @ units.bytes)
+        measures["bits_per_byte"] = _ratio(weights @ units.nats / math.log(2), weights @ units.bytes)
     return measures
 
 
-def interval(values: Array) -> Interval:
-    """The middle 95 % of the values that the draws gave."""
-    low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+def _ratio(above: Array, below: Array) -> Array:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+
+
+def interval(values: Array) -> Interval | None:
+    """The middle 95 % of the values that the draws gave; None where hardly any draw gave one."""
+    known = values[np.isfinite(values)]
+    if len(known) < len(values) / 2:
+        return None
+    low, high = np.quantile(known, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
 
 

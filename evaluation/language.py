@@ -6,7 +6,6 @@ per byte divides by the UTF-8 bytes of the text itself, so that models with diff
 
 import contextlib
 import itertools
-import json
 import lzma
 import math
 from collections import deque
@@ -15,15 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import IGNORED
-from groundup.evaluation.windows import READ_TOKENS, Windows, disjoint
+from groundup.evaluation.windows import Windows, disjoint
+from groundup.tokenization.token_bytes import TokenBytes
 
 DEFAULT_CONTEXT = 1024  # tokens, for a model whose config names no limit
 BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once
@@ -59,7 +59,7 @@ class LanguageScore:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits the model needs for one byte of the text, None where the tokenizer loses text."""
+        """Bits the model needs for one byte of the text, None where the tokenizer lost some of it."""
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
     @property
@@ -91,35 +91,6 @@ def structure_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     return frozenset(token for token in tokenizer.all_special_ids if token != unknown or token in roles)
 
 
-def token_byte_lengths(tokenizer: PreTrainedTokenizerFast) -> np.ndarray | None:
-    """How many raw bytes each token id stands for, shape (vocabulary,), 0 for special tokens.
-
-    None unless the tokenizer is a byte-level BPE that knows all 256 bytes: others drop or replace text. The bytes are
-    those of the vocabulary's own entries, not of decoded text, where half a character would count as three bytes.
-    """
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    letters = bytes_to_unicode()  # GPT-2's printable stand-in for each byte
-    vocabulary = state["model"].get("vocab")
-    if state["model"].get("type") != "BPE" or not _is_byte_level(state["decoder"]):
-        return None
-    if state["model"].get("byte_fallback") or not all(letter in vocabulary for letter in letters.values()):
-        return None
-    lengths = np.zeros(max(tokenizer.get_vocab().values()) + 1, dtype=np.int64)
-    for token, index in vocabulary.items():
-        lengths[index] = len(token)  # one letter stands for one byte
-    for token in state["added_tokens"]:
-        lengths[token["id"]] = 0 if token["special"] else len(token["content"].encode())
-    return lengths
-
-
-def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
-    """Whether a tokenizer's decoder turns letters back into bytes and does nothing else."""
-    if decoder is None:
-        return False
-    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
-    return [part["type"] for part in parts] == ["ByteLevel"]
-
-
 @torch.inference_mode()
 def score_stream(
     model: PreTrainedModel,
@@ -127,7 +98,7 @@ def score_stream(
     context_length: int,
     *,
     special_ids: Collection[int],
-    token_bytes: np.ndarray | None = None,
+    token_bytes: TokenBytes | None = None,
     batch_rows: int = 16,
     limit_tokens: int | None = None,
     progress: Callable[[float, str], None] | None = None,
@@ -140,24 +111,24 @@ def score_stream(
     Args:
         model: stays on its device, and is left in the mode (training or not) it came in.
         special_ids: what `structure_ids` gives.
-        token_bytes: what `token_byte_lengths` gives; without it there are no bits per byte.
+        token_bytes: of the tokenizer; without it there are no bits per byte.
         limit_tokens: score about so many tokens only, in whole windows spread evenly over the stream.
         progress: called with the share done (0 to 1) and the loss so far as a text.
     """
     windows = disjoint(len(stream), context_length)
     chosen = _spread(len(windows), context_length, limit_tokens)
-    nats, tokens, correct, counted_bytes, scored = 0.0, 0, 0, 0, 0
+    nats, tokens, correct, scored = 0.0, 0, 0, 0
+    seen = None if len(chosen) == len(windows) else np.zeros(len(stream.counts), np.int64)
     for batch in score_windows(model, stream, windows, chosen, special_ids=special_ids, batch_rows=batch_rows):
         nats += batch.nats.sum(dtype=np.float64)
         tokens += len(batch.nats)
         correct += int(batch.correct.sum())
-        if token_bytes is not None:
-            counted_bytes += int(token_bytes[batch.targets].sum())
+        if seen is not None:
+            seen += np.bincount(batch.targets, minlength=len(seen))
         scored += len(batch.windows)
         if progress:
             progress(scored / len(chosen), f"{nats / max(tokens, 1):.3f} nats/token")
-    whole_text = stream.meta["bytes"] if len(chosen) == len(windows) else None
-    bytes_, note = comparable_bytes(None if token_bytes is None else counted_bytes, whole_text)
+    bytes_, note = comparable_bytes(stream, special_ids, token_bytes, seen)
     return LanguageScore(nats, tokens, correct, bytes_, context_length, note)
 
 
@@ -214,13 +185,42 @@ def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.n
     return np.arange(wanted) * windows // wanted
 
 
-def comparable_bytes(counted: int | None, whole_text: int | None) -> tuple[int | None, str | None]:
-    """The denominator of bits per byte, or None and the reason why there is none that could be compared."""
-    if counted is None:
-        return None, "the tokenizer does not keep every byte of the text, so bits per byte cannot be compared"
-    if whole_text is not None and counted != whole_text:
-        return None, f"the tokens stand for {counted:,} bytes, the text has {whole_text:,}: the tokenizer changes it"
-    return counted, None
+def comparable_bytes(
+    stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes | None, seen: np.ndarray | None = None
+) -> tuple[int | None, str | None]:
+    """The denominator of bits per byte, or None and why there is none.
+
+    All tokens of a text stand for all its bytes, whatever the tokenizer, unless it lost some of it: then the model was
+    not asked for all of the text. A part of the text, `seen` (how often each id was scored), has its share of them.
+    """
+    if token_bytes is None:
+        return None, None
+    if note := _lost(stream, token_bytes):
+        return None, f"{note}: bits per byte cannot be compared"
+    if seen is None:
+        return stream.meta["bytes"], None
+    share = bytes_by_id(stream, special_ids, token_bytes)
+    return round(float(seen @ share[: len(seen)])), None
+
+
+def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes) -> npt.NDArray[np.float64]:
+    """How many bytes of a stream's text each id stands for, so that its text tokens together have all of them."""
+    counts = stream.counts
+    lengths = np.zeros(max(len(counts), len(token_bytes.lengths)))
+    lengths[: len(token_bytes.lengths)] = token_bytes.lengths
+    lengths[[index for index in special_ids if index < len(lengths)]] = 0
+    total = float(counts @ lengths[: len(counts)])
+    return lengths * (stream.meta["bytes"] / total) if total else lengths
+
+
+def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
+    """What of its text a tokenizer lost, None where it kept all."""
+    if lost := stream.meta.get("lost_bytes"):
+        return f"{lost:,} of the text's {stream.meta['bytes']:,} bytes are in no token"
+    unknown = sum(int(stream.counts[index]) for index in token_bytes.unknown if index < len(stream.counts))
+    if stream.meta.get("end_of_text") in token_bytes.unknown:
+        unknown -= stream.meta["documents"] + 1
+    return f"{unknown:,} of {len(stream):,} tokens stand for words the tokenizer does not know" if unknown else None
 
 
 def _logits_and_targets(
@@ -281,7 +281,7 @@ def unigram_score(
     validation: TokenStream,
     vocab_size: int,
     special_ids: Collection[int],
-    token_bytes: np.ndarray | None = None,
+    token_bytes: TokenBytes | None = None,
 ) -> LanguageScore:
     """The baseline that knows only how often each token stands in the training text, add-one smoothed.
 
@@ -292,18 +292,14 @@ def unigram_score(
     weights = (_token_counts(train, vocab_size) + 1) * is_text
     seen = _token_counts(validation, vocab_size) * is_text
     log_probabilities = np.log(weights[is_text] / weights.sum())
-    counted = None if token_bytes is None else int((seen[: len(token_bytes)] * token_bytes[:vocab_size]).sum())
-    bytes_, note = comparable_bytes(counted, validation.meta["bytes"])
+    bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
     nats = -float((seen[is_text] * log_probabilities).sum())
     return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
 
 
 def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
     """How often each id stands in a stream, shape (vocab_size,)."""
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, len(stream), READ_TOKENS):
-        counts += np.bincount(stream.read(start, min(start + READ_TOKENS, len(stream))), minlength=vocab_size)
-    return counts
+    return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size]
 
 
 def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = None) -> float | None:

@@ -19,13 +19,13 @@ from groundup.evaluation.language import (
     context_of,
     language_rows,
     structure_ids,
-    token_byte_lengths,
     unigram_score,
     xz_bits_per_byte,
 )
 from groundup.evaluation.ngram import ngram_score
 from groundup.evaluation.token_scores import TokenScores, UnitSums
 from groundup.evaluation.windows import Windows, disjoint, document_ends, each_document_alone, strided
+from groundup.tokenization.token_bytes import TokenBytes
 
 HEADLINE, STRIDED, BY_DOCUMENT = "language", "language, strided", "language, each document alone"
 
@@ -92,8 +92,9 @@ def language_part(
     xz: dict[str, float | None],
 ) -> dict[str, Any]:
     """The rows of a kind of windows; of the headline also the baselines, the curve by place and the sums by unit."""
-    token_bytes = token_byte_lengths(tokenizer)
-    units = scores.by_unit(document_ends(scores.stream, scores.stream.meta["end_of_text"]), token_bytes)
+    token_bytes = TokenBytes.of(tokenizer)
+    ends = document_ends(scores.stream, scores.stream.meta["end_of_text"])
+    units = scores.by_unit(ends, [len(content) for content in text.documents.contents()], token_bytes)
     baselines: dict[str, Any] = {}
     if kind == HEADLINE:
         baselines = dict(xz)
@@ -135,9 +136,9 @@ def _add_intervals(rows: list[dict[str, Any]], units: UnitSums, seed: int) -> No
         return
     drawn = language_draws(units, draws(len(units.tokens), seed))
     for row in rows:
-        if row["baseline"] is None and row["value"] is not None and row["name"] in drawn:
-            low, high = interval(drawn[row["name"]])
-            row |= {"low": low, "high": high, "interval": units.kind}
+        is_own = row["baseline"] is None and row["value"] is not None
+        if is_own and row["name"] in drawn and (limits := interval(drawn[row["name"]])):
+            row |= {"low": limits[0], "high": limits[1], "interval": units.kind}
 
 
 def xz_part(text: Text) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from groundup.data.tokens import TokenStream
+from groundup.data.tokens import READ_TOKENS, TokenStream
 from groundup.evaluation.language import LanguageScore, comparable_bytes
-from groundup.evaluation.windows import READ_TOKENS
+from groundup.tokenization.token_bytes import TokenBytes
 
 ORDER = 5
 MOST_TOKENS = 2**24  # of the training text; it takes about 50 bytes of memory for each token and order
@@ -101,14 +101,14 @@ def ngram_score(
     validation: TokenStream,
     vocab_size: int,
     special_ids: Collection[int],
-    token_bytes: npt.NDArray[np.int64] | None = None,
+    token_bytes: TokenBytes | None = None,
 ) -> LanguageScore:
     """Score a text with a 5-gram model of the training text, of its last 16.8 M tokens where it has more.
 
     The same text tokens count as for a model. The likeliest token is not looked for: `correct` is 0 and means nothing.
     """
     model = KneserNey(train.read(max(0, len(train) - MOST_TOKENS), len(train)), vocab_size)
-    nats, tokens, counted = 0.0, 0, 0
+    nats, tokens = 0.0, 0
     for start in range(0, len(validation), READ_TOKENS):
         before = min(start, ORDER - 1) if start else 0
         ids = validation.read(start - before, start + READ_TOKENS)
@@ -116,6 +116,5 @@ def ngram_score(
         is_text = ~np.isin(targets, list(special_ids))
         nats -= float(np.log(probabilities[is_text]).sum())
         tokens += int(is_text.sum())
-        counted += 0 if token_bytes is None else int(token_bytes[targets[is_text]].sum())
-    bytes_, note = comparable_bytes(None if token_bytes is None else counted, validation.meta["bytes"])
+    bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
     return LanguageScore(nats, tokens, 0, bytes_, ORDER - 1, note)

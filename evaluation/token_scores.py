@@ -4,7 +4,7 @@ Two files beside each other, the nats and whether the token was the likeliest. W
 again, so that an evaluation which was stopped goes on where it was, and the processes of one machine share the work.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,14 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from groundup.data.tokens import TokenStream
-from groundup.evaluation.language import LanguageScore, comparable_bytes, score_windows
+from groundup.evaluation.language import LanguageScore, bytes_by_id, comparable_bytes, score_windows
 from groundup.evaluation.windows import Windows
+from groundup.tokenization.token_bytes import TokenBytes
 
 MOST_UNITS = 10_000  # units of a bootstrap; more are joined with their neighbours
 FEWEST_DOCUMENTS = 20  # for an interval by document; a text of fewer is cut into blocks
 BLOCKS = 100
+FEWEST_BYTES = 64  # of a block: about sixteen tokens
 
 
 class TokenScores:
@@ -65,11 +67,10 @@ class TokenScores:
         mask[:1] = False
         return mask
 
-    def total(self, windows: Windows, token_bytes: npt.NDArray[np.int64] | None) -> LanguageScore:
+    def total(self, windows: Windows, token_bytes: TokenBytes | None) -> LanguageScore:
         """The sums over the whole text."""
         mask = self.is_text
-        counted = None if token_bytes is None else int(token_bytes[self.stream.read(0, len(self.stream))[mask]].sum())
-        bytes_, note = comparable_bytes(counted, self.stream.meta["bytes"])
+        bytes_, note = comparable_bytes(self.stream, self.special_ids, token_bytes)
         nats = float(self.nats[mask].sum(dtype=np.float64))
         return LanguageScore(nats, int(mask.sum()), int(self.correct[mask].sum()), bytes_, windows.context, note)
 
@@ -91,24 +92,31 @@ class TokenScores:
             if tokens[step]
         ]
 
-    def by_unit(self, ends: npt.NDArray[np.int64], token_bytes: npt.NDArray[np.int64] | None) -> "UnitSums":
+    def by_unit(
+        self, ends: npt.NDArray[np.int64], document_bytes: Sequence[int], token_bytes: TokenBytes
+    ) -> "UnitSums":
         """Sums over parts of the text that a bootstrap can draw: documents, or blocks where there are few of them.
 
-        Blocks hold about a hundredth of the text's bytes each, so that models with different tokenizers have the same
-        ones (tokens, where bytes are not known).
+        Documents have the bytes that they have, and blocks equal shares of the text's: models with whatever tokenizers
+        have the same units. A token belongs to the block that it begins in.
         """
-        mask = self.is_text
-        ids = self.stream.read(0, len(self.stream))[mask]
-        lengths = np.ones(len(ids), np.int64) if token_bytes is None else token_bytes[ids]
-        if len(ends) - 1 >= FEWEST_DOCUMENTS:
-            kind, unit = "documents", np.searchsorted(ends, np.flatnonzero(mask)) - 1
-            unit //= -(-(len(ends) - 1) // MOST_UNITS)
+        mask, total = self.is_text, sum(document_bytes)
+        if len(document_bytes) >= FEWEST_DOCUMENTS and len(ends) == len(document_bytes) + 1:
+            together = -(-len(document_bytes) // MOST_UNITS)
+            kind, sizes = "documents", np.add.reduceat(document_bytes, np.arange(0, len(document_bytes), together))
+            unit = (np.searchsorted(ends, np.flatnonzero(mask)) - 1) // together
         else:
-            total = max(1, int(lengths.sum()))
-            kind = "blocks of the text"
-            unit = np.minimum((np.cumsum(lengths) - lengths) * BLOCKS // total, BLOCKS - 1)
-        sums = [np.bincount(unit, weights) for weights in (self.nats[mask], lengths, self.correct[mask])]
-        return UnitSums(kind, sums[0], np.bincount(unit), sums[2], None if token_bytes is None else sums[1])
+            count = max(1, min(BLOCKS, total // FEWEST_BYTES))
+            kind, sizes = "blocks of the text", np.diff(np.arange(count + 1) * total // count)
+            ids = self.stream.read(0, len(self.stream))[mask]
+            lengths = bytes_by_id(self.stream, self.special_ids, token_bytes)[ids]
+            begins = np.cumsum(lengths) - lengths
+            unit = np.minimum(begins * count // max(1, total), count - 1).astype(np.int64)
+        nats, tokens, correct = (
+            np.bincount(unit, weights, minlength=len(sizes)) for weights in (self.nats[mask], None, self.correct[mask])
+        )
+        lost = comparable_bytes(self.stream, self.special_ids, token_bytes)[0] is None
+        return UnitSums(kind, nats, tokens, correct, None if lost else sizes)
 
 
 class UnitSums:

@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
-from groundup.evaluation.language import token_byte_lengths
 from groundup.tokenization.folder import load_tokenizer, plain_backend
+from groundup.tokenization.token_bytes import TokenBytes, bytes_lost
 
 GPT2 = "openai-community/gpt2"
 LANGUAGES: dict[str, str] = {
@@ -60,14 +60,14 @@ def tokenizer_rows(
     """
     rows = []
     for baseline, tokenizer in tokenizers.items():
-        backend, unknown = plain_backend(tokenizer), tokenizer.unk_token_id
+        backend, unknown = plain_backend(tokenizer), TokenBytes.of(tokenizer).unknown
         ids = {kind: backend.encode(text, add_special_tokens=False).ids for kind, text in kinds.items()}
         for kind, text in kinds.items():
             count = len(ids[kind])
             values = {"bytes_per_token": len(text.encode()) / max(1, count)}
-            if isinstance(unknown, int) and tokenizer.unk_token != tokenizer.eos_token:
-                values["unknown_rate"] = ids[kind].count(unknown) / max(1, count)
-            elif token_byte_lengths(tokenizer) is not None:  # it knows every byte
+            if unknown:
+                values["unknown_rate"] = sum(map(ids[kind].count, unknown)) / max(1, count)
+            elif not bytes_lost(tokenizer, [text]):
                 values["unknown_rate"] = 0.0
             if kind in LANGUAGES:
                 values["tokens_against_english"] = count / max(1, len(ids["English"]))

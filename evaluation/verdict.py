@@ -12,6 +12,8 @@ def verdict(row: Mapping[str, Any]) -> str:
     """What a row of a comparison allows to say, in plain words; it follows from the row's numbers alone."""
     if row["value"] is None:
         return "not comparable"
+    if row.get("low") is None:  # too short a text to say how far it could have come out otherwise
+        return "no difference shown"
     if row["low"] <= 0 <= row["high"]:
         return "no difference shown"
     measure = row["name"].removesuffix("_difference")

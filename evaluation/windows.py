@@ -12,10 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundup.data.tokens import TokenStream
+from groundup.data.tokens import READ_TOKENS, TokenStream
 from groundup.data.windows import IGNORED
-
-READ_TOKENS = 2**22  # tokens read from disk at once
 
 
 @dataclass(frozen=True)

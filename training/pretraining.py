@@ -22,9 +22,9 @@ from groundup.evaluation.language import (
     language_rows,
     score_stream,
     structure_ids,
-    token_byte_lengths,
 )
 from groundup.evaluation.masked import score_masked
+from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.checkpoint import Position
 from groundup.training.loop import SAVES, Batch, Batches
 from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
@@ -113,7 +113,7 @@ class Pretraining(TrainingRun):
             gradient_checkpointing=settings.gradient_checkpointing,
         )
         self.special_ids = structure_ids(prepared.tokenizer)
-        self.token_bytes = token_byte_lengths(prepared.tokenizer)
+        self.token_bytes = TokenBytes.of(prepared.tokenizer)
         self.masking = None
         if settings.objective == "mlm":
             self.masking = Masking(cast(int, self.tokenizer.mask_token_id), self.special_ids, settings.seed)

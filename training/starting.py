@@ -28,7 +28,6 @@ from groundup.evaluation.language import (
     LanguageScore,
     context_of,
     structure_ids,
-    token_byte_lengths,
     unigram_score,
     xz_bits_per_byte,
 )
@@ -36,6 +35,7 @@ from groundup.evaluation.loading import load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer, without_length
+from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.lora_settings import check_lora
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
@@ -300,7 +300,7 @@ def _write_baselines(
     train: TokenStream,
     validation: TokenStream,
 ) -> None:
-    unigram = unigram_score(train, validation, len(tokenizer), structure_ids(tokenizer), token_byte_lengths(tokenizer))
+    unigram = unigram_score(train, validation, len(tokenizer), structure_ids(tokenizer), TokenBytes.of(tokenizer))
     xz = xz_bits_per_byte(corpus.validation.texts()) if isinstance(corpus, Corpus) else None
     baselines = {"unigram": dataclasses.asdict(unigram), "xz": xz}
     path.write_text(json.dumps(baselines, indent=2) + "\n", encoding="utf-8")

@@ -9,11 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.common.errors import InputError
 from groundup.evaluation.benchmarks import TASKS_FOLDER, as_lm, find_tasks, run_task
-from groundup.evaluation.language import context_of, structure_ids, token_byte_lengths
+from groundup.evaluation.language import context_of, structure_ids
 from groundup.evaluation.task_rows import documents
 from groundup.evaluation.token_scores import TokenScores
 from groundup.evaluation.windows import document_ends, each_document_alone
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.token_bytes import TokenBytes
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_rolling_perplexity_is_ours_with_each_document_alone(lm, tiny, bpe, stre
     windows = each_document_alone(document_ends(stream, bpe.eos_token_id), context_of(tiny("groundup")))
     scores = TokenScores(tmp_path, stream, structure_ids(bpe))
     scores.score(tiny("groundup"), windows)
-    ours = scores.total(windows, token_byte_lengths(bpe))
+    ours = scores.total(windows, TokenBytes.of(bpe))
     assert any(len(bpe.encode(text)) > context_of(tiny("groundup")) for text in texts)
     assert ours.bits_per_byte == pytest.approx(theirs["bits_per_byte"], rel=1e-5)
     words = sum(len(re.split(r"\s+", text)) for text in texts)

@@ -4,10 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import nn
 from transformers import (
     CohereConfig,
@@ -19,7 +16,6 @@ from transformers import (
     GPT2Tokenizer,
     GPTJConfig,
     GPTJForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen3ForCausalLM,
 )
 
@@ -32,10 +28,11 @@ from groundup.evaluation.language import (
     plain_head,
     score_stream,
     structure_ids,
-    token_byte_lengths,
     unigram_score,
     xz_bits_per_byte,
 )
+from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.word_level import train_word_level
 
 MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")
 CONTEXT = 32
@@ -133,14 +130,14 @@ def test_scoring_leaves_dropout_and_training_mode_as_they_were(tiny, bpe, stream
 
 
 def test_a_limited_score_covers_evenly_spread_whole_windows(tiny, bpe, stream_of, texts):
-    stream, special, lengths = stream_of(texts, bpe), structure_ids(bpe), token_byte_lengths(bpe)
+    stream, special, lengths = stream_of(texts, bpe), structure_ids(bpe), TokenBytes.of(bpe)
     whole = score_stream(tiny("gpt2"), stream, 16, special_ids=special, token_bytes=lengths)
     part = score_stream(tiny("gpt2"), stream, 16, special_ids=special, token_bytes=lengths, limit_tokens=40)
     windows = -(-(len(stream) - 1) // 16)
     targets = [stream.read(16 * (i * windows // 3) + 1, 16 * (i * windows // 3) + 17) for i in range(3)]
     counted = [token for token in np.concatenate(targets) if token not in special]
     assert part.tokens == len(counted) < whole.tokens
-    assert part.bytes == lengths[counted].sum()
+    assert part.bytes == lengths.lengths[counted].sum()
     assert score_stream(tiny("gpt2"), stream, 16, special_ids=special, token_bytes=lengths, limit_tokens=10**6) == whole
 
 
@@ -166,71 +163,38 @@ def test_progress_ends_at_one(tiny, bpe, stream_of, texts):
 # Bytes
 
 
-@settings(deadline=None, max_examples=200)
-@given(text=st.text(max_size=40))
-def test_the_bytes_of_a_texts_tokens_are_the_bytes_of_the_text(bpe, text):
-    lengths = token_byte_lengths(bpe)
-    ids = bpe.encode(text, split_special_tokens=True)
-    assert lengths[ids].sum() == len(text.encode())
-
-
 def test_bits_per_byte_divide_by_the_raw_bytes_of_the_documents(tiny, bpe, stream_of, texts):
     score = score_stream(
         tiny("gpt2"),
         stream_of(texts, bpe),
         CONTEXT,
         special_ids=structure_ids(bpe),
-        token_bytes=token_byte_lengths(bpe),
+        token_bytes=TokenBytes.of(bpe),
     )
     raw = sum(len(text.encode()) for text in texts)
     assert score.bytes == raw and score.note is None
     assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / raw)
 
 
-def byte_level(**parts):
-    """A byte-level BPE without merges; `parts` replace its normalizer, its decoder, or its pre-tokenizer."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    for name, part in parts.items():
-        setattr(backend, name, part)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>")
-
-
-def test_a_tokenizer_that_changes_the_text_gets_no_bits_per_byte(stream_of):
-    for part in (
-        {"normalizer": normalizers.Lowercase(), "text": "Straße İ"},
-        {"normalizer": normalizers.NFC(), "text": "e\u0301"},
-        {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True), "text": "a"},
-    ):
-        text = part.pop("text")
-        tokenizer = byte_level(**part)
-        lengths = token_byte_lengths(tokenizer)
-        score = unigram_score(*[stream_of([text], tokenizer)] * 2, len(tokenizer), structure_ids(tokenizer), lengths)
-        assert score.bits_per_byte is None and "changes" in score.note
-        plain = unigram_score(*[stream_of(["plain"], byte_level())] * 2, 257, {256}, lengths)
-        assert plain.bits_per_byte is not None
-
-
-def test_only_a_byte_level_tokenizer_has_byte_lengths(words):
-    assert token_byte_lengths(words) is None
-    assert token_byte_lengths(byte_level()).tolist() == [1] * 256 + [0]
-    assert token_byte_lengths(byte_level(decoder=decoders.Fuse())) is None
-    assert token_byte_lengths(byte_level(model=models.BPE({"a": 0}, []))) is None
-
-
-def test_a_word_level_score_says_why_it_has_no_bits_per_byte(tiny, words, stream_of, texts):
-    score = score_stream(
-        tiny("gpt2"),
-        stream_of(texts, words),
-        CONTEXT,
-        special_ids=structure_ids(words),
-        token_bytes=token_byte_lengths(words),
-    )
-    assert score.bits_per_byte is None and "cannot be compared" in score.note
+def test_bits_per_byte_are_refused_only_for_words_that_are_unknown_and_counted(tiny, words, stream_of, texts):
+    stream = stream_of(texts, words)
+    unknown = int((stream.read(0, len(stream)) == words.unk_token_id).sum())
+    about = {"special_ids": structure_ids(words), "token_bytes": TokenBytes.of(words)}
+    score = score_stream(tiny("gpt2"), stream, CONTEXT, **about)
+    assert score.bits_per_byte is None and score.note.startswith(f"{unknown:,} of {len(stream):,} tokens stand for")
     row = next(row for row in language_rows(score, dataset="d", split="test", seed=0) if row["name"] == "bits_per_byte")
     assert row["value"] is None and row["note"] == score.note
+    known = words.decode([index for index in range(len(words)) if index not in words.all_special_ids])
+    score = score_stream(tiny("gpt2"), stream_of([known], words), CONTEXT, **about)
+    assert score.bytes == len(known.encode()) and score.note is None
+
+
+def test_a_part_of_a_text_has_its_share_of_the_bytes_though_the_tokenizer_drops_white_space(tiny, stream_of):
+    text = "the cat sat on a mat " * 40
+    words = train_word_level([text], 20)
+    stream, about = stream_of([text], words), {"special_ids": structure_ids(words), "token_bytes": TokenBytes.of(words)}
+    part = score_stream(tiny("gpt2"), stream, 16, **about, limit_tokens=40)
+    assert part.bytes == pytest.approx(len(text) * part.tokens / (len(stream) - 2), rel=0.05)
 
 
 def test_an_unknown_word_is_text_and_an_end_of_text_is_not(bpe, words):
@@ -247,7 +211,7 @@ def test_an_unknown_word_is_text_and_an_end_of_text_is_not(bpe, words):
 def test_the_unigram_baseline_is_add_one_smoothed_over_text_tokens():
     train = TokenStream([np.array([0, 1, 1, 2, 0])], {"bytes": 3})
     validation = TokenStream([np.array([0, 1, 3, 3])], {"bytes": 9})
-    score = unigram_score(train, validation, 4, {0}, np.array([0, 1, 2, 4]))
+    score = unigram_score(train, validation, 4, {0}, TokenBytes(np.array([0, 1, 2, 4]), frozenset()))
     assert score.nats == pytest.approx(-math.log(3 / 6) - 2 * math.log(1 / 6))
     assert (score.tokens, score.correct, score.bytes, score.context) == (3, 1, 9, None)
     assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / 9)
@@ -255,7 +219,7 @@ def test_the_unigram_baseline_is_add_one_smoothed_over_text_tokens():
 
 def test_a_model_of_nothing_but_frequencies_scores_what_the_unigram_baseline_does(bpe, stream_of, texts):
     stream, special = stream_of(texts, bpe), structure_ids(bpe)
-    baseline = unigram_score(stream, stream, len(bpe), special, token_byte_lengths(bpe))
+    baseline = unigram_score(stream, stream, len(bpe), special, TokenBytes.of(bpe))
     counts = np.bincount(stream.read(0, len(stream)), minlength=len(bpe)) + 1.0
     counts[list(special)] = 1e-30
 
@@ -271,7 +235,7 @@ def test_a_model_of_nothing_but_frequencies_scores_what_the_unigram_baseline_doe
             logits = torch.tensor(np.log(counts), dtype=torch.float).expand(*input_ids.shape, -1)
             return type("Output", (), {"logits": logits})
 
-    score = score_stream(Frequencies(), stream, CONTEXT, special_ids=special, token_bytes=token_byte_lengths(bpe))
+    score = score_stream(Frequencies(), stream, CONTEXT, special_ids=special, token_bytes=TokenBytes.of(bpe))
     assert score.bits_per_byte == pytest.approx(baseline.bits_per_byte, rel=1e-6)
     assert score.correct == baseline.correct
 

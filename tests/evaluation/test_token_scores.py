@@ -10,10 +10,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from groundup.common.errors import InputError
 from groundup.data.tokens import TokenStream
 from groundup.evaluation.causality import check_causal
+from groundup.evaluation.comparison import compare_language
 from groundup.evaluation.intervals import draws, interval, language_draws, mean_interval
-from groundup.evaluation.language import context_of, score_stream, structure_ids, token_byte_lengths
+from groundup.evaluation.language import context_of, score_stream, structure_ids
 from groundup.evaluation.token_scores import TokenScores
+from groundup.evaluation.verdict import verdict
 from groundup.evaluation.windows import disjoint, document_ends, each_document_alone, strided
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.token_bytes import TokenBytes
 
 CONTEXT = 32
 
@@ -55,7 +59,7 @@ def test_a_document_alone_never_sees_another_and_each_of_its_tokens_counts_once(
 
 
 def test_disjoint_windows_give_the_headline(scored, tiny, bpe, stream_of, texts):
-    stream, lengths = stream_of(texts, bpe), token_byte_lengths(bpe)
+    stream, lengths = stream_of(texts, bpe), TokenBytes.of(bpe)
     windows = disjoint(len(stream), CONTEXT)
     total = scored(windows).total(windows, lengths)
     headline = score_stream(tiny("qwen3"), stream, CONTEXT, special_ids=structure_ids(bpe), token_bytes=lengths)
@@ -106,7 +110,7 @@ def test_gpt2_with_random_weights_knows_nothing_so_its_loss_is_that_of_the_vocab
 
 @pytest.mark.parametrize("name", ["gpt2", "groundup"])
 def test_the_score_depends_on_neither_batch_nor_processes_nor_an_interruption(name, scored, bpe, stream_of, texts):
-    stream, lengths = stream_of(texts, bpe), token_byte_lengths(bpe)
+    stream, lengths = stream_of(texts, bpe), TokenBytes.of(bpe)
     for number, windows in enumerate(
         [disjoint(len(stream), CONTEXT), strided(len(stream), CONTEXT, 9), each_document_alone(_ends(stream), CONTEXT)]
     ):
@@ -149,16 +153,39 @@ def test_the_loss_by_place_adds_up_to_the_loss(scored, bpe, stream_of, texts):
 
 
 def test_units_are_documents_or_blocks_and_add_up_to_the_whole(scored, bpe, stream_of, texts, tmp_path):
-    stream, lengths = stream_of(texts, bpe), token_byte_lengths(bpe)
+    stream, lengths = stream_of(texts, bpe), TokenBytes.of(bpe)
     windows = disjoint(len(stream), CONTEXT)
     total = scored(windows).total(windows, lengths)
-    few = scored(windows).by_unit(_ends(stream), lengths)
+    few = scored(windows).by_unit(_ends(stream), [len(text.encode()) for text in texts], lengths)
     assert few.kind == "blocks of the text" and 2 < len(few.tokens) <= 100
     assert few.nats.sum() == pytest.approx(total.nats) and few.bytes.sum() == total.bytes
     many = [f"document {number} is short" for number in range(30)]
     stream = stream_of(many, bpe)
-    by_document = TokenScores(tmp_path / "many", stream, structure_ids(bpe)).by_unit(_ends(stream), lengths)
+    scores = TokenScores(tmp_path / "many", stream, structure_ids(bpe))
+    by_document = scores.by_unit(_ends(stream), [len(text) for text in many], lengths)
     assert by_document.kind == "documents" and by_document.bytes.tolist() == [len(text) for text in many]
+
+
+@pytest.mark.parametrize("text", ["", "a", "one token", "short, but more than one block of it. " * 4])
+@pytest.mark.parametrize("count", [1, 2, 25])
+def test_models_with_unlike_tokenizers_are_compared_on_the_same_units_however_short_the_text(
+    text, count, tiny, bpe, words, stream_of, tmp_path
+):
+    """On 1b7dae9 the numbers of units differed, and comparing ended in a traceback."""
+    documents, units = [text] * (count - 1) + [""], {}
+    fewer = train_bpe(["a"], 262)
+    for name, tokenizer in (("bpe", bpe), ("bytes", fewer), ("words", words)):
+        stream = stream_of(documents, tokenizer)
+        scores = TokenScores(tmp_path / name, stream, structure_ids(tokenizer))
+        scores.score(tiny("qwen3"), disjoint(len(stream), CONTEXT))
+        sizes = [len(document.encode()) for document in documents]
+        units[name] = scores.by_unit(_ends(stream), sizes, TokenBytes.of(tokenizer))
+    assert len({len(sums.tokens) for sums in units.values()}) == len({sums.kind for sums in units.values()}) == 1
+    assert np.array_equal(units["bpe"].bytes, units["bytes"].bytes)
+    rows = compare_language(units, "bpe", dataset="d", seed=0)
+    assert [row["model"] for row in rows] == ["bytes", "words"] and all(map(verdict, rows))
+    with np.errstate(all="raise"):
+        language_draws(units["bytes"], draws(len(units["bytes"].tokens), 0))
 
 
 # Intervals
@@ -176,9 +203,9 @@ def test_the_draws_are_the_same_for_the_same_seed_and_of_the_same_size():
 
 
 def test_the_interval_of_the_bits_holds_the_bits(scored, bpe, stream_of, texts):
-    stream, lengths = stream_of(texts, bpe), token_byte_lengths(bpe)
+    stream, lengths = stream_of(texts, bpe), TokenBytes.of(bpe)
     windows = disjoint(len(stream), CONTEXT)
-    units = scored(windows).by_unit(_ends(stream), lengths)
+    units = scored(windows).by_unit(_ends(stream), [len(text.encode()) for text in texts], lengths)
     low, high = interval(language_draws(units, draws(len(units.tokens), 0))["bits_per_byte"])
     assert low < scored(windows).total(windows, lengths).bits_per_byte < high
 
