@@ -25,7 +25,7 @@ from groundup.evaluation.kinds import GGUF_WEIGHTS, auto_class_of
 from groundup.evaluation.report import RECIPE_FILE
 from groundup.evaluation.settings import PublishSettings
 from groundup.training.conversion import export
-from groundup.training.conversion_settings import ExportSettings
+from groundup.training.settings import ExportSettings
 
 
 @verb(PublishSettings)

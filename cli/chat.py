@@ -141,11 +141,7 @@ class Conversation:
         name = name.replace("-", "_")
         if name not in _SETTABLE:
             raise InputError(f"no setting {name!r}{near(name, _SETTABLE)}: there are {', '.join(_SETTABLE)}")
-        try:
-            self.sampling = dataclasses.replace(self.sampling, **{name: _SETTABLE[name](value)})
-        except ValueError as error:
-            kind = "a whole number" if _SETTABLE[name] is int else "a number"
-            raise InputError(f"{name} takes {kind}, not {value!r}") from error
+        self.sampling = dataclasses.replace(self.sampling, **{name: value})
         say(self._settings())
 
     def _save(self, name: str | None = None) -> None:
@@ -162,7 +158,7 @@ class Conversation:
         say(f"{len(self.messages)} messages saved to {path}")
 
 
-_SETTABLE = {"temperature": float, "top_k": int, "top_p": float, "max_new_tokens": int, "seed": int}
+_SETTABLE = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
 def sampling_of(settings: GenerateSettings | ChatSettings) -> Sampling:

@@ -19,6 +19,8 @@ FIRST_STEPS = {
     "groundup pretrain --data my_texts --minutes 10": "a model of your own text",
     "groundup playground --model runs/pretrain-my_texts": "write with it, talk with it, look inside",
 }
+WORKED_ON = ("model", "data", "eval_data", "text_column", "label_column")
+OF_A_CALL = ("seed", "resume", "smoke", "quiet")  # they say how the verb is called, not what it does
 _KINDS = {str: "TEXT", int: "N", float: "X", dict: "MAPPING"}
 
 
@@ -44,11 +46,20 @@ def verb_help(name: str, positional: tuple[str, ...], examples: str, settings_cl
     lines += ["", "Example:" if len(commands) == 1 else "Examples:", *(f"  {command}" for command in commands)]
     lines += ["", "Options:", *_beside("  --config FILE", "A YAML file with the same settings.", 26, width)]
     hints, documents = typing.get_type_hints(settings_class), field_documents(settings_class)
-    own = settings_class.__annotations__  # what several verbs share comes last
-    for field in sorted(dataclasses.fields(settings_class), key=lambda field: field.name not in own):
+    for field in in_order(settings_class):
         option = f"  --{field.name.replace('_', '-')} {kind_of(hints[field.name])}".rstrip()
         lines += _beside(option, documents.get(field.name, "") + _default(field), 26, width)
     return "\n".join(lines)
+
+
+def in_order(settings_class: type) -> list[dataclasses.Field]:
+    """The settings of a verb as they are best read: what it works on, its own, what several verbs share."""
+    own = settings_class.__annotations__
+
+    def rank(field: dataclasses.Field) -> int:
+        return 0 if field.name in WORKED_ON else 3 if field.name in OF_A_CALL else 1 if field.name in own else 2
+
+    return sorted(dataclasses.fields(settings_class), key=rank)
 
 
 def kind_of(hint: Any) -> str:
@@ -73,7 +84,7 @@ def field_documents(settings_class: type) -> dict[str, str]:
         for field, text in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 documents[field.target.id] = " ".join(str(text.value.value).split())
-    return documents
+    return documents | getattr(settings_class, "meaning", {})
 
 
 def _default(field: dataclasses.Field) -> str:

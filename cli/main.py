@@ -3,12 +3,9 @@
 Exit status: 0 done; 2 what the user gave is wrong, said in one line; 130 interrupted, state saved; 1 anything else.
 """
 
-import dataclasses
 import importlib
 import os
-import re
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,7 @@ from groundup import __version__
 from groundup.cli import help
 from groundup.common import clock
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, near
-from groundup.common.settings import check_names, read_yaml
+from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,17 @@ VERBS = {
         "groundup pretrain --init-from openai-community/gpt2 --data my_domain --lora",
     ),
     "classify": Verb(
-        "groundup.training.classification_settings:ClassifySettings",
+        "groundup.training.settings:ClassifySettings",
         "groundup.training.classification:classify",
         example="groundup classify --data my_labelled_rows.csv",
     ),
     "instruct": Verb(
-        "groundup.training.instruction_settings:InstructSettings",
+        "groundup.training.settings:InstructSettings",
         "groundup.training.instruction:instruct",
         example="groundup instruct --model runs/pretrain-my_texts --data my_rows.jsonl",
     ),
     "plan": Verb(
-        "groundup.training.planning_settings:PlanSettings",
+        "groundup.training.settings:PlanSettings",
         "groundup.training.planning:plan",
         example="groundup plan --data my_texts --minutes 60",
     ),
@@ -77,19 +74,19 @@ VERBS = {
         example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
     ),
     "merge": Verb(
-        "groundup.training.lora_settings:MergeSettings",
+        "groundup.training.settings:MergeSettings",
         "groundup.training.merging:merge",
         ("adapter",),
         "groundup merge runs/pretrain-my_texts --out my_model",
     ),
     "import-gpt2": Verb(
-        "groundup.training.conversion_settings:ImportGpt2Settings",
+        "groundup.training.settings:ImportGpt2Settings",
         "groundup.training.conversion:import_gpt2",
         ("source",),
         "groundup import-gpt2 openai-community/gpt2 --out gpt2",
     ),
     "export": Verb(
-        "groundup.training.conversion_settings:ExportSettings",
+        "groundup.training.settings:ExportSettings",
         "groundup.training.conversion:export",
         ("checkpoint",),
         "groundup export runs/pretrain-my_texts --to qwen3",
@@ -193,47 +190,38 @@ def parse(name: str, arguments: list[str]) -> Any:
     """
     verb = VERBS[name]
     settings_class = find(verb.settings)
-    if "-h" in arguments or "--help" in arguments:
+    typed = read_options(arguments, hints_of(settings_class), verb.positional)
+    if typed is None:
         print(help.verb_help(name, verb.positional, verb.example, settings_class))
         return None
-    parser = make_parser(settings_class)
-    arguments, config = spell_out(arguments, settings_class, verb.positional)
-    if config is not None:
-        parser.set_defaults(read_config(Path(config), settings_class))
+    config = typed.pop("config", None)
+    from_file = {} if config is None else read_config(Path(config), settings_class)
     try:
-        values = parser.parse_args(arguments)
-    except Exception as error:  # jsonargparse raises many kinds, all about what was typed
-        raise InputError(plain_message(error)) from error
-    return settings_class(**{field.name: values[field.name] for field in dataclasses.fields(settings_class)})
+        return settings_class(**from_file | typed)
+    except SettingError as error:
+        known = option_of(error.setting) if error.setting in typed else f"{config}: {error.setting}"
+        raise error.named(known) from error
 
 
-def make_parser(settings_class: type) -> Any:
-    """A jsonargparse parser whose options are the fields of the settings."""
-    import jsonargparse  # a tenth of a second that `groundup --help` need not wait for
+def read_options(arguments: list[str], hints: dict[str, Any], positional: tuple[str, ...]) -> dict[str, Any] | None:
+    """What was typed for each setting, as text, or a list of texts for a list; `config` too; None if help is asked for.
 
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, print_config=None, add_help=False)
-    parser.add_class_arguments(settings_class, None)
-    return parser
-
-
-def spell_out(arguments: list[str], settings_class: type, positional: tuple[str, ...]) -> tuple[list[str], str | None]:
-    """Bring options into the form that jsonargparse reads, and take `--config FILE` out.
-
-    `--max-steps 3` becomes `--max_steps=3`, a bare `--resume` `--resume=true`, `--data X --data Y` and `--data X Y`
-    both `--data+=X --data+=Y`, and a leading word the first positional setting. Raises `InputError` for a name that is
-    no setting.
+    `--max-steps 3` and `--max-steps=3` are the same, a bare `--resume` is "true", `--data X --data Y` and `--data X Y`
+    both ["X", "Y"], and a leading word is the first positional setting. Raises `InputError` for a name that is no
+    setting, and for an option without its value.
     """
-    hints = typing.get_type_hints(settings_class)
-    known = ["--" + name.replace("_", "-") for name in (*hints, "config")]
-    left, spelt, config, waiting = list(arguments), [], None, list(positional)
+    known = [option_of(name) for name in (*hints, "config")]
+    left, typed, waiting = list(arguments), {}, list(positional)
     open_list: str | None = None  # the setting that further words belong to: `--data a b`
     while left:
         word = left.pop(0)
+        if word in ("-h", "--help"):
+            return None
         if not word.startswith("--"):
             if waiting:
-                spelt.append(f"--{waiting.pop(0)}={word}")
+                typed[waiting.pop(0)] = word
             elif open_list:
-                spelt.append(f"--{open_list}+={word}")
+                typed[open_list].append(word)
             else:
                 raise InputError(f"unexpected {word!r}: options begin with --")
             continue
@@ -241,41 +229,32 @@ def spell_out(arguments: list[str], settings_class: type, positional: tuple[str,
         option = option.replace("_", "-")
         if option not in known:
             raise InputError(f"unknown option {option}{near(option, known)}")
-        field = option[2:].replace("-", "_")
+        setting = option[2:].replace("-", "_")
+        kind, _, _ = parts_of(hints.get(setting, str))
         if not equals:
-            if hints.get(field) is bool and (not left or left[0].lower() not in ("true", "false")):
+            if kind is bool and (not left or left[0].lower() not in ("true", "false")):
                 value = "true"
-            elif left:
-                value = left.pop(0)
+            elif not left or left[0].partition("=")[0].replace("_", "-") in known:
+                raise InputError(f"{option} needs a value" + (f": {option}={left[0]} if that is it" if left else ""))
             else:
-                raise InputError(f"{option} needs a value")
-        if field == "config":
-            config = value
+                value = left.pop(0)
+        open_list = setting if kind is list else None
+        if kind is list:
+            typed.setdefault(setting, []).extend(items_of(value, hints[setting]))
         else:
-            is_list = typing.get_origin(hints[field]) is list
-            open_list = field if is_list else None
-            if hints[field] == list[int] and not value.startswith("["):
-                value = f"[{value}]"  # 0,1,2
-            spelt.append(f"--{field}{'+' if is_list and not value.startswith('[') else ''}={value}")
-    return spelt, config
+            typed[setting] = value
+    return typed
+
+
+def option_of(setting: str) -> str:
+    """How a setting is written on the command line: `--max-steps`."""
+    return "--" + setting.replace("_", "-")
 
 
 def read_config(path: Path, settings_class: type) -> dict[str, Any]:
     """The settings of a YAML file, its keys checked."""
     values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
-    return check_names(values, settings_class)
-
-
-_KINDS = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'bool'>": "true or false"}
-
-
-def plain_message(error: Exception) -> str:
-    """What jsonargparse says of a value, in one line and with the option's own name."""
-    text = " ".join(str(error).split())
-    text = re.sub(r'Parser key "(\w+)":', lambda match: f"--{match[1].replace('_', '-')}:", text)
-    given = re.search(r"(?:Got|Given) value: (.*)$", text)
-    expected = re.search(r"(--[\w-]+:).*?Expected (?:an?|one of) (.*?)(?: -|\.(?= |$)| Given| Got|$)", text)
-    if not given or not expected:
-        return text
-    wanted = _KINDS.get(expected[2], re.sub(r"typing\.Literal\[(.*)\]", r"one of \1", expected[2]))
-    return f"{expected[1]} {wanted} is wanted, not {given[1]!r}"
+    try:
+        return check_names(values, settings_class)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -1,27 +1,72 @@
-"""Settings: one dataclass a verb, the same for the command line, a YAML file and Python.
+"""Settings: one dataclass a verb, the same for the command line, a YAML file, a recipe and Python.
 
-A setting's help text is the string under its field, which jsonargparse reads; units stand in it.
+A setting is declared once: its type, its choices and its range in the annotation, its help in the string under the
+field, units with it. `Settings` holds every caller to that. Importing this costs nothing; checking imports pydantic.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Container
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
 from groundup.common.errors import InputError, near
 from groundup.common.files import public_name
 
-S = TypeVar("S")
+S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
+OBVIOUS = 2**20  # an upper bound from here on is named only to who goes beyond it
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping of names to values"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+class SettingError(InputError):
+    """A value that a setting cannot have. The message names the setting; `named` gives it the door's own name."""
+
+    def __init__(self, setting: str, said: str, shown: str | None = None):
+        self.setting, self.said = setting, said
+        super().__init__(f"{shown or setting} {said}")
+
+    def named(self, name: str) -> "SettingError":
+        """The same error under another name: `--max-steps`, or the file's before the setting's."""
+        return SettingError(self.setting, self.said, name)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Settings:
+    """What the settings of every verb have in common: each value is checked, and it is known which were given."""
+
+    meaning: ClassVar[dict[str, str]] = {}  # help of shared settings that mean something narrower to this verb
+    _given: ClassVar[frozenset[str]] = frozenset()
+
+    def __new__(cls, **given: Any) -> Self:
+        """Note the settings that were given: a default that was asked for is not the same as none."""
+        self = super().__new__(cls)
+        self.__dict__["_given"] = frozenset(given)
+        return self
+
+    def __post_init__(self) -> None:
+        """Bring every value into its type. Raises `SettingError` for the first that its declaration does not allow."""
+        for name, hint in hints_of(type(self)).items():
+            setattr(self, name, checked(name, getattr(self, name), hint))
+
+    def given(self) -> set[str]:
+        """The names of the settings that were given when this was made, or set since."""
+        usual = {field.name: default_of(field) for field in dataclasses.fields(self)}
+        return {name for name in usual if name in self._given or getattr(self, name) != usual[name]}
 
 
 def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., R]]:
     """Make a function of one settings object also take the settings by keyword: `pretrain(data=["x.txt"])`.
 
-    Raises `InputError` for a keyword that is no setting, naming the nearest one.
+    Raises `InputError` for a keyword that is no setting, naming the nearest one, and for a value that is not allowed.
     """
 
     def decorate(function: Callable[[S], R]) -> Callable[..., R]:
@@ -31,6 +76,10 @@ def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., 
                 settings = settings_class(**check_names(options, settings_class))
             elif options:
                 raise TypeError(f"{function.__name__}() takes a {settings_class.__name__} or keywords, not both")
+            elif not isinstance(settings, settings_class):
+                wanted = f"a {settings_class.__name__} or keywords"
+                raise InputError(f"{function.__name__}() takes {wanted}, not a {type(settings).__name__}")
+            settings.__post_init__()  # it may have been changed since it was made
             return function(settings)
 
         return call
@@ -38,13 +87,162 @@ def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., 
     return decorate
 
 
+@functools.cache
+def hints_of(settings_class: type) -> dict[str, Any]:
+    """The declared type of each setting, its range included."""
+    hints = typing.get_type_hints(settings_class, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(settings_class)}
+
+
+def default_of(field: dataclasses.Field) -> Any:
+    """A field's default, made anew where it is a list or a mapping."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def checked(name: str, value: Any, hint: Any) -> Any:
+    """A value as its declared type has it. Raises `SettingError`.
+
+    Text that spells a number, a list or a mapping becomes that, since a command line has nothing but text and YAML
+    takes 1e-3 for text; a path becomes its text, and one item stands for a list of one.
+    """
+    import pydantic  # a tenth of a second that `--help` need not wait for
+
+    found = _read(value, hint)
+    try:
+        return _validator(hint).validate_python(found)
+    except pydantic.ValidationError as error:
+        where = error.errors()[0]["loc"]
+        if isinstance(found, list) and where:
+            found, hint = found[int(where[0])], parts_of(hint)[1]
+        kind, choices, _ = parts_of(hint)
+        meant = near(found, choices) if kind is typing.Literal and isinstance(found, str) else ""
+        raise SettingError(name, f"{_shortened(found)}: {wanted_by(hint, found)} is wanted{meant}") from error
+
+
+@functools.cache
+def _validator(hint: Any) -> Any:
+    from pydantic import ConfigDict, JsonValue, TypeAdapter
+
+    plain = dict[str, JsonValue] if parts_of(hint)[0] is dict else hint  # what a config's file can hold
+    return TypeAdapter(plain, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _read(value: Any, hint: Any) -> Any:
+    """What a value is meant to be: numpy's and pathlib's types as Python's, text as what it spells."""
+    kind, inner, _ = parts_of(hint)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, numbers.Integral):
+        value = int(value)
+    elif isinstance(value, numbers.Real):
+        value = float(value)
+    if kind is list:
+        return [_read(item, inner) for item in items_of(value, hint)]
+    if not isinstance(value, str) or kind in (str, typing.Literal):
+        return value
+    if value == "null" and type(None) in typing.get_args(hint):
+        return None
+    if kind is bool:
+        return _WORDS.get(value.lower(), value)
+    if kind is dict:
+        return _yaml_or_text(value)
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return value
+
+
+def items_of(value: Any, hint: Any) -> list[Any]:
+    """The items of a list, which may be written as one item, as text in brackets or, of numbers, with commas."""
+    if isinstance(value, tuple | list):
+        return list(value)
+    if not isinstance(value, str):
+        return [value]
+    is_text = parts_of(parts_of(hint)[1])[0] in (str, typing.Literal)
+    if value.startswith("[") and value.endswith("]") and not (is_text and _exists(value)):
+        found = _yaml_or_text(value)
+        if isinstance(found, list):
+            return found
+    return [value] if is_text else [part.strip() for part in value.split(",")]
+
+
+def _yaml_or_text(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def parts_of(hint: Any) -> tuple[Any, Any, list[Any]]:
+    """A declared type taken apart: list, dict, Literal or a plain type; its items or choices; its bounds."""
+    bounds: list[Any] = []
+    while True:
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if origin is typing.Annotated:
+            hint = arguments[0]
+            for bound in arguments[1:]:
+                bounds += list(bound) if isinstance(bound, Iterable) else [bound]
+        elif origin in (types.UnionType, typing.Union):
+            hint = next(argument for argument in arguments if argument is not type(None))
+        elif origin is list:
+            return list, arguments[0], bounds
+        else:
+            return origin or hint, arguments, bounds
+
+
+def wanted_by(hint: Any, value: Any = None) -> str:
+    """What a setting takes, in words: "a whole number of at least 1", "muon or adamw"."""
+    kind, inner, bounds = parts_of(hint)
+    if kind is list:
+        return f"a list of which each item is {wanted_by(inner)}"
+    if kind is typing.Literal:
+        return " or ".join(", ".join(map(str, inner)).rsplit(", ", 1))
+    limits = ["that is not empty"] if kind is str and bounds else []
+    for bound in bounds:
+        for name, words in _BOUNDS.items():
+            limit = getattr(bound, name, None)
+            beyond = isinstance(value, int | float) and limit is not None and value > limit
+            if limit is not None and (abs(limit) < OBVIOUS or beyond):
+                limits.append(f"{words} {limit:,}")
+    of = "of " if limits and limits[0].startswith("at ") else ""
+    return _KINDS.get(kind, "text") + (f" {of}{' and '.join(limits)}" if limits else "")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def check_names(options: dict[str, Any], settings_class: type) -> dict[str, Any]:
     """Return `options` unchanged if every key is a field of `settings_class`, else raise `InputError`."""
     known = [field.name for field in dataclasses.fields(settings_class)]
     for name in options:
         if name not in known:
-            raise InputError(f"unknown setting {name!r} for {settings_class.__name__}{near(name, known)}")
+            raise InputError(f"unknown setting {name!r} for {settings_class.__name__}{near(str(name), known)}")
     return options
+
+
+def settings_from(path: Path, values: Any, settings_class: type[S]) -> S:
+    """The settings that a file holds. Raises `InputError` that names the file, and what in it will not do."""
+    if not isinstance(values, dict):
+        raise InputError(f"{path} holds no settings for {settings_class.__name__}: they are damaged")
+    try:
+        return settings_class(**check_names({str(name): value for name, value in values.items()}, settings_class))
+    except SettingError as error:
+        raise error.named(f"{path}: {error.setting}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def public_settings(settings: Any, paths: Container[str]) -> dict[str, Any]:
@@ -65,15 +263,18 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping. Raises `InputError` when the file is missing, no YAML, or no mapping."""
+    """Read a YAML mapping. Raises `InputError` when the file is missing, no YAML, or no mapping of names to values."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f", line {place.line + 1}" if place else ""
-        raise InputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping of names to values, not {type(values).__name__}")
+    for name in values:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {name!r} is no name of a setting: each line is a name, a colon and a value")
     return values

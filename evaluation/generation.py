@@ -13,6 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
+from groundup.common.options import SamplingOptions
+from groundup.common.settings import checked, hints_of
 from groundup.evaluation.decoding import decoder_for
 from groundup.evaluation.language import context_of, evaluating, structure_ids
 
@@ -21,29 +23,20 @@ from groundup.evaluation.language import context_of, evaluating, structure_ids
 class Sampling:
     """How the next token is drawn: temperature first, then the `top_k` likeliest, then the `top_p` share of the rest.
 
-    Raises `InputError` for a value outside its range.
+    Ranges are those of the options of the same names. Raises `InputError` for a value outside its own.
     """
 
     max_new_tokens: int = 200
     temperature: float = 0.8
-    """Above 1 flattens, below 1 sharpens; 0 always takes the likeliest token."""
     top_k: int = 50
-    """Keep so many of the likeliest tokens; 0 keeps all."""
     top_p: float = 0.95
-    """Of those keep the smallest set whose probabilities reach this sum; 1 keeps all."""
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the text and are no part of it; empty: those that the model's generation config names."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {self.max_new_tokens}: ask for at least 1")
-        if self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}: give 0 (the likeliest token) or more")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}: give 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}: give a share above 0 and up to 1 (all tokens)")
+        for name, hint in hints_of(SamplingOptions).items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
 
 
 def stream_tokens(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) -> Generator[int, None, str]:

@@ -47,7 +47,6 @@ from groundup.training.classification_preparation import (
     open_classification,
     prepare_classification,
 )
-from groundup.training.classification_settings import ClassifySettings
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
@@ -55,6 +54,7 @@ from groundup.training.repeating import is_repeated, repeat
 from groundup.training.run import TrainingRun, agreed, carry_out, pusher_of, require_tracker
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
+from groundup.training.settings import ClassifySettings
 from groundup.training.starting import SMOKE_TEST_ROWS, evenly
 
 CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"

@@ -33,11 +33,9 @@ from groundup.evaluation.loading import load_network
 from groundup.modeling import GroundupConfig
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
-from groundup.training.classification_settings import ClassifySettings
-from groundup.training.lora_settings import check_lora
 from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import PretrainSettings
+from groundup.training.settings import ClassifySettings, PretrainSettings, check_lora
 from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
 
 PATHS = (*PUBLIC_PATHS, "model", "predict")
@@ -149,21 +147,6 @@ def open_classification(run: RunFolder) -> PreparedExamples:
 
 
 def _check(settings: ClassifySettings) -> None:
-    for name, least, below in (
-        ("test_share", 0.0, 1.0),
-        ("selection_share", 0.0, 1.0),
-        ("label_smoothing", 0.0, 1.0),
-        ("dropout", 0.0, 1.0),
-        ("token_dropout", 0.0, 1.0),
-        ("language_weight", 0.0, float("inf")),
-    ):
-        value = getattr(settings, name)
-        if value is not None and not least <= value < below:
-            raise InputError(f"--{name.replace('_', '-')} {value} must be at least {least:g} and below {below:g}")
-    for name in ("batch_rows", "context_length", "average", "seeds", "adapt_minutes", "adapt_epochs"):
-        value = getattr(settings, name)
-        if value is not None and value < (0 if name.startswith("adapt") else 1):
-            raise InputError(f"--{name.replace('_', '-')} {value} is too small")
     if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
         raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
     minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0

@@ -39,7 +39,7 @@ from groundup.modeling.gpt2 import from_gpt2, groundup_config
 from groundup.modeling.gpt2_files import find_weights, read_gpt2, weights_files
 from groundup.tokenization.folder import fingerprint, load_tokenizer, without_length
 from groundup.training.checkpoint import save_model
-from groundup.training.conversion_settings import ExportSettings, ImportGpt2Settings
+from groundup.training.settings import ExportSettings, ImportGpt2Settings
 
 GGUF_FILE = "model.gguf"
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # transformers' names, OpenAI's names

@@ -47,7 +47,6 @@ from groundup.training.instruction_preparation import (
     open_instructions,
     prepare_instructions,
 )
-from groundup.training.instruction_settings import InstructSettings
 from groundup.training.loop import Batch, Batches
 from groundup.training.lora import add_lora
 from groundup.training.objectives import NextTokenLoss, PairLoss
@@ -55,7 +54,7 @@ from groundup.training.pretraining import Pretraining
 from groundup.training.run import TrainingRun, carry_out, pusher_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
-from groundup.training.settings import PretrainSettings
+from groundup.training.settings import InstructSettings, PretrainSettings
 from groundup.training.starting import SMOKE_TEST_ROWS, evenly, make_config, open_prepared, prepare_run
 
 BASE = "base"  # under work/: the new model after its first pretraining

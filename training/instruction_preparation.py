@@ -34,11 +34,9 @@ from groundup.evaluation.loading import load_model
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
-from groundup.training.instruction_settings import InstructSettings
-from groundup.training.lora_settings import check_lora
 from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import PretrainSettings
+from groundup.training.settings import InstructSettings, PretrainSettings, check_lora
 from groundup.training.starting import LONGEST_ROW, PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
 
 VALIDATION_SHARE = 0.1
@@ -114,7 +112,7 @@ def open_instructions(run: RunFolder) -> PreparedInstructions:
 
 
 def _check(settings: InstructSettings) -> None:
-    if settings.split and (len(settings.split) != 3 or min(settings.split) < 0 or abs(sum(settings.split) - 1) > 1e-6):
+    if settings.split and (len(settings.split) != 3 or abs(sum(settings.split) - 1) > 1e-6):
         raise InputError(f"--split {settings.split}: give three shares that sum to 1, as [0.85, 0.1, 0.05]")
     if settings.split and settings.eval_data:
         raise InputError("--split and --eval-data both name rows to test on: give one of them")
@@ -123,10 +121,6 @@ def _check(settings: InstructSettings) -> None:
     check_lora(settings)
     if settings.model is None and settings.lora:
         raise InputError("--lora adapts a model that has learnt something: give --model")
-    if not 0 <= settings.pretrain_share < 1:
-        raise InputError(f"--pretrain-share {settings.pretrain_share} must be at least 0 and below 1")
-    if settings.patience < 1:
-        raise InputError(f"--patience {settings.patience} must be at least 1: with 0 nothing would be trained")
     check_exists(settings.eval_data)
 
 

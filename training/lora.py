@@ -26,7 +26,7 @@ from groundup.common.files import sha256_of
 from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.kinds import OVERRIDES_FILE
 from groundup.evaluation.loading import new_modules
-from groundup.training.lora_settings import LoraOptions, check_sizes
+from groundup.training.settings import LoraOptions
 
 # Fields of a config that say nothing of how a model computes.
 _HOUSEKEEPING = (
@@ -56,7 +56,6 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
     Raises:
         InputError: for options that make no sense, for a base that lies nowhere, or that has an adapter already.
     """
-    check_sizes(options)
     base = _base_name(model)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise InputError(f"{base} has an adapter already: fold it in first with groundup merge")

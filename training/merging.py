@@ -23,8 +23,8 @@ from groundup.evaluation.loading import load_network
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE, write_metrics
 from groundup.tokenization.folder import load_tokenizer
 from groundup.training.checkpoint import save_model
-from groundup.training.lora_settings import MergeSettings
 from groundup.training.run_folder import CURVE_FILE, LOG_FILE, WEIGHTS_FILE
+from groundup.training.settings import MergeSettings
 
 _PROBE_TOKENS = 64
 _ROUNDING = 1e-4  # of the largest logit: each weight is rounded once more than with the adapter beside it

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from groundup.common.errors import InputError, near
+from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.bpe import suitable_vocab_size
@@ -133,7 +133,7 @@ def make_plan(
         tokens: a budget in tokens to see, in place of one in time.
 
     Raises:
-        InputError: for an unknown preset, and for bf16 where the processor has no instructions for it.
+        InputError: for bf16 where the processor has no instructions for it.
     """
     precision = _precision(settings)
     flop = (
@@ -276,10 +276,6 @@ def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
         "num_hidden_layers": size.num_hidden_layers,
     }
     if settings.preset is not None:
-        if settings.preset not in PRESETS:
-            raise InputError(
-                f"--preset {settings.preset}{near(settings.preset, PRESETS)}: there are {', '.join(PRESETS)}"
-            )
         fields = {key: value for key, value in PRESETS[settings.preset].items() if key not in _OF_THE_TOKENIZER}
     for name in ("hidden_size", "num_hidden_layers"):
         if getattr(settings, name) is not None:

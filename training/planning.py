@@ -12,8 +12,7 @@ from groundup.common.settings import verb
 from groundup.data.sources import load_corpus, text_bytes
 from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU, Hardware
 from groundup.training.plan import USED_SHARE, Plan, bytes_a_token, cost_of, make_plan, measure_flops, suitable_minutes
-from groundup.training.planning_settings import PlanSettings
-from groundup.training.settings import PretrainSettings
+from groundup.training.settings import PlanSettings, PretrainSettings
 
 # The power law nearest to four runs of 3 to 30 minutes on Shakespeare's works (docs/performance.md): bits per byte at a
 # compute [FLOP] between them, and the power of the compute by which they fall.
@@ -62,9 +61,6 @@ def forecast_of(settings: PlanSettings) -> Forecast:
     budgets = [name for name in ("minutes", "tokens", "max_steps") if getattr(settings, name) is not None]
     if len(budgets) > 1:
         raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in budgets)}: give one budget, not two")
-    for name in ("minutes", "tokens", "max_steps", "cards", "dollars_an_hour"):
-        if getattr(settings, name) is not None and getattr(settings, name) <= 0:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(settings, name):g} must be above 0")
     shared = {field.name for field in dataclasses.fields(PretrainSettings)} & set(vars(settings))
     asked = PretrainSettings(**{name: getattr(settings, name) for name in shared})
     speed = _speed(settings)

@@ -9,7 +9,7 @@ from groundup.common.hub import Pushed, Target, fetch_model, push_folder, requir
 from groundup.evaluation.gate import LICENSE, through_the_gate
 from groundup.evaluation.gate_folder import is_ours
 from groundup.training.checkpoint import random_state, set_random_state
-from groundup.training.pushing_settings import PushOptions
+from groundup.training.settings import PushOptions
 
 
 def push_target(options: PushOptions, save_every: int | None = None, adapted: str | None = None) -> Target | None:
@@ -23,7 +23,7 @@ def push_target(options: PushOptions, save_every: int | None = None, adapted: st
         if every is not None:
             raise InputError(f"--push-every {every} does not say where to: add --push-to OWNER/NAME")
         return None
-    if every is not None and (every < 1 or every % (save_every or every)):
+    if every is not None and every % (save_every or every):
         raise InputError(f"--push-every {every}: what is pushed is saved first: give a multiple of --save-every")
     if not re.fullmatch(LICENSE, options.push_license or ""):
         raise InputError("--push-to needs a licence: add --push-license, for example --push-license apache-2.0")

@@ -16,9 +16,9 @@ from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows
 from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
 from groundup.training.classification_preparation import PATHS
-from groundup.training.classification_settings import ClassifySettings
 from groundup.training.run import agreed
 from groundup.training.run_folder import RunFolder
+from groundup.training.settings import ClassifySettings
 
 SMOKE_SEEDS = 2
 

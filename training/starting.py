@@ -36,10 +36,9 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMa
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer, without_length
 from groundup.tokenization.token_bytes import TokenBytes
-from groundup.training.lora_settings import check_lora
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import PretrainSettings
+from groundup.training.settings import PretrainSettings, check_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -254,13 +253,9 @@ def with_budget(settings: PretrainSettings) -> PretrainSettings:
     """The settings with one budget, checked; a smoke run has its own. Raises `InputError` for two, or for none left."""
     if settings.smoke:
         return dataclasses.replace(settings, minutes=None, epochs=None, max_steps=SMOKE_STEPS)
-    given = {name: getattr(settings, name) for name in ("minutes", "max_steps", "epochs")}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = [name for name in ("minutes", "max_steps", "epochs") if getattr(settings, name) is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: give one budget, not two")
-    for name, value in given.items():
-        if value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} {value} must be above 0")
     return settings
 
 

@@ -97,7 +97,13 @@ def test_settings_change_on_the_fly_and_keep_their_ranges(talk, capsys):
     for line, words in (
         ("/set temperture 1", "'temperature'"),
         ("/set top_k many", "a whole number"),
-        ("/set top_p 2", "up to 1"),
+        ("/set top_p 2", "above 0 and at most 1"),
+        ("/set temperature nan", "temperature nan: a number of at least 0 is wanted"),
+        ("/set temperature inf", "temperature inf"),
+        ("/set temperature -1", "temperature -1"),
+        ("/set seed -1", "seed -1"),
+        ("/set max-new-tokens 0", "max_new_tokens 0"),
+        ("/set top_k 1e999", "top_k inf"),
         ("/set", "/set NAME VALUE"),
         ("/rset", "'/reset'"),
         ("/retry", "nothing to answer"),
@@ -155,4 +161,4 @@ def test_a_talk_goes_on_after_a_mistake_and_ends_at_an_empty_line(taught, monkey
 
 def test_a_setting_out_of_range_is_said_before_the_model_is_loaded(capsys):
     assert main(["generate", "--model", "nowhere", "--top-p", "3"]) == 2
-    assert "top_p is 3" in capsys.readouterr().err
+    assert "--top-p 3: a number above 0 and at most 1 is wanted" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from groundup.modeling import GroundupConfig, GroundupForConditionalGeneration
 from groundup.tokenization.chat import ChatEncoder
 from groundup.training.checkpoint import save_model
 from groundup.training.lora import add_lora
-from groundup.training.lora_settings import LoraOptions
+from groundup.training.settings import LoraOptions
 
 
 @pytest.fixture

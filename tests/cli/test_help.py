@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import pytest
@@ -61,7 +61,7 @@ def test_lines_stay_within_a_narrow_terminal(monkeypatch, capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_setting_of_every_verb_is_explained_and_every_example_is_its_own(verb):
     settings = find(VERBS[verb].settings)
-    assert set(settings.__dataclass_fields__) == set(field_documents(settings))
+    assert {field.name for field in fields(settings)} == set(field_documents(settings))
     assert all(f"groundup {verb}" in example for example in VERBS[verb].example.splitlines())
 
 

@@ -33,8 +33,8 @@ def test_the_command_line_wins_over_the_file_whatever_their_order(tmp_path):
     [
         (["pretran"], "'pretrain'"),
         (["pretrain", "--minuts", "3"], "'--minutes'"),
-        (["pretrain", "--minutes", "soon"], "--minutes: a number is wanted, not 'soon'"),
-        (["pretrain", "--max-steps", "1.5"], "--max-steps: a whole number is wanted, not '1.5'"),
+        (["pretrain", "--minutes", "soon"], "--minutes 'soon': a number above 0 is wanted"),
+        (["pretrain", "--max-steps", "1.5"], "--max-steps 1.5: a whole number of at least 1 is wanted"),
         (["pretrain", "--optimizer", "sgd"], "--optimizer"),
         (["pretrain", "--minutes"], "--minutes needs a value"),
         (["pretrain", "stray"], "stray"),

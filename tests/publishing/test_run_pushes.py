@@ -10,7 +10,7 @@ from groundup.common.files import sha256_of
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain
 from groundup.training.pushing import Pusher, push_target
-from groundup.training.pushing_settings import PushOptions
+from groundup.training.settings import PushOptions
 
 LICENSED = {"push_license": "apache-2.0"}
 TINY = ("--vocab-size", 300, "--hidden-size", 32, "--num-hidden-layers", 2, "--context-length", 32)

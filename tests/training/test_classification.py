@@ -211,7 +211,7 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
     ("options", "message"),
     [
         ({"lora": True}, "give --model"),
-        ({"test_share": 1.5}, "must be at least 0 and below 1"),
+        ({"test_share": 1.5}, "test_share 1.5: a number of at least 0 and below 1 is wanted"),
         ({"adapt_minutes": 1.0}, "give one of them"),
         ({"adapt_minutes": 0.0, "adapt_epochs": None}, "learns the texts first"),
         ({"adapt_epochs": 0.0}, "learns the texts first"),
@@ -220,7 +220,7 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
         ({"minutes": 1.0, "max_steps": None, "adapt_minutes": 1.0, "adapt_epochs": None}, "leaves nothing"),
         ({"minutes": 2.0, "max_steps": None, "adapt_minutes": 1.0, "adapt_epochs": None, "seeds": 2}, "leaves nothing"),
         ({"model": "base"}, "--vocab-size is for a new model"),
-        ({"seeds": 0}, "--seeds 0 is too small"),
+        ({"seeds": 0}, "seeds 0: a whole number of at least 1"),
         ({"seeds": 2, "push_to": "me/it"}, "--push-to takes one run"),
     ],
 )

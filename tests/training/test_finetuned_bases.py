@@ -23,7 +23,7 @@ from groundup.common.settings import public_settings, read_yaml
 from groundup.evaluation.loading import load_model
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
-from groundup.training.classification_settings import ClassifySettings
+from groundup.training.settings import ClassifySettings
 
 COLOURS = ("red", "green", "blue", "black")
 

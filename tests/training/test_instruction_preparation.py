@@ -24,9 +24,9 @@ from groundup.training.instruction_preparation import (
     prepare_instructions,
     read_conversations,
 )
-from groundup.training.instruction_settings import InstructSettings
 from groundup.training.plan import LEAST_DECAY, make_plan
 from groundup.training.run_folder import RunFolder
+from groundup.training.settings import InstructSettings
 from groundup.training.starting import SMOKE_ROWS
 
 

@@ -15,8 +15,8 @@ from groundup.modeling import (
     GroundupForSequenceClassification,
 )
 from groundup.training.lora import add_lora, save_adapter
-from groundup.training.lora_settings import LoraOptions
 from groundup.training.optim import build_optimizers, split_parameters
+from groundup.training.settings import LoraOptions
 
 TINY = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 32}
 RATES = dict.fromkeys(("matrix", "embedding", "head", "vector", "adapter"), 0.01)
@@ -154,9 +154,9 @@ def test_gradients_reach_the_adapter_through_checkpointed_blocks():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lora_rank": 0}, "--lora-rank 0"),
-        ({"lora_alpha": 0}, "--lora-alpha 0"),
-        ({"lora_dropout": 1.0}, "--lora-dropout 1.0"),
+        ({"lora_rank": 0}, "lora_rank 0"),
+        ({"lora_alpha": 0}, "lora_alpha 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout 1.0"),
         ({"lora_targets": ["q_porj"]}, "did you mean 'q_proj'"),
     ],
 )

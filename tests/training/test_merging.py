@@ -34,7 +34,7 @@ from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.checkpoint import load_weights, save_model
 from groundup.training.lora import add_lora
-from groundup.training.lora_settings import LoraOptions
+from groundup.training.settings import LoraOptions
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "max_position_embeddings": 64}
 ROUNDING = 1e-5

@@ -4,8 +4,8 @@ from torch import nn
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.lora import add_lora
-from groundup.training.lora_settings import LoraOptions
 from groundup.training.optim import TABLE_DECAY, Muon, build_optimizers, orthogonalise, split_parameters
+from groundup.training.settings import LoraOptions
 
 
 def tiny(**knobs):

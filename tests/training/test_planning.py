@@ -8,8 +8,7 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU
 from groundup.training.plan import bytes_a_token, cost_of, make_plan, suitable_batch
 from groundup.training.planning import expected_bits_per_byte, forecast_of, plan
-from groundup.training.planning_settings import PlanSettings
-from groundup.training.settings import PretrainSettings
+from groundup.training.settings import PlanSettings, PretrainSettings
 
 
 def test_the_plan_shown_is_the_plan_that_pretrain_makes():

@@ -9,9 +9,9 @@ import groundup as package
 from groundup.common.console import console
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import read_yaml
-from groundup.training.classification_settings import ClassifySettings
 from groundup.training.loop import Loop
 from groundup.training.repeating import repeat
+from groundup.training.settings import ClassifySettings
 
 SEEDS = {
     "seeds": 2,

@@ -1,0 +1,173 @@
+"""Settings that several verbs share, each declared once: type, choices, range, default and help.
+
+A verb's settings inherit the groups they need. Importing this costs nothing.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, MinLen, Predicate
+
+from groundup.common.settings import Settings
+
+MOST = 2**31 - 1  # of whatever is counted: every library takes so many
+
+
+def is_spelt_whole(text: str) -> bool:
+    """Whether a name can be one of a file: the system ends names at a NUL character."""
+    return "\0" not in text
+
+
+Name = Annotated[str, MinLen(1), Predicate(is_spelt_whole)]  # of a file, a folder, a column, or on the Hub
+Names = list[Name]
+Count = Annotated[int, Interval(ge=1, le=MOST)]
+CountOrNone = Annotated[int, Interval(ge=0, le=MOST)]
+Positive = Annotated[float, Interval(gt=0, le=1e9)]
+NotNegative = Annotated[float, Interval(ge=0, le=1e9)]
+Share = Annotated[float, Interval(ge=0, lt=1)]
+Amount = Annotated[float, Interval(gt=0, le=1e18)]
+Optimizer = Literal["muon", "adamw"]
+MaxNewTokens = Count
+Temperature = NotNegative
+
+
+@dataclass(kw_only=True)
+class QuietOption(Settings):
+    """How much is said."""
+
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+@dataclass(kw_only=True)
+class SmokeOption(Settings):
+    """A short try."""
+
+    smoke: bool = False
+    """Walk the same path with a tiny model and a little of the data, in seconds."""
+
+
+@dataclass(kw_only=True)
+class OutOption(Settings):
+    """Where what is made goes."""
+
+    out: Name | None = None
+    """A new or empty folder for what is made (default: a new one under runs/)."""
+
+
+@dataclass(kw_only=True)
+class ResumeOption(Settings):
+    """Going on after a stop."""
+
+    resume: bool = False
+    """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
+
+
+@dataclass(kw_only=True)
+class SeedOption(Settings):
+    """Where chance begins."""
+
+    seed: Annotated[int, Interval(ge=0, le=MOST)] = 0
+    """Decides all that is left to chance: the same seed does the same again."""
+
+
+@dataclass(kw_only=True)
+class TrustOption(Settings):
+    """Code from others."""
+
+    trust_remote_code: bool = False
+    """Run code that comes with a model, if it is not one of ours."""
+
+
+@dataclass(kw_only=True)
+class DataOption(Settings):
+    """What is read."""
+
+    data: Names = field(default_factory=list)
+    """Text to learn from: files, folders, globs, Hub datasets, or python-docs; give it several times for more."""
+
+
+@dataclass(kw_only=True)
+class TextOptions(DataOption):
+    """What is read, and where in it the text stands."""
+
+    text_column: Name | None = None
+    """The column with the text, for rows with several (default: found by its name)."""
+
+
+@dataclass(kw_only=True)
+class TokenizerOption(Settings):
+    """A tokenizer that there is already."""
+
+    tokenizer: Name | None = None
+    """A trained tokenizer, as a folder (made by `groundup tokenizer`, or a model's) or a name on the Hub."""
+
+
+@dataclass(kw_only=True)
+class VocabularyOption(Settings):
+    """The size of a tokenizer that is made."""
+
+    vocab_size: Annotated[int, Interval(ge=1, le=2**24)] | None = None
+    """Tokens in the vocabulary of a tokenizer trained here, special ones included (default: by the amount of text)."""
+
+
+@dataclass(kw_only=True)
+class SizeOptions(VocabularyOption):
+    """The sizes of a model that is made."""
+
+    hidden_size: Annotated[int, Interval(ge=1, le=2**16)] | None = None
+    """Width of a model made here (default: by the plan)."""
+    num_hidden_layers: Annotated[int, Interval(ge=1, le=2**12)] | None = None
+    """Blocks of a model made here (default: by the plan)."""
+    context_length: Annotated[int, Interval(ge=1, le=2**24)] | None = None
+    """Tokens in a training row, and the longest text the model can look at (default: by the plan)."""
+
+
+@dataclass(kw_only=True)
+class ModelConfigOption(Settings):
+    """Every other choice of the architecture."""
+
+    model_config: dict[str, Any] = field(default_factory=dict)
+    """Further fields of GroundupConfig for a model made here, as a mapping: '{"qk_norm": false}'."""
+
+
+@dataclass(kw_only=True)
+class PresetOption(Settings):
+    """Sizes by a name."""
+
+    preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano", "micro", "small"] | None = None
+    """A named size (default: by the plan)."""
+
+
+@dataclass(kw_only=True)
+class BudgetOptions(Settings):
+    """How long a run may take; one of them is given at most."""
+
+    minutes: Positive | None = None
+    """Budget of the whole command, from its start to its last file [minutes]."""
+    max_steps: Count | None = None
+    """Budget in updates of the weights."""
+
+
+@dataclass(kw_only=True)
+class BatchOptions(Settings):
+    """The batch and the optimizer of a language model."""
+
+    batch_tokens: Count | None = None
+    """Tokens in one update of the weights, about (default: by the plan)."""
+    optimizer: Optimizer = "muon"
+    """muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all."""
+
+
+@dataclass(kw_only=True)
+class SamplingOptions(SeedOption):
+    """How tokens are drawn."""
+
+    max_new_tokens: Count = 200
+    """The most tokens to write."""
+    temperature: Temperature = 0.8
+    """Above 1 wilder, below 1 tamer; 0 always takes the likeliest token."""
+    top_k: CountOrNone = 50
+    """Draw from so many of the likeliest tokens; 0: from all."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 0.95
+    """Draw from the likeliest tokens that together have this probability; 1: from all."""
