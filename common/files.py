@@ -28,6 +28,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def atomic_file(target: Path, name: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on leaving, its file `name` is synced and becomes `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
+        yield Path(temporary)
+        sync_tree(Path(temporary))
+        os.replace(Path(temporary) / name, target)
+    sync_folder(target.parent)
+
+
 def replace_folder(temporary: Path, target: Path) -> None:
     """Sync the folder `temporary`, which lies beside `target`, and put it in `target`'s place."""
     sync_tree(temporary)

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -58,13 +59,28 @@ def load_model(
     is missing, not whole, or no causal language model.
     """
     _check_place(source)
-    if find_adapter_config_file(str(Path(source).expanduser())):
+    if is_adapter(source):
         from groundup.evaluation.adapters import fold, load_adapter  # peft takes a while to import
 
         model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))
     else:
         model = load_network(source, kind, trust_remote_code=trust_remote_code)
     return model, load_tokenizer(source)
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a folder or a name on the Hub holds a LoRA adapter."""
+    return find_adapter_config_file(str(Path(source).expanduser())) is not None
+
+
+def stored_dtype(source: str | Path) -> torch.dtype | None:
+    """The dtype of a model's weights as they are stored; None where that is not said, and for an adapter.
+
+    Rounded to the dtype of its base, the sum of the two would lose most of what the adapter says.
+    """
+    if is_adapter(source):
+        return None
+    return AutoConfig.from_pretrained(str(Path(source).expanduser())).dtype
 
 
 def load_writer(

@@ -18,6 +18,10 @@ from .export import obstacles
 from .gpt2 import TRANSPOSED
 
 FORMS = ("qwen3", "llama", "arcee", "gpt2")
+# transformers has no name for the width of Qwen3's heads (it takes 128) and for GPT-2's positions (1,024), but heeds
+# those of Llama in any file; llama.cpp passes over what is not its own.
+_SHARED = "llama.{}"
+_END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # the end of a text, of a turn, of a message
 
 
 def gguf_form(config: GroundupConfig) -> str:
@@ -49,11 +53,12 @@ def _obstacles(config: GroundupConfig, form: str) -> list[str]:
 def write_gguf(path: Path, twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     """Write a twin of one of `FORMS` and its tokenizer to `path`; matrices keep their dtype, vectors are fp32.
 
-    Raises `ValueError` for a tokenizer that llama.cpp does not know, and `ImportError` without the package `gguf`.
+    Raises `ValueError` for a tokenizer that llama.cpp does not know and for more end tokens than a file can name, and
+    `ImportError` without the package `gguf`.
     """
     import gguf
 
-    fields = _tokenizer_fields(tokenizer, twin.config.vocab_size)
+    fields = _tokenizer_fields(tokenizer, twin.config.vocab_size) | _end_tokens(twin, tokenizer)
     writer = gguf.GGUFWriter(path, twin.config.model_type)
     writer.add_name(name)
     dtypes = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
@@ -76,6 +81,7 @@ def _add_sizes(writer: Any, config: Any) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_head_count(config.num_attention_heads)
     if config.model_type == "gpt2":
+        writer.add_uint32(_SHARED.format("context_length"), config.n_positions)
         writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
         writer.add_layer_norm_eps(config.layer_norm_epsilon)
         return
@@ -85,6 +91,8 @@ def _add_sizes(writer: Any, config: Any) -> None:
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.head_dim)
+    if config.model_type == "qwen3":
+        writer.add_uint32(_SHARED.format("rope.dimension_count"), config.head_dim)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
@@ -133,12 +141,26 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> di
         "token_types": [added.get(place, 1 if place in by_id else 5) for place in range(vocab_size)],
         "token_merges": [" ".join(pair) for pair in state["model"]["merges"]],
         "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "add_bos_token": False,
+        "add_eos_token": False,
         # A comment in place of the mark that only training needs; it trims the white space as the mark did.
         "chat_template": template and re.sub(r"\{%(-?)\s*(?:end)?generation\s*(-?)%\}", r"{#\1 \2#}", template),
     }
+
+
+def _end_tokens(twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
+    """Every token at which the model stops, by the name of the writer's method; the tokenizer's own end comes first."""
+    stops = getattr(twin.generation_config, "eos_token_id", None)
+    stops = twin.config.eos_token_id if stops is None else stops
+    stops = [] if stops is None else sorted({stops} if isinstance(stops, int) else set(stops))
+    stops.sort(key=lambda stop: stop != tokenizer.eos_token_id)
+    if len(stops) > len(_END_FIELDS):
+        raise ValueError(
+            f"the model stops at {len(stops)} tokens ({', '.join(map(str, stops))}), a GGUF file names at most "
+            f"{len(_END_FIELDS)}: leave some out of eos_token_id in generation_config.json"
+        )
+    return dict(zip(_END_FIELDS, stops or [tokenizer.eos_token_id]))
 
 
 def _pre_tokenizer(state: dict[str, Any]) -> str | None:

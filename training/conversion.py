@@ -5,6 +5,7 @@ Both are exact. An export is loaded again from its folder as a stranger would, a
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import io
 from pathlib import Path
@@ -16,7 +17,6 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import disable_progress_bars
 from tokenizers.models import BPE
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     GPT2Tokenizer,
@@ -28,10 +28,10 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, near
-from groundup.common.files import atomic_folder, output_folder, public_name, require_new, sha256_of
+from groundup.common.files import atomic_file, atomic_folder, output_folder, public_name, require_new, sha256_of
 from groundup.common.settings import verb, write_yaml
 from groundup.evaluation.card import describe_twin, write_card
-from groundup.evaluation.loading import load_model
+from groundup.evaluation.loading import is_adapter, load_model, quiet_transformers, stored_dtype
 from groundup.evaluation.report import RECIPE_FILE, write_metrics
 from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4
 from groundup.modeling.gguf_file import gguf_form, write_gguf
@@ -90,10 +90,11 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
 
 @verb(ExportSettings)
 def export(settings: ExportSettings) -> Path:
-    """Write a checkpoint of ours as a stock model into a new folder and return that; `--to gguf` leaves one file there.
+    """Write a checkpoint of ours as a stock model into a new folder and return that.
 
-    The folder holds no code. Takes an `ExportSettings` or its fields by keyword. Raises `InputError` for a model that
-    the target cannot express exactly, naming the knobs in the way.
+    The folder holds no code. `--to gguf` leaves one file there, or makes `--out` itself the file where its name ends in
+    .gguf. An adapter is folded into its base first. Takes an `ExportSettings` or its fields by keyword. Raises
+    `InputError` for a model that the target cannot express exactly, naming the knobs in the way.
     """
     console.quiet = settings.quiet
     if not settings.checkpoint or settings.to is None:
@@ -102,30 +103,44 @@ def export(settings: ExportSettings) -> Path:
         raise InputError("--to gguf needs the package gguf: pip install 'groundup[gguf]'")
     name = public_name(settings.checkpoint)
     out = output_folder(settings.out, "export", f"{name}-{settings.to}")
+    is_file = out.suffix.lower() == ".gguf"
+    if is_file and settings.to != "gguf":
+        raise InputError(f"--out {out} names a file for llama.cpp: add --to gguf, or name a folder for {settings.to}")
+    if is_file and out.exists():
+        raise InputError(f"{out} is there already: choose a new --out")
     require_new(out)
     model, tokenizer = load_model(settings.checkpoint)
     model.float().cpu()
     config: Any = model.config
     if config.model_type != "groundup":
-        raise InputError(f"{settings.checkpoint} is a {config.model_type} model already, none of ours to export")
-    stored: Any = AutoConfig.from_pretrained(settings.checkpoint).dtype
+        raise InputError(_no_need(settings.checkpoint, config.model_type))
     try:
-        twin = make_twin(model, gguf_form(config) if settings.to == "gguf" else settings.to, stored)
-        with atomic_folder(out) as folder:
-            write_yaml(folder / RECIPE_FILE, _recipe("export", name, settings, checkpoint=name))
+        form = gguf_form(config) if settings.to == "gguf" else settings.to
+        twin = make_twin(model, form, stored_dtype(settings.checkpoint))
+        with atomic_file(out, GGUF_FILE) if is_file else atomic_folder(out) as folder:
             if settings.to == "gguf":
                 write_gguf(folder / GGUF_FILE, twin, tokenizer, name)
             else:
                 save_model(folder, twin, tokenizer)
                 spell_for_transformers_4(folder / "config.json")
             difference = _difference(model, _load_again(folder, twin.config))
-            describe_twin(folder, Path(settings.checkpoint).expanduser(), twin.num_parameters(), difference)
+            if not is_file:
+                write_yaml(folder / RECIPE_FILE, _recipe("export", name, settings, checkpoint=name))
+                describe_twin(folder, Path(settings.checkpoint).expanduser(), twin.num_parameters(), difference)
     except ValueError as error:
         raise InputError(f"cannot export {settings.checkpoint} to {settings.to}: {_one_line(error)}") from error
-    say(f"a {twin.config.model_type} model of {twin.num_parameters():,} parameters written to {out}")
+    written = out / GGUF_FILE if settings.to == "gguf" and not is_file else out
+    say(f"a {twin.config.model_type} model of {twin.num_parameters():,} parameters written to {written}")
     if difference is not None:
         say(f"loaded again without code of ours: logits equal (largest difference {difference:.0e})")
     return out
+
+
+def _no_need(checkpoint: str, model_type: str) -> str:
+    """What to say of a model that is none of ours."""
+    if is_adapter(checkpoint):
+        return f"{checkpoint} is an adapter for a {model_type} model, none of ours to export: fold it by groundup merge"
+    return f"{checkpoint} is a {model_type} model already, none of ours to export"
 
 
 def _fetch(source: str) -> Path:
@@ -188,9 +203,19 @@ def _load_again(folder: Path, config: PreTrainedConfig) -> Any:
     if not (folder / GGUF_FILE).is_file():
         return load_model(folder)[0].float().cpu()
     if config.model_type not in GGUF_SUPPORTED_ARCHITECTURES:
+        say(f"transformers reads no {config.model_type} from a GGUF file, llama.cpp and what is built on it do")
         return None
-    with contextlib.redirect_stderr(io.StringIO()):  # its bar knows no switch
-        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF_FILE, config=config, dtype=torch.float32)
+    load = functools.partial(AutoModelForCausalLM.from_pretrained, folder, gguf_file=GGUF_FILE, dtype=torch.float32)
+    with contextlib.redirect_stderr(io.StringIO()), quiet_transformers():  # its bar over the tensors knows no switch
+        try:
+            return load()
+        except RuntimeError:  # a size that it has no name for, and takes its own value of
+            model = load(config=config)
+    say(
+        f"transformers does not find every size of this {config.model_type} in a GGUF file: it needs config= beside "
+        "gguf_file=; llama.cpp and what is built on it do"
+    )
+    return model
 
 
 def _difference(model: PreTrainedModel, twin: Any) -> float | None:

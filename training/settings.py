@@ -289,6 +289,10 @@ class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
 class ExportSettings(QuietOption, OutOption):
     """Turn a checkpoint of ours into a stock model that computes exactly the same and needs no code of ours."""
 
+    meaning: ClassVar[dict[str, str]] = {
+        "out": "A new or empty folder, or with --to gguf a new file NAME.gguf (default: a new folder under runs/)."
+    }
+
     checkpoint: str = ""
     """A checkpoint of ours, as a folder or a Hub name."""
     to: Literal["gpt2", "llama", "qwen3", "arcee", "gguf"] | None = None

@@ -250,13 +250,11 @@ def test_a_gguf_file_loads_again_by_an_independent_reader_with_its_tokenizer(for
     twin = make_twin(model, form, dtype)
     tokenizer = bpe if kind == "ours" else gpt2_tokenizer()
     write_gguf(tmp_path / "model.gguf", twin, tokenizer, "a name")
-    again = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file="model.gguf", config=twin.config, dtype=torch.float32
-    )
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     rounded = {name: tensor.to(dtype).float() for name, tensor in model.state_dict().items()}
     ids = random_ids(2, 40)
     assert torch.equal(logits_of(again, ids), logits_of(assemble(model.config, rounded), ids))
-    reread = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf", config=twin.config)
+    reread = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     text = TEXTS[1] + " 12345 it's IT'S   x\n\n y\r\nüÜ<|endoftext|>hi" + "<|user|>" * (kind == "ours")
     assert reread.encode(text) == tokenizer.encode(text)
     assert (reread.bos_token, reread.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
@@ -264,6 +262,50 @@ def test_a_gguf_file_loads_again_by_an_independent_reader_with_its_tokenizer(for
         turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
         assert reread.apply_chat_template(turns) == tokenizer.apply_chat_template(turns)
         assert "generation" not in reread.chat_template.replace("add_generation_prompt", "")
+
+
+@pytest.mark.parametrize(
+    ("form", "tied", "width", "heads", "kv_heads", "head_dim"),
+    [
+        ("qwen3", True, 96, 6, 6, 16), ("qwen3", False, 96, 6, 2, 20), ("qwen3", True, 96, 3, 1, 32),
+        ("qwen3", False, 64, 4, 2, 8), ("qwen3", True, 32, 2, 1, 128), ("llama", True, 96, 6, 6, 16),
+        ("llama", False, 96, 6, 2, 20), ("llama", True, 64, 4, 2, 8), ("llama", False, 32, 2, 1, 128),
+        ("gpt2", True, 96, 6, 6, 16), ("gpt2", False, 32, 2, 2, 16),
+    ],
+)  # fmt: skip
+def test_transformers_finds_every_size_in_the_file(form, tied, width, heads, kv_heads, head_dim, bpe, tmp_path):
+    """It takes what the file does not name from the defaults of the class, and then the tensors do not fit."""
+    sizes = {"hidden_size": width, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim}
+    model = model_of(form, **sizes, tie_word_embeddings=tied, vocab_size=300, max_position_embeddings=48)
+    write_gguf(tmp_path / "model.gguf", make_twin(model, gguf_form(model.config)), bpe, "a name")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    assert again.config.max_position_embeddings == 48
+    assert torch.equal(logits_of(again, random_ids(2, 40)), logits_of(model, random_ids(2, 40)))
+
+
+@pytest.mark.parametrize("stops", [None, 0, 5, [5], [0, 5], [5, 0, 7], (7, 9)])
+def test_every_token_at_which_the_model_stops_is_in_the_file(stops, bpe, tmp_path):
+    import gguf
+
+    model = model_of("llama", vocab_size=300)
+    model.generation_config.eos_token_id = stops
+    write_gguf(tmp_path / "model.gguf", make_twin(model, "llama"), bpe, "a name")
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
+    found = [fields[name].contents() for name in names if name in fields]
+    wanted = {0} if stops is None else {stops} if isinstance(stops, int) else set(stops)
+    assert set(found) == wanted and len(found) == len(wanted)
+    assert 0 not in wanted or found[0] == 0  # the tokenizer's own end
+    assert [fields[f"tokenizer.ggml.add_{name}_token"].contents() for name in ("bos", "eos")] == [False, False]
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert all(types[bpe.convert_tokens_to_ids(token)] == gguf.TokenType.CONTROL for token in bpe.all_special_tokens)
+
+
+def test_a_model_that_stops_at_more_tokens_than_a_file_names_is_refused(bpe, tmp_path):
+    model = model_of("llama", vocab_size=300)
+    model.generation_config.eos_token_id = [0, 5, 6, 7]
+    with pytest.raises(ValueError, match=r"stops at 4 tokens .*leave some out of eos_token_id"):
+        write_gguf(tmp_path / "model.gguf", make_twin(model, "llama"), bpe, "a name")
 
 
 def test_a_relu2_model_goes_into_a_gguf_file_as_arcee_with_llamas_order_of_rows(bpe, tmp_path):

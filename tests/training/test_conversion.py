@@ -609,6 +609,32 @@ def test_a_checkpoint_becomes_one_gguf_file(knobs, bpe, source, out, capsys):
     assert ("loaded again without code of ours: logits equal" in said) == (knobs != RELU2)
 
 
+@pytest.mark.parametrize("name", ["my_model.gguf", "MY.MODEL.GGUF", "not/yet/there/x.gguf"])
+def test_out_with_a_name_of_a_gguf_file_is_that_file(name, bpe, source, tmp_path):
+    written = export(checkpoint=str(checkpoint(source, bpe)), to="gguf", out=str(tmp_path / "made" / name), quiet=True)
+    assert written == tmp_path / "made" / name and written.read_bytes()[:4] == b"GGUF"
+    assert [path.name for path in written.parent.iterdir()] == [written.name]
+    with pytest.raises(InputError, match="is there already"):
+        export(checkpoint=str(source), to="gguf", out=str(written))
+
+
+def test_a_folder_in_the_way_of_a_gguf_file_is_left_and_a_twin_is_no_file(bpe, source, tmp_path):
+    (tmp_path / "x.gguf").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        export(checkpoint=str(checkpoint(source, bpe)), to="gguf", out=str(tmp_path / "x.gguf"))
+    with pytest.raises(InputError, match=r"names a file for llama\.cpp: add --to gguf, or name a folder for qwen3"):
+        export(checkpoint=str(source), to="qwen3", out=str(tmp_path / "y.gguf"))
+    assert not (tmp_path / "y.gguf").exists()
+
+
+def test_a_twin_that_computes_something_else_is_no_file_either(bpe, source, tmp_path, monkeypatch):
+    make_twin = conversion.make_twin
+    monkeypatch.setattr(conversion, "make_twin", lambda *arguments: perturbed(make_twin(*arguments)))
+    with pytest.raises(InputError, match=r"gives other logits, by .* and is not kept"):
+        export(checkpoint=str(checkpoint(source, bpe)), to="gguf", out=str(tmp_path / "x.gguf"))
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_a_twin_loads_where_this_package_is_not(bpe, source, out):
     export(checkpoint=str(checkpoint(source, bpe)), to="qwen3", out=str(out))
     code = (
