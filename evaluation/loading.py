@@ -80,7 +80,8 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
     """
     if is_adapter(source):
         return None
-    return AutoConfig.from_pretrained(str(Path(source).expanduser())).dtype
+    stored: Any = AutoConfig.from_pretrained(str(Path(source).expanduser())).dtype
+    return stored
 
 
 def load_writer(
