@@ -1,7 +1,7 @@
 """A recipe's file: which stages there are, what each depends on, and which of them are already done."""
 
-import hashlib
 import json
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,15 @@ from typing import Any
 
 from groundup import __version__
 from groundup.cli.main import VERBS, find
+from groundup.common.contents import KEPT_APART, content_of, digest, files_of
 from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_write
 from groundup.common.settings import check_names, read_yaml
 
 LEDGER_FILE = "stages.json"
+# Options whose words may also be a pattern of files or a dataset on the Hub, and those that may be a model there.
+DATA_OPTIONS = ("data", "eval_data", "train_data", "predict")
+MODEL_OPTIONS = ("model", "init_from", "tokenizer", "compare_tokenizer", "source", "checkpoint", "adapter", "base")
 DEFAULT_PROMPTS = ("", "The ")
 OPENING = ("name", "stages", "prompts")
 
@@ -98,35 +102,59 @@ def read_recipe(path: Path) -> Recipe:
 class Ledger:
     """What is known of the stages under a folder, kept in `stages.json`: how each was keyed, and what it took.
 
-    A stage's key is a hash of all that decides what it gives: verb, options, the files these name, the keys of the
-    stages it builds on, and this package's version.
+    A stage's key is a hash of all that decides what it gives: verb, options, the content of what these name and of the
+    stages it builds on, and the versions of this package and of Python, of which the built-in corpora are made. A stage
+    is done while its key and what it made are as they were.
     """
 
     def __init__(self, out: Path, smoke: bool):
-        self.path, self.smoke = out / LEDGER_FILE, smoke
+        self.out, self.path, self.smoke = out, out / LEDGER_FILE, smoke
         self._known: dict[str, dict[str, Any]] = {}
+        self._commits: dict[tuple[str, str | None], Any] = {}
         if self.path.is_file():
             self._known = json.loads(self.path.read_text(encoding="utf-8"))
 
     def key(self, stage: Stage) -> str:
         """The key that `stage` has now; those of the stages it names must be done."""
-        inputs = {name: self._identity(value) for name, value in stage.options.items()}
-        built_on = {name: self._known.get(name, {}).get("key") for name in stage.references()}
-        content = json.dumps([stage.verb, inputs, built_on, self.smoke, __version__], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        inputs = {name: self._identity(name, value) for name, value in stage.options.items()}
+        return digest([stage.verb, inputs, self.smoke, __version__, platform.python_version()])
 
-    def _identity(self, value: Any) -> Any:
+    def _identity(self, option: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [self._identity(item) for item in value]
-        path = Path(value) if isinstance(value, str) and value else None
-        if path is not None and path.exists():
-            files = sorted(path.rglob("*")) if path.is_dir() else [path]
-            return [value, *([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
-        return value
+            return [self._identity(option, item) for item in value]
+        if not isinstance(value, str) or not value:
+            return value
+        if value.startswith("{") and "}" in value:
+            name, rest = value[1:].split("}", 1)
+            made = self._known.get(name, {}).get("files")
+            return [value, made if made is None or not rest else content_of(str(self.out / name) + rest)]
+        kind = "dataset" if option in DATA_OPTIONS else "model" if option in MODEL_OPTIONS else None
+        return [value, self._content(value, kind)]
+
+    def _content(self, name: str, kind: str | None) -> Any:
+        """What a name holds. A name on the Hub holds the same for as long as a run takes: it is asked for once."""
+        if (name, kind) in self._commits:
+            return self._commits[name, kind]
+        content = content_of(name, kind)
+        if isinstance(content, str):
+            self._commits[name, kind] = content
+        return content
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether the stage is finished with the key that it has now."""
-        return self._known.get(stage.name, {}).get("key") == self.key(stage)
+        """Whether the stage is finished with the key that it has now, and what it made lies there unchanged."""
+        return self._known.get(stage.name, {}).get("key") == self.key(stage) and self.changed(stage) is None
+
+    def changed(self, stage: Stage) -> str | None:
+        """The first file of a finished stage that is gone or holds something else than it left, None if there is none.
+
+        Files that came later change nothing.
+        """
+        made = self._known.get(stage.name, {}).get("files")
+        now = self._made(stage) if made else {}
+        return next((name for name, content in (made or {}).items() if now.get(name) != content), None)
+
+    def _made(self, stage: Stage) -> dict[str, str]:
+        return files_of(self.out / stage.name, KEPT_APART)
 
     def has_begun(self, stage: Stage) -> bool:
         """Whether the stage was begun with the key that it has now, and not finished."""
@@ -141,8 +169,9 @@ class Ledger:
         self._note(stage, {"begun": self.key(stage)})
 
     def finish(self, stage: Stage, seconds: float) -> None:
-        """Note that the stage is done."""
-        self._note(stage, {"key": self.key(stage), "seconds": round(seconds, 1)})
+        """Note that the stage is done and what it made; its key stays that with which it began."""
+        key = self._known[stage.name]["begun"]
+        self._note(stage, {"key": key, "seconds": round(seconds, 1), "files": self._made(stage)})
 
     def _note(self, stage: Stage, values: dict[str, Any]) -> None:
         self._known[stage.name] = values

@@ -11,14 +11,12 @@ from pathlib import Path
 from rich.table import Table
 
 from groundup.cli.main import VERBS, find
-from groundup.cli.recipe import Ledger, Recipe, Stage, find_recipe, read_recipe
+from groundup.cli.recipe import DATA_OPTIONS, Ledger, Recipe, Stage, find_recipe, read_recipe
 from groundup.cli.settings import RunSettings
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.settings import verb
-
-FILE_OPTIONS = ("data", "eval_data", "train_data", "predict")
 
 
 @verb(RunSettings)
@@ -42,7 +40,8 @@ def run(settings: RunSettings) -> Path:
         if ledger.is_done(stage):
             say(f"{place}: nothing has changed, kept")
             continue
-        say(place)
+        gone = ledger.changed(stage)
+        say(f"{place}: its {gone} is not what it made: done again" if gone else place)
         _do(stage, out, ledger, settings)
     console.quiet = settings.quiet
     from groundup.cli.chain_report import show
@@ -57,7 +56,7 @@ def _check_files(recipe: Recipe, ledger: Ledger) -> None:
 
     for stage in recipe.stages:
         if not ledger.is_done(stage):
-            options = (stage.options.get(name) or [] for name in FILE_OPTIONS)
+            options = (stage.options.get(name) or [] for name in DATA_OPTIONS)
             items = [item for value in options for item in (value if isinstance(value, list) else [value])]
             try:
                 check_exists([item for item in items if not item.startswith("{")])

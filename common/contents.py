@@ -1,0 +1,128 @@
+"""What a name stands for, by its content: the key under which something made from it may be used again.
+
+Sizes and times of files say nothing certain, so every file is read: a gigabyte takes a second or two.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from groundup.common.files import sha256_of
+
+KEPT_APART = ("checkpoints", "work")  # folders in a run's folder that are needed to go on with it alone
+_ADAPTER, _BASE = "adapter_config.json", "base_model_name_or_path"
+_HUB_SECONDS = 10
+
+
+def digest(value: Any) -> str:
+    """The sha256 of a value that JSON can write."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files_of(folder: Path, without: Collection[str] = ()) -> dict[str, str]:
+    """The sha256 of every file under a folder, links followed, by its name below it; hidden ones are left out.
+
+    `without` are names of folders right under it to leave out.
+    """
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in _walk(folder, without)}
+
+
+def content_of(name: str, kind: str | None = None) -> Any:
+    """What a file, a folder, a pattern or a name on the Hub holds now, in types that JSON has; None for anything else.
+
+    `kind` is "dataset" where the name may be a pattern or a dataset on the Hub, "model" where it may be a model there.
+    A name on the Hub holds a commit: the newest, or offline the one in the cache. An adapter's folder holds its base as
+    well, and a YAML file the files that it names.
+    """
+    if (place := _here(name)) is not None and place.is_dir():
+        return files_of(place, () if kind == "dataset" else KEPT_APART) | _base_of(place)
+    if place is not None:
+        return [_sha256(place), *_named_in(place)]
+    if kind == "dataset":
+        found = sorted(glob.glob(str(_home(name)), recursive=True))  # noqa: PTH207 (pathlib's takes no absolute pattern)
+        if found or "/" not in name:
+            return {item: content_of(item, kind) for item in found}
+    return _commit_of(name, kind) if kind else None
+
+
+def _walk(folder: Path, without: Collection[str]) -> Iterator[Path]:
+    seen = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(place)
+        apart = without if Path(root) == folder else ()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in apart)
+        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _sha256(path: Path) -> str:
+    """The sha256 of a file; of what cannot be read, why, which is no sha256."""
+    try:
+        return sha256_of(path) if path.is_file() else "no file"
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _home(name: str) -> Path:
+    """A path with its ~ spelt out, where there is such a home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def _here(name: str) -> Path | None:
+    """The file or folder of that name, None where there is none, or where no file can be called so."""
+    try:
+        return place if (place := _home(name)).exists() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _base_of(folder: Path) -> dict[str, Any]:
+    """The content of the base that an adapter's folder names; empty for a folder that is none."""
+    try:
+        base = str(json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))[_BASE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    place = _here(base)
+    return {_BASE: _commit_of(base, "model") if place is None else files_of(place, KEPT_APART)}
+
+
+def _named_in(path: Path) -> Iterator[Any]:
+    """The content of the files that a YAML file names, from here or from its folder, and of the programs beside it."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return
+    try:
+        events = yaml.parse(path.read_text(encoding="utf-8"))
+        scalars = [event for event in events if isinstance(event, yaml.ScalarEvent)]
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if any(event.tag == "!function" for event in scalars):  # lm-eval's, of a program in the same folder
+        yield {program.name: _sha256(program) for program in sorted(path.parent.glob("*.py"))}
+    for name in sorted({event.value for event in scalars} - {""}):
+        for place in (_here(name), _here(str(path.parent / name))):
+            if place is not None and place.is_file() and not place.samefile(path):
+                yield [name, _sha256(place)]
+
+
+def _commit_of(name: str, kind: str) -> str | None:
+    """The commit that a name on the Hub stands for, None where neither the Hub nor its cache knows it."""
+    from huggingface_hub import HfApi, constants  # a second that a recipe of files alone need not wait for
+    from huggingface_hub.file_download import repo_folder_name
+
+    name = name.split(":")[0]
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
+        return info.sha
+    except Exception:  # unreachable, or no such name: whoever reads it will say so
+        ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / "main"
+        return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None
