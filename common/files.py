@@ -1,6 +1,7 @@
 """Files that are whole or not there: written beside their place, synced, then renamed."""
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -110,13 +111,37 @@ def sha256_of(path: Path) -> str:
 def output_folder(out: str | None, verb: str, name: str) -> Path:
     """The folder that a verb writes to: `out`, or the first free `runs/VERB-NAME[-N]`. It is not made yet."""
     if out:
-        return Path(out).expanduser()
+        return user_path(out)
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip("-.") or "run"
     candidates = (Path("runs") / f"{verb}-{plain}{f'-{number}' if number else ''}" for number in itertools.count())
     return next(path for path in candidates if not path.exists())
 
 
+def user_path(text: str | Path) -> Path:
+    """The path that a person means: the text as it stands where something lies there, else with `~` for a home.
+
+    Raises `InputError` for what cannot be a path at all: a name that is too long, or one with a NUL.
+    """
+    path = Path(text)
+    if not os.path.lexists(path):
+        with contextlib.suppress(RuntimeError):  # ~nobody/x
+            path = path.expanduser()
+    try:
+        path.lstat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            why = "is longer than a name can be" if isinstance(error, OSError) else "holds a NUL"
+            raise InputError(f"{printable(str(text))[:60]!r}… is the name of no file: it {why}") from error
+    return path
+
+
+def printable(name: str) -> str:
+    """A name as it can stand in one line of a message or a recipe: no line ends, no bytes that are not UTF-8."""
+    text = os.fsencode(name).decode(errors="replace") if not name.isascii() else name
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def public_name(source: str) -> str:
     """A name that says no more of a path than its last part; a name on the Hub stays whole."""
-    path = Path(source).expanduser()
-    return path.resolve().name if path.exists() or path.is_absolute() else source
+    path = user_path(source)
+    return printable(path.resolve().name if path.exists() or path.is_absolute() else source)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,6 +20,7 @@ from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.data import instruction_tasks
 from groundup.data.sources import load_tables
+from groundup.data.tables import ArrowTable, Table
 from groundup.data.windows import IGNORED
 from groundup.tokenization.chat import ChatEncoder, Message
 
@@ -91,7 +91,7 @@ def load_conversations(
     tables, sources = [], []
     for item in data:
         if instruction_tasks.is_tasks(item):
-            tables.append((item, instruction_tasks.load(item, held_out)))
+            tables.append((item, ArrowTable.of(instruction_tasks.load(item, held_out), item)))
             sources.append({"name": item, "rows": len(tables[-1][1])})
         else:
             found, rows = load_tables([item])
@@ -111,10 +111,10 @@ def load_conversations(
     return conversations, counts, sources
 
 
-def _messages_of(table: datasets.Dataset, name: str, joint: str) -> Iterator[tuple[int, list[Message], str]]:
+def _messages_of(table: Table, name: str, joint: str) -> Iterator[tuple[int, list[Message], str]]:
     """The rows' messages, numbered from 1. Raises `InputError` for columns of no known form."""
     columns = set(table.column_names)
-    for number, row in enumerate(_plain_rows(table), 1):
+    for number, row in table.numbered():
         family = str(row.get("family") or "")
         if "messages" in columns:
             yield number, row["messages"] or [], family
@@ -126,11 +126,6 @@ def _messages_of(table: datasets.Dataset, name: str, joint: str) -> Iterator[tup
             yield number, _turn("user", asked) + _turn("assistant", row["output"]), family
         else:
             raise InputError(f"{name} has the columns {', '.join(table.column_names)}: rows need {_FORMS}")
-
-
-def _plain_rows(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
-    batches: Any = table.with_format("arrow").iter(batch_size=1000)
-    return itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
 
 
 def _turn(role: str, content: Any) -> list[Message]:

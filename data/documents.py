@@ -98,7 +98,7 @@ class Documents:
         """The column `text` of a dataset as documents; documents as they are."""
         if isinstance(documents, Documents):
             return documents
-        from groundup.data.tables import Rows  # pyarrow, which a process that only reads shards need not load
+        from groundup.data.stored_texts import Rows  # pyarrow, which a process that only reads shards need not load
 
         rows: Any = Rows.of(documents, "text")
         return cls([rows])

@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, near
+from groundup.common.errors import InputError
 from groundup.data import labelled_tasks
 from groundup.data.example_rows import same_text
-from groundup.data.readers import TEXT_KINDS, check_text, read_rows
-from groundup.data.sources import Source, find_files, find_text_column, is_hub_name, load_tables
+from groundup.data.readers import TEXT_KINDS, check_text
+from groundup.data.sources import Source, find_files, is_hub_name, load_tables
+from groundup.data.tables import ArrowTable, Table, check_column, texts_of
+from groundup.data.text_columns import find_text_column
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
 MOST_LABELS = 1000
@@ -88,19 +90,19 @@ def load_texts(data: str, text_column: str | None) -> list[str]:
     Raises `InputError` for what cannot be read, and for a table without the column that is named.
     """
     if is_hub_name(data):
-        return [text for name, table in load_tables([data])[0] for text in _texts_of(table, text_column, name)]
+        return [text for _, table in load_tables([data])[0] for text in _texts_of(table, text_column)]
     texts: list[str] = []
     for source in find_files(data):
         if source.kind in TEXT_KINDS:
             texts += _lines(source)
         else:
-            texts += _texts_of(read_rows(source.plain, source.kind, source.name), text_column, source.name)
+            texts += _texts_of(source.table(), text_column)
     return texts
 
 
-def _texts_of(table: datasets.Dataset, text_column: str | None, name: str) -> list[str]:
-    _check_named("--text-column", text_column, table, name)
-    return [text or "" for text in _words(table, text_column or find_text_column(table, name), name)]
+def _texts_of(table: Table, text_column: str | None) -> list[str]:
+    check_column("--text-column", text_column, table)
+    return [text or "" for text in texts_of(table, text_column or find_text_column(table))]
 
 
 def _lines(source: Source) -> list[str]:
@@ -115,24 +117,22 @@ def _lines(source: Source) -> list[str]:
 # Tables
 
 
-def _tables(item: str, held_out: bool) -> list[tuple[str, datasets.Dataset, dict[str, Any]]]:
+def _tables(item: str, held_out: bool) -> list[tuple[str, Table, dict[str, Any]]]:
     """The tables that a name leads to: the name of each, its rows, and where they come from."""
     if item == labelled_tasks.LIBRARY_AREAS:
-        return [(item, labelled_tasks.library_areas()["test" if held_out else "train"], labelled_tasks.source())]
+        rows = labelled_tasks.library_areas()["test" if held_out else "train"]
+        return [(item, ArrowTable.of(rows, item), labelled_tasks.source())]
     if is_hub_name(item):
         tables, rows = load_tables([item])
         return [(name, table, row) for (name, table), row in zip(tables, rows)]
     found = []
     for source in find_files(item):
-        row = {"name": source.name, "bytes": source.path.stat().st_size, "sha256": source.sha256}
-        if source.kind in TEXT_KINDS:
-            found.append((source.name, _table_of_lines(source), row))
-        else:
-            found.append((source.name, read_rows(source.plain, source.kind, source.name), row))
+        table = _table_of_lines(source) if source.kind in TEXT_KINDS else source.table()
+        found.append((source.name, table, source.row()))
     return found
 
 
-def _table_of_lines(source: Source) -> datasets.Dataset:
+def _table_of_lines(source: Source) -> Table:
     """Lines of two fields with a tab between them, no header and no quoting: the labels are the fewer of the two."""
     rows = {number: line.split("\t") for number, line in enumerate(_lines(source), 1) if line.strip()}
     bad = next((number for number, fields in rows.items() if len(fields) != 2), None)
@@ -143,38 +143,33 @@ def _table_of_lines(source: Source) -> datasets.Dataset:
         )
     first, second = (list(fields) for fields in zip(*rows.values()))
     label, text = (first, second) if len(set(first)) <= len(set(second)) else (second, first)
-    return datasets.Dataset.from_dict({"label": label, "text": text})
+    return ArrowTable.of(datasets.Dataset.from_dict({"label": label, "text": text}), source.name)
 
 
-def find_columns(table: datasets.Dataset, given: Columns, name: str, like: Columns | None = None) -> Columns:
+def find_columns(table: Table, given: Columns, name: str, like: Columns | None = None) -> Columns:
     """The columns of text and label: those given, else those of `like`, else with a usual name, else by what they hold.
 
     Where no name helps, a table of two columns has its label in the one with fewer different values. Raises
     `InputError`, naming the columns there are, when it is not clear.
     """
     columns = table.column_names
-    _check_named("--text-column", given.text, table, name)
-    _check_named("--label-column", given.label, table, name)
+    check_column("--text-column", given.text, table)
+    check_column("--label-column", given.label, table)
     if like is not None:
         both = Columns(given.text or like.text, given.label or like.label)
         if {both.text, both.label} <= set(columns):
             return both
+    if given == Columns() and table.doubt:
+        raise InputError(table.doubt)
     label = given.label or _usual_label(columns, given.text)
     if label is None and len(columns) == 2:
         label = _label_by_content(table, given.text, name)
     if label is None:
         raise InputError(f"which column of {name} holds the label? It has {', '.join(columns)}: give --label-column")
-    text = given.text or find_text_column(table.remove_columns([label]), name)
+    text = given.text or find_text_column(table, without=[label])
     if text == label:
         raise InputError(f"--text-column and --label-column are both {text!r}: name two")
     return Columns(text, label)
-
-
-def _check_named(option: str, column: str | None, table: datasets.Dataset, name: str) -> None:
-    """Raise `InputError` where a table has not the column that the user named."""
-    columns = table.column_names
-    if column is not None and column not in columns:
-        raise InputError(f"{option} {column!r}{near(column, columns)}: {name} has {', '.join(columns)}")
 
 
 def _usual_label(columns: Sequence[str], text: str | None) -> str | None:
@@ -182,12 +177,12 @@ def _usual_label(columns: Sequence[str], text: str | None) -> str | None:
     return next((lowered[usual] for usual in LABEL_COLUMNS if usual in lowered), None)
 
 
-def _label_by_content(table: datasets.Dataset, text: str | None, name: str) -> str:
+def _label_by_content(table: Table, text: str | None, name: str) -> str:
     """Of two columns the one with fewer different values, or the one that is not named as the text.
 
     Raises `InputError` where the header of a table, none of whose columns the user named, looks like a row.
     """
-    values = {column: set(_words(table, column, name)) for column in table.column_names if column != text}
+    values = {column: set(texts_of(table, column)) for column in table.column_names if column != text}
     label = min(values, key=lambda column: len(values[column]))
     if text is None and label in values[label]:
         raise InputError(
@@ -197,8 +192,10 @@ def _label_by_content(table: datasets.Dataset, text: str | None, name: str) -> s
     return label
 
 
-def _examples_of(table: datasets.Dataset, columns: Columns, name: str) -> Examples:
-    texts, labels = (_words(table, column or "", name) for column in (columns.text, columns.label))
+def _examples_of(table: Table, columns: Columns, name: str) -> Examples:
+    texts, labels = (texts_of(table, column or "") for column in (columns.text, columns.label))
+    # A table with gaps stores 1 as 1.0, and its rows without gaps stand in another file.
+    labels = [re.sub(r"^(-?\d+)\.0$", r"\1", label) if label is not None else None for label in labels]
     rows = [(text or "", label.strip()) for text, label in zip(texts, labels) if label is not None and label.strip()]
     if len(rows) < len(table):
         say(f"{name}: {len(table) - len(rows):,} of {len(table):,} rows have no label and are left out")
@@ -209,24 +206,6 @@ def _examples_of(table: datasets.Dataset, columns: Columns, name: str) -> Exampl
             "these are no classes, give --label-column"
         )
     return Examples([text for text, _ in rows], [label for _, label in rows])
-
-
-def _words(table: datasets.Dataset, column: str, name: str) -> list[str | None]:
-    """The values of a column as they are written, None for a gap. Raises `InputError` where one is a list or the like.
-
-    A class of the Hub is its name, and -1 a gap: its test sets do not tell them. 1.0, as a table with gaps stores 1, is
-    1 again.
-    """
-    values, kind = list(table[column]), table.features[column]
-    if any(isinstance(value, list | dict) for value in values):
-        raise InputError(f"column {column!r} of {name} holds no single value a row")
-    if isinstance(kind, datasets.ClassLabel):
-        return [None if value in (None, -1) else kind.names[value] for value in values]
-    return [None if value is None else _written(value) for value in values]
-
-
-def _written(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """One file to text or to a table of rows: what kinds there are, how they are unpacked, what is wrong with them.
 
-What is unpacked, and the tables that `datasets` makes, land in its cache, named by content, so that a changed file is
-never mistaken for its old self and nothing is written into the user's folder.
+What is unpacked lands in the cache of `datasets`, named by content, so that a changed file is never mistaken for its
+old self and nothing is written into the user's folder. No file is given to `datasets` to load: its cache goes by path
+and time, it takes a name with brackets or `::` for a pattern or an address, and it decides on the types of a column.
 """
 
 import bz2
@@ -9,22 +10,27 @@ import codecs
 import contextlib
 import errno
 import gzip
+import hashlib
 import lzma
 import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import datasets
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.utils import logging as hub_logging
 
-from groundup.common.errors import InputError, is_disk_full
-from groundup.common.files import atomic_folder
+from groundup.common.console import say
+from groundup.common.errors import InputError
+from groundup.common.files import atomic_folder, sha256_of
+from groundup.data.csv_rows import find_form, read_csv
+from groundup.data.json_rows import read_json
+from groundup.data.tables import ArrowTable, FileTable, Table
 
 TEXT_KINDS = (".txt", ".text", ".md", ".rst")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -99,28 +105,63 @@ def check_text(path: Path, name: str) -> None:
         raise InputError(f"{name} ends within a character (byte {offset:,}): it is not whole UTF-8 text")
 
 
-def read_rows(path: Path, kind: str, name: str) -> datasets.Dataset:
-    """Read a JSON, CSV, TSV or Parquet file (`kind`) as rows with all their columns; `name` is for messages.
+def open_table(path: Path, kind: str, name: str, sha256: str) -> Table:
+    """A JSON, CSV, TSV or Parquet file (`kind`) as a table; `name` is for messages, `sha256` that of the content.
 
-    Columns of CSV and TSV are strings as written: `NA` and `007` stay what they are. Raises `InputError` for a file
-    that is empty or not what its name says.
+    Raises `InputError` for a file that is empty or not what its name says.
     """
     if path.stat().st_size == 0:
         raise InputError(f"{name} is empty: it has no rows")
-    loader, options = "json", {"parse_agent_traces": False}
+    if kind == ".parquet":
+        return _parquet_table(path, name, sha256)
+    check_text(path, name)
+    if kind in (".csv", ".tsv"):
+        form = find_form(path, kind, name)
+        return FileTable(name, partial(read_csv, path, form), f"{sha256}{kind}", form.doubt)
+    table = FileTable(name, partial(read_json, path, kind, name), f"{sha256}{kind}")
+    if not len(table):
+        raise InputError(f"{name} is empty: it has no rows")
+    return table
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    )
+
+
+def open_saved_dataset(folder: Path, name: str) -> tuple[ArrowTable, list[Path]]:
+    """What `save_to_disk` of `datasets` wrote as a table, and its files. Of several splits it is `train`.
+
+    Raises `InputError` for a folder that is not whole, and for splits none of which is `train`.
+    """
     try:
-        if kind == ".parquet":
-            loader, options = "parquet", {}
-        elif kind in (".csv", ".tsv"):
-            loader, options = "csv", _csv_options(path, "\t" if kind == ".tsv" else ",")
         with quiet_datasets():
-            return datasets.load_dataset(loader, data_files=str(path), split="train", **options)  # type: ignore
-    except (datasets.exceptions.DatasetGenerationError, ValueError, pa.ArrowException) as error:
-        if is_disk_full(error):
-            raise
-        cause = error.__cause__ or error
-        reason = "it has no rows" if "no data" in str(cause) else (str(cause) or type(cause).__name__).splitlines()[0]
-        raise InputError(f"cannot read {name} as {kind}: {reason}") from error
+            saved = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot read the saved dataset {name}: {reason}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        splits = [str(split) for split in saved]
+        if "train" not in splits and len(splits) != 1:
+            raise InputError(f"{name} has the splits {', '.join(splits)}: give the folder of one of them")
+        split = "train" if "train" in splits else splits[0]
+        if others := [other for other in splits if other != split]:
+            say(f"{name}: the split {split} is read, not {', '.join(others)}")
+        saved = saved[split]
+    files = [Path(entry["filename"]) for entry in saved.cache_files]
+    sha256 = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+    return ArrowTable.stored(saved, name, sha256), files
+
+
+def _parquet_table(path: Path, name: str, sha256: str) -> ArrowTable:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, length = file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+    return ArrowTable(name, schema, length, partial(read_parquet_batches, path, name), sha256)
 
 
 def read_parquet_batches(path: Path, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -133,23 +174,6 @@ def read_parquet_batches(path: Path, name: str, columns: list[str] | None = None
             yield from file.iter_batches(_PARQUET_ROWS, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
-
-
-def parquet_head(path: Path, name: str) -> datasets.Dataset:
-    """The first rows of a Parquet file with all their columns, to look at what they are. Raises `InputError`."""
-    for batch in read_parquet_batches(path, name):
-        return datasets.Dataset(pa.Table.from_batches([batch]))
-    return datasets.Dataset(pq.read_schema(path).empty_table())
-
-
-def _csv_options(path: Path, separator: str) -> dict[str, Any]:
-    head = pd.read_csv(path, sep=separator, nrows=1, dtype=str, na_filter=False, encoding="utf-8-sig")
-    if not isinstance(
-        head.index, pd.RangeIndex
-    ):  # pandas would take the first column for row names, and shift the rest
-        raise ValueError("the first row has more fields than the header; a text that holds a separator needs quotes")
-    features = datasets.Features({str(column): datasets.Value("string") for column in head.columns})
-    return {"sep": separator, "na_filter": False, "encoding": "utf-8-sig", "features": features}
 
 
 @contextlib.contextmanager

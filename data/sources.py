@@ -7,10 +7,10 @@ Documents stay documents: a text file is one, a row is one. The order is that of
 
 import codecs
 import dataclasses
-import glob
+import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, is_disk_full, near
-from groundup.common.files import sha256_of
+from groundup.common.errors import InputError, is_disk_full
+from groundup.common.files import printable, sha256_of, user_path
 from groundup.data import python_docs
-from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Texts, blocks, stretch
+from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Part, Texts, blocks, stretch
+from groundup.data.listing import Named, list_files, list_folder
 from groundup.data.parts import Share
 from groundup.data.readers import (
     PACKINGS,
@@ -32,32 +33,45 @@ from groundup.data.readers import (
     TEXT_KINDS,
     check_text,
     kind_of,
-    parquet_head,
+    open_saved_dataset,
+    open_table,
     quiet_datasets,
-    read_parquet_batches,
-    read_rows,
     unpack,
 )
-from groundup.data.tables import Rows
+from groundup.data.tables import ArrowTable, Table
+from groundup.data.text_columns import say_columns, text_documents
 
 PYTHON_DOCS = "python-docs"
 BUILT_IN = (PYTHON_DOCS, "library-areas", "instruction-tasks")  # names that stand for no file
 
-TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")
-
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+){0,2}")
 FEW_DOCUMENTS = 10
+SAVED = "saved dataset"  # a folder that `save_to_disk` of `datasets` wrote
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One file that `--data` led to."""
+    """One file that `--data` led to, or one folder of a saved dataset."""
 
     path: Path
     name: str  # below the folder given, for messages and recipes: never an absolute path
-    kind: str  # one of TEXT_KINDS or ROW_KINDS
+    kind: str  # one of TEXT_KINDS or ROW_KINDS, or SAVED
     plain: Path  # where its content lies without compression
     sha256: str  # of the file as it is, compressed or not
+    content: str  # the same of a member of an archive, where it is one
+
+    def table(self) -> Table:
+        """Its rows. Raises `InputError` for a text file, which has no columns, and for one that cannot be read."""
+        if self.kind == SAVED:
+            return open_saved_dataset(self.plain, self.name)[0]
+        if self.kind not in ROW_KINDS:
+            raise InputError(f"{self.name} is text without columns: give {', '.join(ROW_KINDS)}")
+        return open_table(self.plain, self.kind, self.name, self.content)
+
+    def row(self) -> dict[str, Any]:
+        """What a recipe keeps of it."""
+        files = open_saved_dataset(self.plain, self.name)[1] if self.kind == SAVED else [self.path]
+        return {"name": self.name, "bytes": sum(file.stat().st_size for file in files), "sha256": self.sha256}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,24 +116,22 @@ def load_documents(data: Sequence[str], text_column: str | None = None) -> Docum
     return _read(data, text_column)[0]
 
 
-def load_tables(data: Sequence[str]) -> tuple[list[tuple[str, datasets.Dataset]], list[dict[str, Any]]]:
-    """Read files or Hub datasets as tables with all their columns: (name, rows) of each, and where they came from.
+def load_tables(data: Sequence[str]) -> tuple[list[tuple[str, Table]], list[dict[str, Any]]]:
+    """Open files, saved or Hub datasets as tables with all their columns: (name, table) of each, and their origin.
 
     Raises `InputError` for what cannot be read, and for text files, which have no columns.
     """
-    tables, rows = [], []
+    tables: list[tuple[str, Table]] = []
+    rows = []
     for item in data:
         if is_hub_name(item):
-            dataset, row = _load_hub(item)
-            tables.append((item, dataset))
+            table, row = _load_hub(item)
+            tables.append((item, table))
             rows.append(row)
-            continue
-        sources = find_files(item)
-        for source in sources:
-            if source.kind not in ROW_KINDS:
-                raise InputError(f"{source.name} is text without columns: give {', '.join(ROW_KINDS)}")
-            tables.append((source.name, read_rows(source.plain, source.kind, source.name)))
-        rows.extend(_file_rows(sources))
+        else:
+            sources = find_files(item)
+            tables.extend((source.name, source.table()) for source in sources)
+            rows.extend(_file_rows(sources))
     return tables, rows
 
 
@@ -149,53 +161,21 @@ def find_files(item: str) -> list[Source]:
 
     In a folder, and for a glob that leaves the ending open, files of other kinds are passed over and counted.
     """
-    return [source for path, name in _list_files(item) for source in _open(path, name)]
+    return [source for path, name in list_files(item) for source in _open(path, name)]
 
 
 def check_exists(data: Sequence[str]) -> None:
     """Raise `InputError` now for a file that cannot be found when it is to be read; nothing is read."""
     for item in data:
         if item.split(":")[0] not in BUILT_IN and not is_hub_name(item):
-            _list_files(item)
-
-
-def _list_files(item: str) -> list[tuple[Path, str]]:
-    """The files that `find_files` opens, each with its name below the folder that was given."""
-    path = Path(item).expanduser()
-    if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file, path)]
-        return _readable(item, found, path)
-    if path.is_file():
-        return [(path, path.name)]
-    if glob.has_magic(item):
-        # pathlib's own takes no absolute pattern.
-        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        found = [match for match in matches if match.is_file()]
-        if found and path.suffix and not glob.has_magic(path.suffix):
-            return [(file, file.name) for file in found]
-        return _readable(item, found, None)
-    folder = path.parent
-    known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    raise InputError(f"no file or folder {item}{near(path.name, known)}: give --data a file, folder, glob or Hub name")
-
-
-def _is_hidden(file: Path, folder: Path) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
-
-
-def _readable(item: str, found: list[Path], folder: Path | None) -> list[tuple[Path, str]]:
-    known = [file for file in found if kind_of(file)]
-    if not known:
-        raise InputError(f"{item} holds no file to read: {', '.join(TEXT_KINDS + ROW_KINDS)}, or one of them packed")
-    if len(known) < len(found):
-        endings = sorted({file.suffix or "no ending" for file in set(found) - set(known)})
-        count = len(found) - len(known)
-        say(f"{item}: passed over {count} of {len(found)} files by their kind ({', '.join(endings[:8])})")
-    return [(file, file.relative_to(folder).as_posix() if folder else file.name) for file in known]
+            list_files(item)
 
 
 def _open(path: Path, name: str) -> list[Source]:
     """The source a file is, or the sources within a .zip; a file of unknown kind counts as text."""
+    if path.is_dir():
+        sha256 = open_saved_dataset(path, name)[0].content or ""
+        return [Source(path, name, SAVED, path, sha256, sha256)]
     try:
         sha256 = sha256_of(path)
         plain = unpack(path, sha256)
@@ -204,10 +184,9 @@ def _open(path: Path, name: str) -> list[Source]:
             raise
         raise InputError(f"cannot read {name}: {error.strerror or error}") from error
     if plain.is_dir():
-        members = [member for member in sorted(plain.rglob("*")) if member.is_file() and not _is_hidden(member, plain)]
-        inner = [source for file, below in _readable(name, members, plain) for source in _open(file, below)]
+        inner = [source for file, below in list_folder(plain, name) for source in _open(file, below)]
         return [dataclasses.replace(source, path=path, name=f"{name}/{source.name}", sha256=sha256) for source in inner]
-    return [Source(path, name, kind_of(path) or ".txt", plain, sha256)]
+    return [Source(path, name, kind_of(path) or ".txt", plain, sha256, sha256)]
 
 
 def _read(
@@ -219,87 +198,52 @@ def _read(
     """
     if not data:
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or python-docs")
-    listed: list[str | tuple[Path, str]] = []
+    listed: list[str | Named] = []
     for item in data:
-        listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else _list_files(item))
+        listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else list_files(item))
     of_files = share is not None and len(listed) >= share.count
-    parts, rows = [], []
+    parts: list[Part] = []
+    rows = []
     for entry in share.of(listed) if share is not None and of_files else listed:
         if entry == PYTHON_DOCS:
             parts.append(Documents.of(python_docs.load()["validation"]))
             rows.append(python_docs.source())
         elif isinstance(entry, str):
-            dataset, row = _load_hub(entry)
-            parts.append(Rows.loaded(dataset, _column_of(dataset, text_column, entry)))
-            rows.append(row)
+            table, row = _load_hub(entry)
+            part, columns = text_documents(table, text_column)
+            parts.append(part)
+            rows.append(row | columns)
         else:
             sources = _open(*entry)
-            parts.extend(_read_files(sources, text_column))
-            rows.extend(_file_rows(sources))
+            found = [_read_file(source, text_column) for source in sources]
+            parts.extend(part for part, _ in found)
+            rows.extend(_file_rows(sources, [columns for _, columns in found]))
+    say_columns(rows)
     documents = Documents(parts)
     if len(documents) == 0:
         raise InputError(f"no text in {', '.join(data)}: every document there is empty")
     return documents if share is None or of_files else share.of(documents), rows
 
 
-def _read_files(sources: list[Source], text_column: str | None) -> Iterator[Rows | Texts]:
-    for source in sources:
-        if source.kind in TEXT_KINDS:
-            check_text(source.plain, source.name)
-            with source.plain.open("rb") as file:
-                mark = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
-            yield Texts([FileText(source.plain, mark, source.plain.stat().st_size)])
-        elif source.kind == ".parquet":
-            column = _column_of(parquet_head(source.plain, source.name), text_column, source.name)
-            tables = partial(read_parquet_batches, source.plain, source.name, [column])
-            yield Rows(tables, column, with_text_only=True)
-        else:
-            dataset = read_rows(source.plain, source.kind, source.name)
-            yield Rows.loaded(dataset, _column_of(dataset, text_column, source.name))
+def _read_file(source: Source, text_column: str | None) -> tuple[Part, dict[str, Any]]:
+    """The documents of a file, and which of its columns they are."""
+    if source.kind not in TEXT_KINDS:
+        return text_documents(source.table(), text_column)
+    check_text(source.plain, source.name)
+    with source.plain.open("rb") as file:
+        mark = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+    return Texts([FileText(source.plain, mark, source.plain.stat().st_size)]), {}
 
 
-def _file_rows(sources: list[Source]) -> list[dict[str, Any]]:
-    """A row for each file on the user's disk; the members of a .zip are one file."""
-    rows = {}
-    for source in sources:
-        name = source.name if source.path.suffix.lower() != ".zip" else source.path.name
-        rows[source.path] = {"name": name, "bytes": source.path.stat().st_size, "sha256": source.sha256}
+def _file_rows(sources: list[Source], columns: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """A row for each file on the user's disk, with the columns read of it; the members of a .zip are one file."""
+    rows: dict[Path, dict[str, Any]] = {}
+    for source, read in itertools.zip_longest(sources, columns, fillvalue={}):
+        row = source.row()
+        if source.path.suffix.lower() == ".zip":
+            row["name"] = printable(source.path.name)
+        rows[source.path] = rows.get(source.path, {}) | row | read
     return list(rows.values())
-
-
-def _column_of(dataset: datasets.Dataset, text_column: str | None, name: str) -> str:
-    """The column with the text: the one that was named, if it is there and holds strings, else the one found."""
-    column = text_column or find_text_column(dataset, name)
-    if column not in dataset.column_names:
-        raise InputError(f"{name} has no column {column!r}{near(column, dataset.column_names)}: {_columns(dataset)}")
-    if not _is_string(dataset, column):
-        raise InputError(f"column {column!r} of {name} holds no text: {_columns(dataset)}")
-    return column
-
-
-def find_text_column(dataset: datasets.Dataset, name: str) -> str:
-    """The column that holds the text: by its usual names, else the only one of strings, else the longest on average.
-
-    Raises `InputError` when no column holds strings; `name` stands in the message.
-    """
-    strings = [column for column in dataset.column_names if _is_string(dataset, column)]
-    if not strings:
-        raise InputError(f"{name} has no column of text: {_columns(dataset)}")
-    lowered = {column.lower(): column for column in reversed(strings)}
-    for usual in TEXT_COLUMNS:
-        if usual in lowered:
-            return lowered[usual]
-    sample: Any = dataset.select_columns(strings).select(range(min(1000, len(dataset)))).to_dict()
-    return max(strings, key=lambda column: sum(len(text or "") for text in sample[column]))
-
-
-def _columns(dataset: datasets.Dataset) -> str:
-    columns = (f"{column} ({getattr(kind, 'dtype', 'nested')})" for column, kind in dataset.features.items())
-    return f"it has {', '.join(columns)}"
-
-
-def _is_string(dataset: datasets.Dataset, column: str) -> bool:
-    return getattr(dataset.features[column], "dtype", None) in ("string", "large_string", "string_view")
 
 
 def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents, Documents]:
@@ -341,25 +285,27 @@ def _character_begins(content: bytes | memoryview) -> npt.NDArray[np.bool_]:
 
 def is_hub_name(item: str) -> bool:
     """`owner/name`, unless a file is meant: something lies there, its folder exists or its ending is a file's."""
-    path = Path(item).expanduser()
-    if path.exists() or path.parent.is_dir() or not _HUB_NAME.fullmatch(item):
+    if item in BUILT_IN:
+        return False
+    path = user_path(item)
+    if os.path.lexists(path) or path.parent.is_dir() or not _HUB_NAME.fullmatch(item):
         return False
     return path.suffix.lower() not in TEXT_KINDS + ROW_KINDS + PACKINGS
 
 
-def _load_hub(item: str) -> tuple[datasets.Dataset, dict[str, Any]]:
+def _load_hub(item: str) -> tuple[Table, dict[str, Any]]:
     """Load `owner/name`, `owner/name:split` or `owner/name:config:split`; the split is `train` unless named."""
     name, *rest = item.split(":")
     config, split = rest[0] if len(rest) == 2 else None, rest[-1] if rest else "train"
     try:
         _ask_hub(name)
         with quiet_datasets():
-            dataset = datasets.load_dataset(name, config, split=split)
+            dataset: Any = datasets.load_dataset(name, config, split=split)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load {item} from the Hub, and no such file is here: {reason}") from error
     revision = Path(dataset.cache_files[0]["filename"]).parent.name  # the cache of `datasets` goes by commit
-    return dataset, {"name": item, "revision": revision}  # type: ignore[return-value]
+    return ArrowTable.stored(dataset, item, f"{item} {revision}"), {"name": item, "revision": revision}
 
 
 def _ask_hub(name: str) -> None:
@@ -376,7 +322,7 @@ def _ask_hub(name: str) -> None:
 
 def short_name(data: Sequence[str]) -> str:
     """A short name for `data`, fit for a folder: the first file's or dataset's, and how many more there are."""
-    path = Path(data[0] if data else "data").expanduser()
+    path = user_path(data[0] if data else "data")
     first = path.resolve().name if path.is_dir() else path.name.split(":")[0].split(".")[0]
     plain = re.sub(r"[^\w-]+", "-", first).strip("-")[:40] or "data"
     return plain if len(data) < 2 else f"{plain}-and-{len(data) - 1}-more"

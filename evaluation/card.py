@@ -312,7 +312,7 @@ def _training_data(recipe: dict[str, Any]) -> str:
     sources = recipe.get("sources") or []
     if not sources:
         return "Not recorded."
-    header = list(dict.fromkeys(key for source in sources for key in source))
+    header = list(dict.fromkeys(key for source in sources for key in source if key != "columns_not_read"))
     return _markdown_table(header, [[_plain(source.get(key)) for key in header] for source in sources])
 
 
@@ -349,6 +349,8 @@ def _plain(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, dict):
+        value = [f"{name}: {inner}" for name, inner in value.items()]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
 

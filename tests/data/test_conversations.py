@@ -70,7 +70,7 @@ def test_data_in_which_nothing_is_answered_is_an_error(write):
     ("row", "says"),
     [
         ({"text": "a"}, "rows need messages; prompt and completion"),
-        ({"messages": [{"role": "user", "content": 3}]}, "row 1: a message needs"),
+        ({"messages": [{"role": "user", "content": [3]}]}, "row 1: a message needs"),
         ({"messages": "hello"}, "row 1: messages must be a list"),
     ],
 )

@@ -17,6 +17,7 @@ from groundup.data.examples import (
     load_texts,
     stratified,
 )
+from groundup.data.tables import ArrowTable
 
 ROWS = [("good film", "pos"), ("bad film", "neg"), ("fine, really", "pos"), ("no", "neg")] * 5
 
@@ -52,8 +53,8 @@ def test_columns_are_found_by_name_by_content_or_as_they_are_named(tmp_path):
         ([{"a": "x", "label": "y"}] * 3, Columns(label="labl"), "did you mean 'label'"),
         ([{"text": f"t{n}", "label": f"unique {n}"} for n in range(50)], Columns(), "these are no classes"),
         ([{"text": "t", "label": None}] * 3, Columns(), "no row of .* has a label"),
-        ([{"text": "t", "label": ["a", "b"]}] * 3, Columns(), "column 'label' of .* holds no single value"),
-        ([{"x": ["a"], "label": "y"}] * 3, Columns(text="x"), "column 'x' of .* holds no single value"),
+        ([{"text": "t", "label": ["a", "b"]}] * 3, Columns(), "line 1: column 'label' holds a list, no single"),
+        ([{"x": ["a"], "label": "y"}] * 3, Columns(text="x"), "line 1: column 'x' holds a list, no single"),
     ],
 )
 def test_a_table_that_is_not_labelled_is_refused_in_one_sentence(tmp_path, rows, columns, message):
@@ -111,7 +112,7 @@ def test_numbers_that_are_texts_are_read_as_they_are_written_and_zero_is_one(tmp
     parts = written(tmp_path / "parts.jsonl", [{"code": 0.5, "label": True}, {"code": 0.25, "label": False}])
     assert load(whole, Columns(text="code")) == Examples(["0", "12", "-3"], ["0", "1", "0"])
     assert load(gaps, Columns(text="code")) == Examples(["0", "12", "-3", ""], ["0", "1", "0", "1"])
-    assert load(parts, Columns(text="code")) == Examples(["0.5", "0.25"], ["True", "False"])
+    assert load(parts, Columns(text="code")) == Examples(["0.5", "0.25"], ["true", "false"])
     assert load_texts(str(gaps), "code") == ["0", "12", "-3", ""]
 
 
@@ -136,7 +137,7 @@ def test_a_line_that_is_wrong_is_named_by_its_place_in_the_file(tmp_path):
 def test_other_rows_have_columns_of_their_own_and_those_of_the_first_ones_where_they_have_both(tmp_path):
     def columns_of(names, like, given=Columns()):  # noqa: B008 (frozen)
         table = datasets.Dataset.from_dict({name: ["some text", "more text"] for name in names})
-        return find_columns(table, given, "test.csv", like)
+        return find_columns(ArrowTable.of(table, "test.csv"), given, "test.csv", like)
 
     lines = Columns("text", "label")  # what a file of lines without a header has
     assert columns_of(["category", "message"], lines) == Columns("message", "category")
@@ -144,7 +145,7 @@ def test_other_rows_have_columns_of_their_own_and_those_of_the_first_ones_where_
     odd = Columns("body", "kind")
     assert columns_of(["label", "text", "kind", "body"], odd) == odd
     assert columns_of(["label", "text", "kind", "body"], odd, Columns(text="body")) == odd
-    with pytest.raises(InputError, match=r"--label-column 'kind': test\.csv has label, text"):
+    with pytest.raises(InputError, match=r"test\.csv has no column 'kind' for --label-column: it has label"):
         columns_of(["label", "text"], odd, Columns(label="kind"))
 
 
@@ -204,7 +205,7 @@ def test_only_line_ends_divide_texts_to_label_so_that_the_rows_of_the_answer_are
 def test_a_column_to_label_that_a_table_has_not_is_refused_and_a_text_file_has_none_to_name(tmp_path):
     (tmp_path / "rows.csv").write_text("id,message\n1,one\n", encoding="utf-8")
     (tmp_path / "lines.txt").write_text("one\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"--text-column 'mesage' .did you mean 'message'.*rows\.csv has id, message"):
+    with pytest.raises(InputError, match=r"rows\.csv has no column 'mesage' .did you mean 'message'.*it has id"):
         load_texts(str(tmp_path / "rows.csv"), "mesage")
     assert load_texts(str(tmp_path / "rows.csv"), "id") == ["1"]
     assert load_texts(str(tmp_path / "lines.txt"), "message") == ["one"]

@@ -18,6 +18,8 @@ from groundup.data import documents as documents_module
 from groundup.data import readers, sources
 from groundup.data.documents import Documents
 from groundup.data.sources import load_corpus, load_documents, sample_texts, short_name, text_bytes
+from groundup.data.tables import ArrowTable
+from groundup.data.text_columns import find_text_column
 
 ROWS = [{"id": "1", "text": "first\r\n"}, {"id": "2", "text": "second é"}]
 
@@ -166,9 +168,9 @@ def test_nothing_is_written_beside_the_data(tmp_path):
     assert sorted((tmp_path / "data").iterdir()) == before
 
 
-def test_reading_prints_nothing(tmp_path, capfd):
+def test_reading_says_the_columns_and_nothing_else(tmp_path, capfd):
     load_corpus([write(tmp_path / "rows.jsonl", jsonl(ROWS * 100))])
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "rows.jsonl: reads the column text; not id\n")
 
 
 def test_empty_documents_are_left_out(tmp_path):
@@ -188,7 +190,7 @@ def test_empty_documents_are_left_out(tmp_path):
 def test_the_text_column_is_found(columns, found):
     values = {"short": "a", "long": "a longer text"}
     dataset = datasets.Dataset.from_dict({"number": [1], **{name: [values.get(name, "words")] for name in columns}})
-    assert sources.find_text_column(dataset, "rows") == found
+    assert find_text_column(ArrowTable.of(dataset, "rows")) == found
 
 
 def test_a_named_column_is_taken(tmp_path):
@@ -199,7 +201,8 @@ def test_a_named_column_is_taken(tmp_path):
 def test_a_named_column_that_is_absent_is_answered_with_those_there_are(tmp_path):
     path = write(tmp_path / "rows.csv", "body,title\na,b\n")
     with pytest.raises(
-        InputError, match=r"rows.csv has no column 'titel' \(did you mean 'title'\?\): it has body .* title"
+        InputError,
+        match=r"rows.csv has no column 'titel' \(did you mean 'title'\?\) .*: it has body .* title",
     ):
         load_documents([path], text_column="titel")
 
@@ -220,12 +223,12 @@ def test_csv_values_stay_as_written(tmp_path):
         ("a.txt", b"", "no text in .*a.txt"),
         ("a.txt", b" \n\t", "no text in .*a.txt"),
         ("a.jsonl", b"", "a.jsonl is empty"),
-        ("a.jsonl", b'{"text": "a"}\n{"text"', "cannot read a.jsonl as .jsonl"),
-        ("a.jsonl", b'{"n": 1}\n', r"a.jsonl has no column of text: it has n \(int64\)"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "cannot read a.jsonl: line 2 is no valid JSON"),
+        ("a.jsonl", b'{"n": 1}\n', r"a.jsonl has no column of text: it has n \(a number\)"),
         ("a.csv", b"a,text\n", "it has no rows"),
-        ("a.csv", b"a,text\n1,hello, world\n", "more fields than the header"),
-        ("a.csv", b"a,text\n1,x\n2,y,z\n", "cannot read a.csv as .csv"),
-        ("a.csv", b"a,text\n1,\xe9\n", "cannot read a.csv as .csv"),
+        ("a.csv", b"a,text\n1,hello, world\n", "line 2 does not fit: it has 3 fields, the header has 2"),
+        ("a.csv", b"a,text\n1,x\n2,y,z\n", "line 3 does not fit"),
+        ("a.csv", b"a,text\n1,\xe9\n", r"a.csv is not UTF-8 text \(byte 9\)"),
         ("a.parquet", b"no parquet", "cannot read a.parquet as .parquet"),
         ("a.txt.gz", b"no gzip", "damaged"),
         ("a.txt.gz", gzip.compress(b"some text" * 99, mtime=0)[:20] + b"damaged" * 9, "damaged"),
@@ -313,7 +316,8 @@ def test_a_hub_dataset_is_named_with_configuration_and_split(tmp_path, monkeypat
     documents, about = sources._read([item], None)
     assert seen == [asked]
     assert list(documents.texts()) == ["from the Hub"]
-    assert about == [{"name": item, "revision": "abc123"}]
+    columns = {"columns": {"text": "text"}, "columns_not_read": []}
+    assert about == [{"name": item, "revision": "abc123", **columns}]
 
 
 def test_a_path_is_never_taken_for_a_hub_name(tmp_path):

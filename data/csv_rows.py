@@ -1,0 +1,206 @@
+"""CSV and TSV, a row at a time: separator, quotes and header are found together, by what makes all of the file agree.
+
+`csv.Sniffer` looks at letters that repeat; here a form is right if every row has as many fields as the header. What
+no form explains is an error that names its line, so that no row is ever swallowed by the one before.
+"""
+
+import csv
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from groundup.common.console import say
+from groundup.common.errors import InputError
+from groundup.data.values import Row
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+LONGEST_FIELD = 2**25  # characters: a quote that is never closed would take in all of the file
+
+_SAMPLE = 1000  # rows looked at to find the separator
+_BLOCK_BYTES = 2**20
+_EXCEL_HINT = re.compile(r'"?sep=(.)"?')  # a first line that Excel writes and reads
+_NUMBERS = re.compile(r"[-+]?[\d.,:;|/ -]*\d[\d.,:;|/ %-]*(e[-+]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class CsvForm:
+    """How the fields of a file are told apart, its columns and how many rows it has."""
+
+    separator: str
+    quoted: bool  # whether quotes hold a field together, or are characters like any other
+    columns: list[str]
+    rows: int
+    skipped: int  # lines before the header
+    doubt: str | None  # why the header may be a row
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How far a form explains a file: the fields of the header, the rows below it, and what is wrong where."""
+
+    width: int
+    rows: int
+    within_lines: bool = True  # no field holds the end of a line
+    line: int = 0
+    fault: str = ""
+
+
+class _FaultAt(Exception):  # noqa: N818 (turned into an error where the other forms are known)
+    """What the parser found wrong with the row that begins on a line."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        self.line, self.fault = line, "a quote opens a field and none closes it rightly"
+        if "field larger" in reason:
+            self.fault = f"a field has more than {LONGEST_FIELD:,} characters: perhaps a quote is never closed"
+
+
+def find_form(path: Path, kind: str, name: str) -> CsvForm:
+    """How to read a UTF-8 file, said where it is not what the ending promises; `name` is for messages.
+
+    Raises `InputError` for rows that no form explains, for a header that is none, and for a file without rows.
+    """
+    usual = "\t" if kind == ".tsv" else ","
+    hint = _excel_hint(path)
+    skipped = int(hint is not None)
+    separator = hint or _separator(path, usual)
+    quoted, fit = _quotes(path, separator, skipped, name)
+    if not fit.rows:
+        raise InputError(f"cannot read {name} as {kind}: it has no rows below its header")
+    if separator != usual:
+        say(f"{name}: its fields are separated by {SEPARATORS.get(separator, repr(separator))}")
+    sample = [fields for _, fields in itertools.islice(_records(path, separator, quoted, skipped), 1 + _SAMPLE)]
+    columns = _columns(sample[0], name)
+    return CsvForm(separator, quoted, columns, fit.rows, skipped, _doubt_of(sample[0], sample[1:], name))
+
+
+def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, Row]]:
+    """The rows below the header as texts, each with the line on which it begins."""
+    rows = _records(path, form.separator, form.quoted, form.skipped)
+    next(rows)
+    for line, fields in rows:
+        yield line, dict(zip(form.columns, fields))
+
+
+def _records(path: Path, separator: str, quoted: bool, skipped: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row and the line on which it begins; blank lines are none. Raises `_FaultAt`."""
+    csv.field_size_limit(LONGEST_FIELD)  # for the process, there is no other; the usual 131,072 are less than a book
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for _ in range(skipped):
+            file.readline()
+        reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+        width, line = 0, 1 + skipped
+        try:
+            for fields in reader:
+                blank = not fields or (len(fields) == 1 < width and not fields[0].strip())
+                if not blank:
+                    width = width or len(fields)
+                    yield line, fields
+                line = reader.line_num + 1 + skipped
+        except csv.Error as error:
+            raise _FaultAt(line, str(error)) from error
+
+
+def _fit(path: Path, separator: str, quoted: bool, skipped: int = 0, most: int | None = None) -> _Fit:
+    """How well a form explains a file, or its first rows."""
+    width, rows, within_lines = 0, -1, True
+    try:
+        for line, fields in itertools.islice(_records(path, separator, quoted, skipped), most):
+            width = width or len(fields)
+            if len(fields) != width:
+                fault = f"it has {len(fields)} fields, the header has {width}"
+                return _Fit(width, rows, within_lines, line, fault)
+            rows += 1
+            if quoted and within_lines:
+                within_lines = not any("\n" in field or "\r" in field for field in fields)
+    except _FaultAt as error:
+        return _Fit(width, rows, within_lines, error.line, error.fault)
+    return _Fit(width, max(rows, 0), within_lines)
+
+
+def _excel_hint(path: Path) -> str | None:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        found = _EXCEL_HINT.fullmatch(file.readline(16).rstrip("\r\n"))
+    return found[1] if found else None
+
+
+def _separator(path: Path, usual: str) -> str:
+    """What parts the fields: the usual one if it explains the first rows, else another that does.
+
+    Where none does it is the one that parts the header into most fields, so that what is wrong is said of that.
+    """
+    fits = {
+        separator: [_fit(path, separator, quoted, most=1 + _SAMPLE) for quoted in (True, False)]
+        for separator in [usual, *(other for other in SEPARATORS if other != usual)]
+    }
+    for separator, forms in fits.items():
+        if any(fit.width > 1 and not fit.fault for fit in forms):
+            return separator
+    if max(fits[usual][1].width, fits[usual][0].width) > 1:
+        return usual
+    return max(fits, key=lambda separator: fits[separator][1].width)
+
+
+def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, _Fit]:
+    """Whether quotes hold fields together, and how the file fits then. Raises `InputError` where it fits neither way.
+
+    Where both ways fit, a row of several lines speaks against quotes: two lone ones have swallowed what is between.
+    """
+    quoted = _fit(path, separator, True, skipped)
+    if (not quoted.fault and (quoted.within_lines or quoted.width == 1)) or not _holds_quotes(path):
+        if quoted.fault:
+            raise _ragged(quoted, name)
+        return True, quoted
+    plain = _fit(path, separator, False, skipped)
+    if not plain.fault and (plain.width > 1 or quoted.fault):
+        say(f"{name}: its quotes do not go together in pairs, so they are read as characters of the text")
+        return False, plain
+    if quoted.fault:
+        raise _ragged(max(quoted, plain, key=lambda fit: fit.line), name)
+    return True, quoted
+
+
+def _ragged(fit: _Fit, name: str) -> InputError:
+    return InputError(
+        f"cannot read {name}: line {fit.line} does not fit: {fit.fault}; "
+        "a text that holds a separator, a quote or the end of a line needs quotes around it"
+    )
+
+
+def _holds_quotes(path: Path) -> bool:
+    with path.open("rb") as file:
+        return any(b'"' in block for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+
+
+def _columns(header: list[str], name: str) -> list[str]:
+    """The names of the columns. Raises `InputError` where two are the same."""
+    columns = [field.strip() or f"column {number}" for number, field in enumerate(header, 1)]
+    twice = [column for column, count in Counter(columns).items() if count > 1]
+    if twice:
+        places = " and ".join(str(number) for number, column in enumerate(columns, 1) if column == twice[0])
+        raise InputError(f"{name}: its columns {places} are both named {twice[0]!r}: give each a name of its own")
+    return columns
+
+
+def _doubt_of(header: list[str], rows: list[list[str]], name: str) -> str | None:
+    """Why the header may be a row: a label stands over such labels. It may still be the name of a column.
+
+    Raises `InputError` where it is one: a number stands over numbers.
+    """
+    doubt = None
+    for field, column in zip(header, zip(*rows)):
+        field = field.strip()
+        values = Counter(value.strip() for value in column if value.strip())
+        message = (
+            f"{name}: its first line is data, not a header ({field!r} stands over its like): "
+            "put a line of names above it, `text,label` or the like"
+        )
+        numbers = sum(count for value, count in values.items() if _NUMBERS.fullmatch(value))
+        if _NUMBERS.fullmatch(field) and numbers > 0.9 * values.total() > 0:
+            raise InputError(message)
+        if values[field] and len(values) <= values.total() / 2:
+            doubt = doubt or f"{message} (if it is a header, say so: name a column of it by --text-column)"
+    return doubt

@@ -1,0 +1,174 @@
+"""JSON and JSONL, a row at a time: each is decoded alone, and what is wrong is named by its line in the file."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from groundup.common.errors import InputError
+from groundup.data.values import Cell, Number, Row, kind_of_cell
+
+# What makes the only object of a file a row. Another is rows by their names, or columns: which of them is not clear.
+ROW_KEYS = {"text", "content", "document", "article", "story", "body", "sentence", "review", "passage"} | {
+    *("messages", "conversations", "conversation", "prompt", "instruction", "question")
+}
+
+_BUFFER = 2**20  # characters read at once
+_SPACE = re.compile(r"[ \t\n\r]*")
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_LONGEST_WORD = len("-Infinity")
+
+
+def read_json(path: Path, kind: str, name: str) -> Iterator[tuple[int, Row]]:
+    """The rows of a UTF-8 file, each with the line on which it begins; `name` is for messages.
+
+    A row is an object, or a text, which is then its column `text`. `.jsonl` has one a line, `.json` a list of them or
+    one after another. Raises `InputError` for what is none of this.
+    """
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        buffer = _Buffer(file, name)
+        if buffer.letter() == "[":
+            values = _list_in(buffer)
+        elif kind == ".json":
+            values = _no_single_object(buffer)
+        else:
+            file.seek(0)
+            values = _lines(file, name)
+        for line, value in values:
+            yield line, _row_of(value, line, name)
+
+
+def decode_json(text: str) -> Cell:
+    """One value of JSON as cells. Raises `ValueError`."""
+    return _decode(text, _after_space(text, 0))[0]
+
+
+def _lines(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(file, 1):
+        if not line.isspace():
+            try:
+                value, stop = _decode(line, _after_space(line, 0))
+                if _after_space(line, stop) < len(line):
+                    raise ValueError("Extra data after the row")
+            except (ValueError, RecursionError) as error:
+                raise _broken(name, number, error) from error
+            yield number, value
+
+
+def _list_in(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
+    """The values of a list, which must be all that the file holds."""
+    buffer.place += 1
+    if buffer.letter() == "]":
+        buffer.place += 1
+    else:
+        while True:
+            yield buffer.value()
+            letter = buffer.letter()
+            if letter not in (",", "]"):
+                raise _broken(buffer.name, buffer.line, ValueError("Expecting ',' or ']' after a row"))
+            buffer.place += 1
+            if letter == "]":
+                break
+    if buffer.letter():
+        raise _broken(buffer.name, buffer.line, ValueError("Extra data after the list of rows"))
+
+
+def _no_single_object(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
+    """Values one after another. Raises `InputError` for a single object that is no row."""
+    line, first = buffer.value()
+    if not buffer.letter() and isinstance(first, dict) and not ROW_KEYS & {key.lower() for key in first}:
+        raise InputError(f"{buffer.name} is one object, not a list of rows: give [{{...}}, {{...}}] or a row a line")
+    yield line, first
+    while buffer.letter():
+        yield buffer.value()
+
+
+class _Buffer:
+    """A file seen through a stretch of text that moves on, so that a list of any length takes little memory."""
+
+    def __init__(self, file: IO[str], name: str) -> None:
+        self.name, self.line, self.place = name, 1, 0
+        self._file, self._text, self._ended = file, "", False
+
+    def letter(self) -> str:
+        """The next letter that is no white space, which is passed over; empty at the end of the file."""
+        while True:
+            self._go_to(_after_space(self._text, self.place))
+            if self.place < len(self._text):
+                return self._text[self.place]
+            if not self._read_on():
+                return ""
+
+    def value(self) -> tuple[int, Any]:
+        """The line of the next value, and the value. Raises `InputError` where there is none."""
+        self.letter()
+        while True:
+            try:
+                value, stop = _decode(self._text, self.place)
+            except json.JSONDecodeError as error:
+                cut_off = error.msg.startswith("Unterminated") or error.pos > len(self._text) - _LONGEST_WORD
+                if cut_off and self._read_on():
+                    continue
+                self._go_to(error.pos)
+                raise _broken(self.name, self.line, error) from error
+            except (ValueError, RecursionError) as error:
+                raise _broken(self.name, self.line, error) from error
+            line = self.line
+            self._go_to(stop)
+            return line, value
+
+    def _go_to(self, place: int) -> None:
+        self.line += self._text.count("\n", self.place, place)
+        self.place = place
+
+    def _read_on(self) -> bool:
+        # As much again as there is, so that one long value is not decoded from its start for every block.
+        block = self._file.read(max(_BUFFER, len(self._text) - self.place))
+        self._text, self.place = self._text[self.place :] + block, 0
+        return bool(block)
+
+
+def _after_space(text: str, place: int) -> int:
+    return _SPACE.match(text, place).end()  # type: ignore[union-attr]
+
+
+def _row_of(value: Any, line: int, name: str) -> Row:
+    row = {"text": value} if type(value) is str else value
+    if not isinstance(row, dict):
+        raise InputError(f"{name}, line {line}: a row is an object with names, not {kind_of_cell(value)}")
+    return row
+
+
+def _broken(name: str, line: int, error: Exception) -> InputError:
+    what = "values stand too deep within each other" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        what = error.msg.removesuffix(" at").removesuffix(" starting")
+    return InputError(f"cannot read {name}: line {line} is no valid JSON: {what}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r} stands twice in an object")
+    return values
+
+
+def _constant(word: str) -> Number | None:
+    return None if word == "NaN" else Number(word)  # how pandas writes a gap
+
+
+def _decode(text: str, place: int) -> tuple[Any, int]:
+    """The value that begins at a place of a text, and where it ends. Raises `ValueError`."""
+    value, stop = _DECODER.raw_decode(text, place)
+    if _HALF.search(text, place, stop):  # of a pair, as a rule
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{error.object[error.start]!a} is half a character, which no text can hold") from error
+    return value, stop
+
+
+_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_constant, object_pairs_hook=_object)

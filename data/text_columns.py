@@ -1,0 +1,193 @@
+"""Which column of a table is the text to learn from, said and kept for the recipe; and its texts as documents.
+
+What is no text is never taken for it unasked: identifiers, JSON in a text, numbers. A conversation is read as what is
+said in it. The texts of files that are decoded row by row are kept in the cache, named by content.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from groundup.common.console import say
+from groundup.common.errors import InputError
+from groundup.common.files import atomic_folder
+from groundup.data.readers import quiet_datasets
+from groundup.data.stored_texts import Rows, read_batches
+from groundup.data.tables import ArrowTable, Table, check_column, described, is_text, rows_of
+from groundup.data.values import Cell, kind_of_cell, listed, written
+
+TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")
+CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+
+_SAMPLE = 1000  # rows looked at
+_BATCH_BYTES = 2**22
+_NO_TEXT_NAMES = re.compile(
+    r"(?i:(.*[ _.-])?(u?u?id|guid|key|hash|md5|sha\d*|checksum|ur[il]|link|path|filename|date|time(stamp)?|lang)s?)"
+    r"|[a-z]+(Id|ID|Url|URL|Path|Date)"
+)
+
+
+def columns_read(read: Mapping[str, str], table: Table) -> dict[str, Any]:
+    """What a recipe keeps of the columns of a table: which were read, for what, and which were not.
+
+    `read` is the column of each thing, such as `{"text": "body"}`.
+    """
+    return {
+        "columns": dict(read),
+        "columns_not_read": [name for name in table.column_names if name not in read.values()],
+    }
+
+
+def say_columns(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say which columns are read and which are not, of the rows of sources: a line for all that are alike.
+
+    Of a table whose only column is `text` there is nothing to say.
+    """
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        if "columns" in row and (row["columns_not_read"] or any(what != of for what, of in row["columns"].items())):
+            read = [what if what == name else f"{name} as {what}" for what, name in row["columns"].items()]
+            line = f"reads {'the column' if len(read) == 1 else 'the columns'} {', '.join(read)}"
+            others = row["columns_not_read"]
+            alike.setdefault(f"{line}; not {listed(others)}" if others else line, []).append(row["name"])
+    for line, names in alike.items():
+        say(f"{listed(names, 3)}: {line}")
+
+
+def find_text_column(table: Table, without: Sequence[str] = ()) -> str:
+    """The column that holds the text: by its usual names, else the only one of texts, else the longest on average.
+
+    Raises `InputError` when no column of those not named in `without` holds texts that are more than identifiers.
+    """
+    texts = [column for column in table.column_names if column not in without and str in table.kinds(column)]
+    if not texts:
+        raise InputError(f"{table.name} has no column of text: {described(table)}")
+    lowered = {column.lower(): column for column in reversed(texts)}
+    for usual in TEXT_COLUMNS:
+        if usual in lowered:
+            return lowered[usual]
+    sample = list(islice(rows_of(table), _SAMPLE))
+    lengths = {}
+    for column in texts:
+        values = [cell for row in sample if isinstance(cell := row[column], str) and cell.strip()]
+        if len(table.column_names) == 1 or not (_NO_TEXT_NAMES.fullmatch(column) or _are_no_texts(values)):
+            lengths[column] = sum(map(len, values))
+    if not lengths:
+        raise InputError(f"which column of {table.name} holds the text? {described(table)}: give --text-column")
+    return max(lengths, key=lambda column: lengths[column])
+
+
+def _are_no_texts(values: Sequence[str]) -> bool:
+    """Whether these are identifiers or JSON: words of ASCII with a digit or a mark, or what begins as JSON does."""
+    if not values:
+        return False
+    as_json = all(re.fullmatch(r"\s*(\{.*\}|\[.*\])\s*", value, re.DOTALL) for value in values)
+    words = all(value.isascii() and len(value.split()) == 1 for value in values)
+    return as_json or (words and any(not value.isalpha() for value in values))
+
+
+def conversation_text(cell: Cell) -> str | None:
+    """What is said in a conversation, message by message with blank lines between; None where a cell is none."""
+    if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
+        return None
+    said = []
+    for message in cell:
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list):  # OpenAI's parts, of which some are pictures
+            content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        if content is not None and not isinstance(content, str):
+            return None
+        said.append(content or "")
+    return "\n\n".join(filter(str.strip, said))
+
+
+def text_documents(table: Table, text_column: str | None) -> tuple[Rows, dict[str, Any]]:
+    """The texts of a table as documents, and what a recipe keeps of its columns. Rows without text are counted.
+
+    Raises `InputError` where the column named is not there, where none is found, and for a cell that is no text.
+    """
+    check_column("--text-column", text_column, table)
+    if text_column is None and table.doubt:
+        raise InputError(table.doubt)
+    column, read = _column(table, text_column)
+    if isinstance(table, ArrowTable) and is_text(table.types[column]):
+        rows = Rows(partial(table.batches, [column]), column, with_text_only=True)
+    else:
+        rows = _stored(table, column, read)
+    if empty := len(table) - len(rows):
+        say(f"{table.name}: {empty:,} of {len(table):,} rows have no text in {column!r} and are left out")
+    return rows, columns_read({"text": column}, table)
+
+
+def _column(table: Table, named: str | None) -> tuple[str, Callable[[Cell], str | None]]:
+    """The column to learn from, and what makes a text of its cells."""
+    conversations = {column for column in table.column_names if _is_conversation(table, column)}
+    if named is not None:
+        if named not in conversations and str not in table.kinds(named):
+            raise InputError(f"column {named!r} of {table.name} holds no text: {described(table)}")
+        return named, _conversation if named in conversations else written
+    usual = [column for column in table.column_names if column.lower() in TEXT_COLUMNS and str in table.kinds(column)]
+    lowered = {column.lower(): column for column in conversations}
+    found = next((lowered[name] for name in CONVERSATION_COLUMNS if name in lowered), None)
+    if found is not None and not usual:
+        return found, _conversation
+    return find_text_column(table), written
+
+
+def _is_conversation(table: Table, column: str) -> bool:
+    if list not in table.kinds(column):
+        return False
+    cells = [row[column] for row in islice(rows_of(table), _SAMPLE)]
+    return any(cells) and all(not cell or conversation_text(cell) for cell in cells)
+
+
+def _conversation(cell: Cell) -> str | None:
+    if not cell:
+        return None
+    text = conversation_text(cell)
+    if text is None:
+        raise ValueError(f"{kind_of_cell(cell)} that is no conversation")
+    return text
+
+
+def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> Rows:
+    """The texts of a column, decoded once and then read from a file in the cache that is named by the content."""
+    assert table.content is not None  # a table that can be given by name lies in files
+    key = hashlib.sha256("\0".join([table.content, column, read.__name__]).encode()).hexdigest()
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "groundup-texts" / key
+    if not folder.is_dir():
+        with quiet_datasets(), atomic_folder(folder) as temporary:
+            _write(_texts(table, column, read), temporary / "texts.arrow")
+    return Rows(partial(read_batches, [str(folder / "texts.arrow")]), "text")
+
+
+def _texts(table: Table, column: str, read: Callable[[Cell], str | None]) -> Iterator[str]:
+    for number, row in table.numbered():
+        try:
+            text = read(row[column])
+        except ValueError as error:
+            raise InputError(f"{table.place(number)}: column {column!r} holds {error}, no text") from error
+        if text and not text.isspace():
+            yield text
+
+
+def _write(texts: Iterator[str], path: Path) -> None:
+    """Write texts as a stream of batches of some megabytes each."""
+    schema = pa.schema([("text", pa.large_string())])
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        batch: list[str] = []
+        size = 0
+        for text in texts:
+            batch.append(text)
+            size += len(text)
+            if size >= _BATCH_BYTES:
+                writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
+                batch, size = [], 0
+        writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
