@@ -19,7 +19,7 @@ FIRST_STEPS = {
     "groundup pretrain --data my_texts --minutes 10": "a model of your own text",
     "groundup playground --model runs/pretrain-my_texts": "write with it, talk with it, look inside",
 }
-WORKED_ON = ("model", "data", "eval_data", "text_column", "label_column")
+WORKED_ON = ("checkpoint", "model", "data", "eval_data", "text_column", "label_column")
 OF_A_CALL = ("seed", "resume", "smoke", "quiet")  # they say how the verb is called, not what it does
 _KINDS = {str: "TEXT", int: "N", float: "X", dict: "MAPPING"}
 

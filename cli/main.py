@@ -15,7 +15,7 @@ from groundup import __version__
 from groundup.cli import help
 from groundup.common import clock
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, near
-from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml
+from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,8 @@ def option_of(setting: str) -> str:
 
 def read_config(path: Path, settings_class: type) -> dict[str, Any]:
     """The settings of a YAML file, its keys checked."""
-    values = {key.replace("-", "_"): value for key, value in read_yaml(path).items()}
+    values = read_yaml(path)
     try:
-        return check_names(values, settings_class)
+        return check_names(spelt(values), settings_class)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

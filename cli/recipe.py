@@ -3,7 +3,7 @@
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,23 @@ from groundup.cli.main import VERBS, find
 from groundup.common.contents import KEPT_APART, content_of, digest, files_of
 from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_write
-from groundup.common.settings import check_names, read_yaml
+from groundup.common.settings import Settings, read_yaml, settings_from, spelt
 
 LEDGER_FILE = "stages.json"
 # Options whose words may also be a pattern of files or a dataset on the Hub, and those that may be a model there.
 DATA_OPTIONS = ("data", "eval_data", "train_data", "predict")
 MODEL_OPTIONS = ("model", "init_from", "tokenizer", "compare_tokenizer", "source", "checkpoint", "adapter", "base")
-DEFAULT_PROMPTS = ("", "The ")
-OPENING = ("name", "stages", "prompts")
+RUN_FILES = (LEDGER_FILE, "report.html", "README.md")
+OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `run` decides
+
+
+@dataclass(kw_only=True)
+class RecipeSettings(Settings):
+    """What a recipe's file holds."""
+
+    name: str | None = None
+    stages: dict[str, object] = field(default_factory=dict)
+    prompts: list[str] = field(default_factory=lambda: ["", "The "])
 
 
 @dataclass(frozen=True)
@@ -76,27 +85,41 @@ def find_recipe(name: str) -> Path:
 
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe, its verbs, options and references checked. Raises `InputError` naming what is wrong."""
-    values = read_yaml(path)
-    for key in values:
-        if key not in OPENING:
-            raise InputError(f"{path} has an unknown key {key!r}{near(key, OPENING)}")
-    if not isinstance(values.get("stages"), dict) or not values["stages"]:
+    given = settings_from(path, read_yaml(path), RecipeSettings)
+    if not given.stages:
         raise InputError(f"{path} names no stages: write `stages:` and under it verbs with their settings")
+    require_folder_name(given.name or "recipe", f"{path}: name")
     stages: list[Stage] = []
-    for name, options in values["stages"].items():
-        if options is not None and not isinstance(options, dict):
-            raise InputError(f"{path}, stage {name}: settings are wanted under it, not {options!r}")
-        options = dict(options or {})
-        verb = options.pop("verb", name)
-        if verb not in VERBS or verb == "run":
-            raise InputError(f"{path}, stage {name}: unknown verb {verb!r}{near(verb, VERBS)}: add `verb:`")
-        stage = Stage(name, verb, check_names(options, find(VERBS[verb].settings)))
+    for name, options in given.stages.items():
+        stage = _read_stage(path, name, options)
         earlier = [known.name for known in stages]
         for reference in stage.references():
             if reference not in earlier:
                 raise InputError(f"{path}, stage {name}: {{{reference}}} is no earlier stage{near(reference, earlier)}")
         stages.append(stage)
-    return Recipe(values.get("name", path.stem), stages, tuple(values.get("prompts", DEFAULT_PROMPTS)))
+    return Recipe(given.name or path.stem, stages, tuple(given.prompts))
+
+
+def _read_stage(path: Path, name: str, options: Any) -> Stage:
+    """One stage, its verb and the values of its options checked as the verb's settings are."""
+    require_folder_name(name, f"{path}: stage")
+    if options is not None and not isinstance(options, dict):
+        raise InputError(f"{path}, stage {name}: settings are wanted under it, not {options!r}")
+    options = dict(options or {})
+    verb = options.pop("verb", name)
+    if not isinstance(verb, str) or verb not in VERBS or verb == "run":
+        raise InputError(f"{path}, stage {name}: unknown verb {verb!r}{near(str(verb), VERBS)}: add `verb:`")
+    for option in OF_THE_RUN:
+        if option in spelt(options):
+            raise InputError(f"{path}, stage {name}: `{option}` is for `groundup run` to say: leave it out")
+    settings = settings_from(f"{path}, stage {name}", options, find(VERBS[verb].settings))
+    return Stage(name, verb, {option: getattr(settings, option) for option in spelt(options)})
+
+
+def require_folder_name(name: str, what: str) -> None:
+    """Raise `InputError` for a name that is not one of a folder in the run's own, or that is one of its files'."""
+    if not name or "\0" in name or Path(name).name != name or name in (*RUN_FILES, "..") or len(name.encode()) > 200:
+        raise InputError(f"{what} {name!r} names a folder: give it a plain name, without slashes")
 
 
 class Ledger:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Interval
 
 from groundup.common.options import (
+    DryRunOption,
     MaxNewTokens,
     Names,
     OutOption,
@@ -76,15 +77,14 @@ class CompletionSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class RunSettings(QuietOption, SmokeOption, OutOption):
+class RunSettings(QuietOption, SmokeOption, DryRunOption, OutOption):
     """Walk a whole recipe: tokenizer, pretraining, evaluation, text. A stage whose inputs have not changed is kept."""
 
     meaning: ClassVar[dict[str, str]] = {
         "out": "The folder for all stages (default: runs/ and the recipe's name); what is there is used again.",
+        "dry_run": "Only say what would be done, and how long it may take.",
         "smoke": "Walk the same path with tiny models in seconds.",
     }
 
     recipe: str = ""
     """A YAML file, or the name of one of the recipes that come with the package (python_docs)."""
-    dry_run: bool = False
-    """Only say what would be done, and how long it may take."""

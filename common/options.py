@@ -27,6 +27,7 @@ NotNegative = Annotated[float, Interval(ge=0, le=1e9)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Amount = Annotated[float, Interval(gt=0, le=1e18)]
 Optimizer = Literal["muon", "adamw"]
+StockForm = Literal["gpt2", "llama", "qwen3", "arcee", "gguf"]
 MaxNewTokens = Count
 Temperature = NotNegative
 
@@ -53,6 +54,22 @@ class OutOption(Settings):
 
     out: Name | None = None
     """A new or empty folder for what is made (default: a new one under runs/)."""
+
+
+@dataclass(kw_only=True)
+class DryRunOption(Settings):
+    """Looking before leaping."""
+
+    dry_run: bool = False
+    """Only say what would be done."""
+
+
+@dataclass(kw_only=True)
+class CheckpointOption(Settings):
+    """What leaves here."""
+
+    checkpoint: str = ""
+    """A checkpoint of ours, as a folder or a Hub name."""
 
 
 @dataclass(kw_only=True)

@@ -123,7 +123,7 @@ def checked(name: str, value: Any, hint: Any) -> Any:
 def _validator(hint: Any) -> Any:
     from pydantic import ConfigDict, JsonValue, TypeAdapter
 
-    plain = dict[str, JsonValue] if parts_of(hint)[0] is dict else hint  # what a config's file can hold
+    plain = dict[str, JsonValue] if hint == dict[str, Any] else hint  # what a config's file can hold
     return TypeAdapter(plain, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
@@ -229,20 +229,25 @@ def check_names(options: dict[str, Any], settings_class: type) -> dict[str, Any]
     known = [field.name for field in dataclasses.fields(settings_class)]
     for name in options:
         if name not in known:
-            raise InputError(f"unknown setting {name!r} for {settings_class.__name__}{near(str(name), known)}")
+            raise InputError(f"unknown setting {name!r}{near(str(name), known)}: {settings_class.__name__} has none")
     return options
 
 
-def settings_from(path: Path, values: Any, settings_class: type[S]) -> S:
+def settings_from(path: Path | str, values: Any, settings_class: type[S]) -> S:
     """The settings that a file holds. Raises `InputError` that names the file, and what in it will not do."""
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no settings for {settings_class.__name__}: they are damaged")
     try:
-        return settings_class(**check_names({str(name): value for name, value in values.items()}, settings_class))
+        return settings_class(**check_names(spelt(values), settings_class))
     except SettingError as error:
         raise error.named(f"{path}: {error.setting}") from error
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def spelt(values: dict[Any, Any]) -> dict[str, Any]:
+    """The settings of a file, whose names may be spelt as on the command line: `max-steps`."""
+    return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
 def public_settings(settings: Any, paths: Container[str]) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The settings of the verbs of this room; importing them costs nothing."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from annotated_types import Interval
 
 from groundup.common.options import (
+    CheckpointOption,
     Count,
     CountOrNone,
+    DryRunOption,
     Name,
     Names,
     OutOption,
@@ -15,6 +17,7 @@ from groundup.common.options import (
     ResumeOption,
     SeedOption,
     SmokeOption,
+    StockForm,
     TextOptions,
     TrustOption,
 )
@@ -63,15 +66,15 @@ class EvaluateSettings(QuietOption, SmokeOption, SeedOption, TrustOption, Resume
 
 
 @dataclass(kw_only=True)
-class PublishSettings(QuietOption, TrustOption):
+class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
     """Publish a checkpoint on the Hub: prove that it loads for strangers, write its card, push one commit."""
 
     meaning: ClassVar[dict[str, str]] = {
-        "trust_remote_code": "Run modeling files that are not this package's own, to prove that they work."
+        "checkpoint": "The folder of a checkpoint: a model, an adapter, or an exported twin.",
+        "dry_run": "Go through the gate and show the files, their sizes and the card; send nothing.",
+        "trust_remote_code": "Run modeling files that are not this package's own, to prove that they work.",
     }
 
-    checkpoint: str = ""
-    """The folder of a checkpoint: a model, an adapter, or an exported twin."""
     repo_id: str = ""
     """The repository, as OWNER/NAME; it is made if it does not exist."""
     license: Name | None = None
@@ -90,9 +93,7 @@ class PublishSettings(QuietOption, TrustOption):
     """A name for this version, such as v1.0, put on the commit."""
     message: Name | None = None
     """The commit's message (default: says what is published)."""
-    with_twin: list[Literal["llama", "qwen3", "arcee", "gpt2", "gguf"]] = field(default_factory=list)
+    with_twin: list[StockForm] = field(default_factory=list)
     """Publish this stock form of the model too, in a repository beside it: OWNER/NAME-qwen3."""
     space: bool = False
     """Publish the playground for this model too, as a Space that the Hub runs: OWNER/NAME-space."""
-    dry_run: bool = False
-    """Go through the gate and show the files, their sizes and the card; send nothing."""

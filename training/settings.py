@@ -13,6 +13,7 @@ from groundup.common.options import (
     Amount,
     BatchOptions,
     BudgetOptions,
+    CheckpointOption,
     Count,
     DataOption,
     ModelConfigOption,
@@ -29,6 +30,7 @@ from groundup.common.options import (
     Share,
     SizeOptions,
     SmokeOption,
+    StockForm,
     TextOptions,
     TokenizerOption,
     TrustOption,
@@ -286,14 +288,12 @@ class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
 
 
 @dataclass(kw_only=True)
-class ExportSettings(QuietOption, OutOption):
+class ExportSettings(QuietOption, OutOption, CheckpointOption):
     """Turn a checkpoint of ours into a stock model that computes exactly the same and needs no code of ours."""
 
     meaning: ClassVar[dict[str, str]] = {
         "out": "A new or empty folder, or with --to gguf a new file NAME.gguf (default: a new folder under runs/)."
     }
 
-    checkpoint: str = ""
-    """A checkpoint of ours, as a folder or a Hub name."""
-    to: Literal["gpt2", "llama", "qwen3", "arcee", "gguf"] | None = None
+    to: StockForm | None = None
     """The stock model to become: a folder for transformers and whoever reads its models, or one file for llama.cpp."""
