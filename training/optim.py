@@ -1,5 +1,8 @@
 """Gradients to updates: Muon for the matrices inside the blocks, AdamW for the rest.
 
+A matrix is the weight of a linear layer. What else a block may hold (the stacked experts of a mixture, their router, a
+convolution, the states of a Mamba) is AdamW's.
+
 Muon (Jordan et al. 2024) replaces a matrix's averaged gradient by the nearest matrix whose singular values are all one,
 so that every direction is learned at the same pace. The nearest such matrix is found by a polynomial iteration in
 which only multiplications occur; the coefficients are those of Polar Express (Amsel et al. 2025).
@@ -7,9 +10,11 @@ which only multiplications occur; the coefficients are those of Polar Express (A
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from groundup.training.sharding import share_like, whole
 
@@ -47,7 +52,8 @@ class Muon(torch.optim.Optimizer):
     spares weights that the step itself moves towards zero (cautious decay, Chen et al. 2025).
 
     Args:
-        params: matrices (rows, columns), or groups of them.
+        params: matrices (rows, columns), or groups of them; in a group with `transposed` they lie as (columns, rows),
+            and with `parts` each is that many matrices, one below the other.
         lr: step size, the same for every width.
         momentum: share of the old average kept; a schedule may change it in `param_groups`.
         weight_decay: share of a weight taken away each step, times `lr`.
@@ -62,7 +68,8 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        usual = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "transposed": False, "parts": 1}
+        super().__init__(params, usual)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -86,9 +93,14 @@ class Muon(torch.optim.Optimizer):
             averages.append(state["momentum_buffer"])
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         looked_ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # Nesterov's step
-        updates = orthogonalise(torch.stack([whole(ahead) for ahead in looked_ahead]).to(self.dtype))
-        updates = updates.to(parameters[0].dtype)
-        rows, columns = parameters[0].shape
+        stacked = torch.stack([whole(ahead) for ahead in looked_ahead]).to(self.dtype)  # (N, rows, columns)
+        if group["transposed"]:
+            stacked = stacked.mT
+        whole_shape, parts = stacked.shape, group["parts"]
+        rows, columns = stacked.size(1) // parts, stacked.size(2)
+        updates = orthogonalise(stacked.reshape(-1, rows, columns)).reshape(whole_shape).to(parameters[0].dtype)
+        if group["transposed"]:
+            updates = updates.mT
         step_size = group["lr"] * max(1.0, rows / columns) ** 0.5
         decay = group["lr"] * group["weight_decay"]
         for parameter, whole_update in zip(parameters, updates):
@@ -99,26 +111,52 @@ class Muon(torch.optim.Optimizer):
 
 
 def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Sort the trainable parameters: "matrix" (inside blocks), "embedding", "head", "vector", "adapter".
+    """Sort the trainable parameters by what they are, which decides who updates them and how fast.
 
-    A tied head is an embedding. What lies in no block and is no embedding (a classifier's layer) counts as "head". What
-    peft adds is "adapter": Muon's step has full rank, which says nothing of a factor of a matrix.
+    "matrix" is the weight of a linear layer in a block, "stacked" what has three dimensions or more there (experts,
+    convolutions) and "loose" what has two and is no layer's weight (a router, the decay rates of a Mamba). A tied head
+    is an "embedding". What lies in no block and is no embedding (a classifier's layer) counts as "head". What peft adds
+    is "adapter": Muon's step has full rank, which says nothing of a factor of a matrix. All else is a "vector".
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     in_blocks = {id(p) for m in model.modules() if isinstance(m, nn.ModuleList) for p in m.parameters()}
-    kinds: dict[str, list[nn.Parameter]] = {"matrix": [], "embedding": [], "head": [], "vector": [], "adapter": []}
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | Conv1D)}
+    kinds: dict[str, list[nn.Parameter]] = {
+        name: [] for name in ("matrix", "stacked", "loose", "embedding", "head", "vector", "adapter")
+    }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         if any(part in name for part in ADAPTER_NAMES):
             kinds["adapter"].append(parameter)
-        elif parameter.ndim < 2:
+        elif parameter.ndim < 2 or (parameter.squeeze().ndim < 2 and id(parameter) not in matrices | embeddings):
             kinds["vector"].append(parameter)
         elif id(parameter) in embeddings:
             kinds["embedding"].append(parameter)
+        elif id(parameter) not in in_blocks:
+            kinds["head"].append(parameter)
+        elif parameter.ndim > 2:
+            kinds["stacked"].append(parameter)
         else:
-            kinds["matrix" if id(parameter) in in_blocks else "head"].append(parameter)
+            kinds["matrix" if id(parameter) in matrices else "loose"].append(parameter)
     return kinds
+
+
+def _by_layout(model: nn.Module, matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """Groups of matrices that lie alike: as nn.Linear keeps them, or as `Conv1D` of GPT-2 does, which is transposed.
+
+    Its `c_attn` holds queries, keys and values side by side, which are matrices each: an update is the same whether a
+    network keeps them in one tensor or in three.
+    """
+    layouts = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+            layouts[id(module.weight)] = (True, outputs // inputs if name.endswith("c_attn") else 1)
+    groups: dict[tuple[bool, int], list[nn.Parameter]] = defaultdict(list)
+    for parameter in matrices:
+        groups[layouts.get(id(parameter), (False, 1))].append(parameter)
+    return [{"params": group, "transposed": layout[0], "parts": layout[1]} for layout, group in groups.items()]
 
 
 TABLE_DECAY = 0.4  # of the share that a matrix in a block loses in a step, what an embedding and the head lose
@@ -126,9 +164,9 @@ TABLE_DECAY = 0.4  # of the share that a matrix in a block loses in a step, what
 
 def _share_of_decay(kind: str, rates: dict[str, float]) -> float:
     """A kind's decay per unit of its own rate, relative to the matrices': what counts is the share lost in a step."""
-    if kind in ("embedding", "head") and rates[kind] > 0:
-        return TABLE_DECAY * rates.get("matrix", 0.0) / rates[kind]
-    return 1.0 if kind == "matrix" else 0.0
+    if kind in ("loose", "vector", "adapter") or rates[kind] <= 0:
+        return 0.0
+    return (TABLE_DECAY if kind in ("embedding", "head") else 1.0) * rates.get("matrix", 0.0) / rates[kind]
 
 
 def build_optimizers(
@@ -137,11 +175,14 @@ def build_optimizers(
     """The optimizers of a model: `rates` gives the learning rate of each kind of parameter (`split_parameters`).
 
     With "muon" the matrices in the blocks get Muon and the rest AdamW (betas of nanochat, read there on 2026-07-03:
-    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Vectors and adapters do not decay.
-    `precision` is that of the run: Muon's products are taken in it too.
+    short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Stacked and loose tensors have the
+    rate that AdamW has for a matrix. Loose ones, vectors and adapters do not decay. `precision` is that of the run:
+    Muon's products are taken in it too.
     """
     kinds = {name: parameters for name, parameters in split_parameters(model).items() if parameters}
-    groups = {
+    if kinds.keys() & {"stacked", "loose"}:
+        rates = rates | dict.fromkeys(("stacked", "loose"), rates["head" if kind == "muon" else "matrix"])
+    groups: dict[str, dict[str, Any]] = {
         name: {
             "params": parameters,
             "lr": rates[name],
@@ -153,5 +194,9 @@ def build_optimizers(
     if kind == "adamw":
         return [torch.optim.AdamW(list(groups.values()), betas=(0.9, 0.95), fused=True)]
     matrices, dtype = groups.pop("matrix", None), torch.bfloat16 if precision == "bf16" else torch.float32
-    optimizers: list[torch.optim.Optimizer] = [Muon([matrices], dtype=dtype)] if matrices else []
-    return [*optimizers, torch.optim.AdamW(list(groups.values()), betas=(0.8, 0.95), eps=1e-10, fused=True)]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices is not None:
+        optimizers.append(Muon([matrices | group for group in _by_layout(model, matrices["params"])], dtype=dtype))
+    if groups:
+        optimizers.append(torch.optim.AdamW(list(groups.values()), betas=(0.8, 0.95), eps=1e-10, fused=True))
+    return optimizers

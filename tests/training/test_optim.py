@@ -1,8 +1,19 @@
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.modeling.export import assemble
+from groundup.modeling.gpt2 import from_gpt2, groundup_config, plain_names
 from groundup.training.lora import add_lora
 from groundup.training.optim import TABLE_DECAY, Muon, build_optimizers, orthogonalise, split_parameters
 from groundup.training.settings import LoraOptions
@@ -170,3 +181,113 @@ def test_adamw_alone_decays_matrices_and_tables_and_neither_vectors_nor_adapters
     for kind in ("muon", "adamw"):
         (adamw,) = build_optimizers(adapted, kind, rates, 0.5)
         assert [(group["lr"], group["weight_decay"]) for group in adamw.param_groups] == [(0.03, 0.0)]
+
+
+SIZES = {
+    "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+    "max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+EXPERTS = {"num_key_value_heads": 2, "num_experts": 2, "num_experts_per_tok": 1}
+GPT2_SIZES = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+STATE_SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4}
+OTHERS = {
+    "mixtral": {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "qwen3_moe": {**SIZES, **EXPERTS, "head_dim": 8, "moe_intermediate_size": 8},
+    "granitemoe": {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "num_experts_per_tok": 1},
+    "gpt_oss": {**SIZES, **EXPERTS, "head_dim": 8, "num_local_experts": 2},
+    "mamba": STATE_SIZES,
+    "falcon_mamba": STATE_SIZES,
+    "rwkv": {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "context_length": 32},
+    "lfm2": {**SIZES, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+    "gpt2": GPT2_SIZES,
+    "openai-gpt": GPT2_SIZES,
+    "gpt_bigcode": GPT2_SIZES,
+    "gptj": {**GPT2_SIZES, "rotary_dim": 4},
+    "gpt_neox": SIZES,
+    "bloom": {"vocab_size": 50, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+    "falcon": SIZES,
+    "mpt": {"vocab_size": 50, "d_model": 16, "n_layers": 2, "n_heads": 2, "max_seq_len": 32},
+    "opt": {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 8},
+    "phi": SIZES,
+    "gemma": {**SIZES, "num_key_value_heads": 1, "head_dim": 8},
+    "xlnet": {"vocab_size": 50, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32},
+}  # fmt: skip
+
+
+def after_a_step(model, **inputs):
+    """Take one step by the rates that a plan has; all parameters are finite and moved where they have a gradient."""
+    rates = {"matrix": 0.01, "embedding": 0.02, "head": 0.005, "vector": 0.01, "adapter": 0.01}
+    optimizers = build_optimizers(model, "muon", rates, 0.1)
+    held = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    model(**inputs).loss.backward()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter).all(), name
+        if parameter.grad is not None and parameter.grad.any():
+            assert not torch.equal(parameter, before[name]), name
+    return before
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_architecture_takes_a_step(kind):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **OTHERS[kind]))
+    ids = torch.randint(1, 50, (2, 8))
+    after_a_step(model, input_ids=ids, labels=ids)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "deberta-v2", "albert", "mixtral"])
+def test_every_classifier_takes_a_step(kind):
+    sizes = {**SIZES, **OTHERS.get(kind, {}), "embedding_size": 8}
+    sizes |= {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2} if kind == "distilbert" else {}
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(kind, **sizes))
+    after_a_step(model, input_ids=torch.randint(1, 50, (2, 8)), labels=torch.tensor([0, 1]))
+
+
+def test_an_encoder_with_a_decoder_takes_a_step():
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    ids = torch.randint(1, 50, (2, 8))
+    after_a_step(T5ForConditionalGeneration(config), input_ids=ids, labels=ids)
+
+
+def test_what_is_no_matrix_in_a_block_is_stepped_by_adamw():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("mixtral", **OTHERS["mixtral"])
+    model = AutoModelForCausalLM.from_config(config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kinds = {kind: {names[id(p)].split(".")[-2] for p in found} for kind, found in split_parameters(model).items()}
+    assert kinds["stacked"] == {"experts"}
+    assert kinds["loose"] == {"gate"}
+    assert kinds["matrix"] == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    for kind in ("muon", "adamw"):
+        optimizers = build_optimizers(model, kind, {"matrix": 0.01, "embedding": 0.1, "head": 0.02, "vector": 0.3}, 0.5)
+        groups = {names[id(p)]: group for group in optimizers[-1].param_groups for p in group["params"]}
+        experts, router = (groups[f"model.layers.0.mlp.{name}"] for name in ("experts.down_proj", "gate.weight"))
+        assert experts["lr"] == router["lr"] == (0.02 if kind == "muon" else 0.01)
+        assert experts["lr"] * experts["weight_decay"] == pytest.approx(0.01 * 0.5)  # as a matrix loses
+        assert router["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("inner", [32, 48, 64])  # 48: three times the width, and yet one matrix
+def test_a_stock_gpt2_makes_the_steps_of_the_same_network_of_ours(inner):
+    """Its layers are transposed, and c_attn holds three matrices: all are stepped as separate ones are."""
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    stock = GPT2LMHeadModel(GPT2Config(**GPT2_SIZES, **ends, n_inner=inner, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
+    ours = assemble(groundup_config(stock.config), from_gpt2(plain_names(stock.state_dict()), stock.config))
+    rates = {"matrix": 0.01, "embedding": 0.02, "head": 0.005, "vector": 0.01}
+    ids = torch.randint(0, 50, (4, 32))
+    for model in (stock, ours):
+        (muon, *_) = build_optimizers(model, "muon", rates, 0.5)
+        for _ in range(3):
+            muon.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            muon.step()
+    matched = from_gpt2(plain_names(stock.state_dict()), stock.config)
+    for name, weight in ours.named_parameters():
+        torch.testing.assert_close(matched[name], weight.detach(), rtol=1e-4, atol=1e-5, msg=name)
