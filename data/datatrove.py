@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import say
@@ -42,6 +43,8 @@ def open_datatrove(
     if tokenizer is None and name is None:
         raise InputError(f"{folder} does not say which tokenizer made it: give --tokenizer")
     known = load_tokenizer(tokenizer or name or "")
+    if tokenizer is not None and name is not None:
+        _require_same(folder, known, tokenizer, name)
     size = id_bytes or (2 if len(known) <= 2**16 else 4)
     shards = [_ids(path, size, len(known)) for path in paths]
     ends = [_document_ends(path, shard) for path, shard in zip(paths, shards)]
@@ -63,6 +66,15 @@ def open_datatrove(
     opening = np.array([end_of_text], shards[0].dtype)  # so that the first document begins like the others
     streams = [TokenStream([opening, *part], meta | {"tokens": 1 + sum(map(len, part))}) for part in (before, after)]
     return streams[0], streams[1], known, rows
+
+
+def _require_same(folder: Path, known: PreTrainedTokenizerFast, given: str, named: str) -> None:
+    """Raise `InputError` if another tokenizer was given than the files name, where that one is on this machine."""
+    here = Path(named).exists() or isinstance(try_to_load_from_cache(named, "tokenizer.json"), str)
+    if here and load_tokenizer(named).get_vocab() != known.get_vocab():
+        raise InputError(f"{folder} was tokenised with {named}, whose ids are not those of {given}: leave {given} out")
+    if not here and named != given:
+        say(f"{folder} was tokenised with {named}, which is not on this machine: its ids are taken to be {given}'s")
 
 
 def _metadata(path: Path) -> tuple[str | None, int | None]:

@@ -15,7 +15,7 @@ from groundup.common.settings import read_yaml
 from groundup.data.datatrove import DS_FILES, open_datatrove
 from groundup.data.parts import Share
 from groundup.data.tokens import TokenStream
-from groundup.tokenization.folder import fingerprint, load_tokenizer
+from groundup.tokenization.folder import fingerprint, load_tokenizer, require_ids_of
 
 TRAIN, VALIDATION, TOKENIZER, RECIPE = "train", "validation", "tokenizer", "recipe.yaml"
 
@@ -39,15 +39,23 @@ def is_prepared(item: str) -> bool:
     return (folder / TRAIN / "meta.json").is_file() or bool(_parts(folder)) or any(folder.glob(DS_FILES))
 
 
-def open_prepared_data(folder: Path, tokenizer: str | None = None) -> PreparedData:
+def open_prepared_data(folder: Path, tokenizer: str | None = None, base: str | None = None) -> PreparedData:
     """Open a folder that `prepare` or datatrove wrote.
 
-    `tokenizer` is a folder or a name on the Hub; needed where datatrove's own cannot be found. Raises `InputError` for
-    shards that are not whole, parts that are missing, and another tokenizer than the shards were made with.
+    `tokenizer` is a folder or a name on the Hub, and `base` a model to go on with; one is needed where datatrove's own
+    cannot be found. Raises `InputError` for shards that are not whole, parts that are missing, another tokenizer than
+    the shards were made with, and ids that are not those of `base`.
     """
+    data = _open(folder, tokenizer, base)
+    if base is not None:
+        require_ids_of(base, data.tokenizer, f"what {folder} was prepared with")
+    return data
+
+
+def _open(folder: Path, tokenizer: str | None, base: str | None) -> PreparedData:
     parts = _parts(folder)
     if not parts and not (folder / TRAIN).is_dir():
-        return PreparedData(*open_datatrove(folder, tokenizer), folder.resolve().name)
+        return PreparedData(*open_datatrove(folder, tokenizer or base), folder.resolve().name)
     folders = [parts[share] for share in _whole_set(folder, parts)] if parts else [folder]
     recipes = [read_yaml(part / RECIPE) for part in folders]
     own = load_tokenizer(folders[0] / TOKENIZER)

@@ -82,6 +82,23 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
+def require_ids_of(base: str | Path, tokenizer: PreTrainedTokenizerFast, option: str) -> None:
+    """Raise `InputError` unless the ids of `tokenizer`, which `option` gave, are what the model `base` knows them as.
+
+    They are where the model's own tokenizer has every token at the same id; the other may have more at new ids.
+    """
+    own, given = load_tokenizer(base).get_vocab(), tokenizer.get_vocab()
+    unlike = sorted((number, token) for token, number in own.items() if given.get(token) != number)
+    if unlike:
+        number, token = unlike[0]
+        there = f"{given[token]} there" if token in given else "not there"
+        raise InputError(
+            f"{option} is no tokenizer of {base}: {len(unlike):,} of the {len(own):,} tokens that the model knows have "
+            f"another id or none ({token!r} is {number} in the model and {there}): use the model's own, or one that "
+            "extends it"
+        )
+
+
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """A copy of the backend to which text is only text: special tokens are neither added nor recognised.
 

@@ -34,7 +34,14 @@ from groundup.evaluation.language import (
 from groundup.evaluation.loading import load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.folder import MASK, fingerprint, load_tokenizer, save_tokenizer, without_length
+from groundup.tokenization.folder import (
+    MASK,
+    fingerprint,
+    load_tokenizer,
+    require_ids_of,
+    save_tokenizer,
+    without_length,
+)
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
@@ -140,7 +147,7 @@ def _corpus(settings: PretrainSettings) -> Corpus | PreparedData:
         return load_corpus(settings.data, settings.text_column)
     if len(settings.data) > 1:
         raise InputError(f"--data {' '.join(settings.data)}: a folder of shards must be the only data")
-    return open_prepared_data(Path(settings.data[0]).expanduser(), settings.tokenizer or settings.init_from)
+    return open_prepared_data(Path(settings.data[0]).expanduser(), settings.tokenizer, settings.init_from)
 
 
 def _text_bytes(corpus: Corpus | PreparedData) -> int:
@@ -159,7 +166,8 @@ def _streams(
         return train, validation
     note = {
         "folder": _from_anywhere(settings.data[0]),
-        "tokenizer": _from_anywhere(settings.tokenizer or settings.init_from),
+        "tokenizer": _from_anywhere(settings.tokenizer),
+        "base": _from_anywhere(settings.init_from),
         "sha256": corpus.train.meta["sha256"],
     }
     (run.work / SHARDS_ELSEWHERE).write_text(json.dumps(note), encoding="utf-8")
@@ -174,7 +182,7 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
     note = json.loads(path.read_text(encoding="utf-8"))
     if not is_prepared(note["folder"]):
         raise InputError(f"{note['folder']}, from which {run.out} was trained, is not there: bring it back")
-    data = open_prepared_data(Path(note["folder"]), note["tokenizer"])
+    data = open_prepared_data(Path(note["folder"]), note["tokenizer"], note.get("base"))
     if data.train.meta["sha256"] != note["sha256"]:
         raise InputError(f"{note['folder']} holds other text than {run.out} was begun with: choose a new --out")
     return data.train, data.validation
@@ -267,7 +275,10 @@ def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | Prepared
             raise InputError(f"--vocab-size {settings.vocab_size}: the shards hold {known} tokens: leave it out")
         return without_length(corpus.tokenizer)
     if settings.tokenizer is not None:
-        return without_length(load_tokenizer(settings.tokenizer))
+        tokenizer = load_tokenizer(settings.tokenizer)
+        if settings.init_from is not None:
+            require_ids_of(settings.init_from, tokenizer, f"--tokenizer {settings.tokenizer}")
+        return without_length(tokenizer)
     if settings.init_from is not None:
         return load_tokenizer(settings.init_from)
     tokenizer = train_bpe(sample_texts(corpus.train, TRAINING_BYTES), plan.vocab_size)

@@ -324,3 +324,19 @@ def test_damaged_shards_of_datatrove_are_refused(tokenizer, damage):
 def test_a_folder_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no shards"):
         open_prepared_data(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["the given", "a like one", "another"])
+def test_the_tokenizer_given_for_shards_of_datatrove_has_the_ids_of_the_one_they_name(tokenizer, tmp_path, named):
+    if named == "a like one":
+        save_tokenizer(load_tokenizer(tokenizer), tmp_path / "like")
+    if named == "another":
+        save_tokenizer(train_bpe(["other words"], 262), tmp_path / "another")
+    name = {"the given": tokenizer, "a like one": tmp_path / "like", "another": tmp_path / "another"}[named]
+    end = load_tokenizer(tokenizer).eos_token_id
+    write_datatrove(Path("ds", "a.ds"), [[7, 8, end], [9, 10, end]], str(name))
+    if named == "another":
+        with pytest.raises(InputError, match="whose ids are not those of"):
+            open_prepared_data(Path("ds"), tokenizer)
+    else:
+        assert len(open_prepared_data(Path("ds"), tokenizer).train)

@@ -1,6 +1,7 @@
 """`pretrain --data` of a folder of shards."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,14 @@ import yaml
 
 from groundup.common.errors import InputError
 from groundup.data.preparation import prepare
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.word_level import train_word_level
 from groundup.training.pretraining import pretrain
+from groundup.training.run_folder import RunFolder
+from groundup.training.settings import PretrainSettings
+from groundup.training.starting import prepare_run
 
 SMALL = {"max_steps": 2, "context_length": 32, "hidden_size": 32, "num_hidden_layers": 1, "quiet": True}
 
@@ -60,3 +66,42 @@ def test_shards_beside_other_data_or_with_another_tokenizer_are_refused(story, t
         with pytest.raises(InputError, match=message):
             pretrain(**options, out="run", **SMALL)
         assert not Path("run").exists()
+
+
+IDS = {
+    "its own": lambda own: own,
+    "one with a token more": lambda own: own.add_tokens(["<new>"]) and own,
+    "one with a special token more": lambda own: [own.add_special_tokens({"additional_special_tokens": ["<x>"]}), own][
+        1
+    ],
+    "an unrelated one of bytes": lambda own: train_bpe(["nothing alike, " * 9, "zebra quiz jumps"], len(own)),
+    "an unrelated one, larger": lambda own: train_bpe(["nothing alike " * 9, "a zebra jumps"] * 9, len(own) + 3),
+    "one of words": lambda own: train_word_level(["the cat saw the dog here"] * 5, 20),
+    "one with tokens fewer": lambda own: train_bpe(["the cat saw the dog here "] * 9, len(own) - 4),
+}
+
+
+@pytest.mark.parametrize("how", ["text", "shards"])
+@pytest.mark.parametrize("name", IDS)
+def test_a_model_goes_on_with_no_ids_but_its_own(name, how, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat saw the dog here " * 300)
+    own = train_bpe(["the cat saw the dog here "] * 9, 270)
+    save_tokenizer(own, tmp_path / "model")
+    config = GroundupConfig(vocab_size=len(own), hidden_size=32, num_hidden_layers=1, max_position_embeddings=32)
+    GroundupForCausalLM(config).save_pretrained(tmp_path / "model")
+    save_tokenizer(IDS[name](own), tmp_path / "given")
+    settings = {"init_from": str(tmp_path / "model"), "max_steps": 1, "out": str(tmp_path / "out"), "quiet": True}
+    if how == "text":
+        settings |= {"data": [str(text)], "tokenizer": str(tmp_path / "given")}
+    else:
+        shards = prepare(data=[str(text)], tokenizer=str(tmp_path / "given"), out=str(tmp_path / "shards"), quiet=True)
+        settings |= {"data": [str(shards)]}
+    run = RunFolder(tmp_path / "out")
+    if name.startswith(("its own", "one with a ")):
+        prepare_run(PretrainSettings(**settings), run, time.time())
+        assert run.has_begun
+    else:
+        with pytest.raises(InputError, match="tokens that the model knows have another id or none"):
+            prepare_run(PretrainSettings(**settings), run, time.time())
+        assert not run.out.exists()
