@@ -7,6 +7,7 @@ Nothing is sent that does not load for strangers; what is sent arrives whole or 
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,10 @@ from groundup import __version__
 from groundup.cli.space import build_space, is_of_a_space, write_app
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.hub import Pushed, Target, fetch_model, push_folder
+from groundup.common.hub import Pushed, Target, fetch_model, push_folder, require_token
 from groundup.common.settings import read_yaml, verb
 from groundup.evaluation.card import CARD_FILE
-from groundup.evaluation.gate import Parcel, through_the_gate
+from groundup.evaluation.gate import HUB_NAME, Parcel, sums_of, through_the_gate
 from groundup.evaluation.gate_folder import is_ours
 from groundup.evaluation.kinds import GGUF_WEIGHTS, auto_class_of
 from groundup.evaluation.report import RECIPE_FILE
@@ -43,6 +44,10 @@ def publish(settings: PublishSettings) -> Pushed | None:
     if not settings.checkpoint or not settings.repo_id:
         raise InputError("publish needs a checkpoint and a name: groundup publish CHECKPOINT OWNER/NAME")
     target = Target(settings.repo_id, settings.private, settings.branch, settings.pull_request, settings.tag)
+    if settings.base_model is not None and not HUB_NAME.fullmatch(settings.base_model):
+        raise InputError(f"--base-model {settings.base_model} is no name on the Hub: give OWNER/NAME")
+    if not settings.dry_run:
+        require_token()  # before the gate takes its time
     if settings.space:
         _check_space(settings)
     with contextlib.ExitStack() as stack:
@@ -65,6 +70,7 @@ def publish(settings: PublishSettings) -> Pushed | None:
         for place, parcel in parcels[1:]:
             if place.repo_type == "space":
                 write_app(parcel.folder, settings.repo_id, model.commit)
+                parcel = dataclasses.replace(parcel, proven=sums_of(parcel.folder))
             _push(parcel, place, settings.message)
     return model
 
@@ -89,6 +95,7 @@ def _twin(settings: PublishSettings, original: Path, kind: Any, repo_id: str) ->
         folder = Path(temporary) / f"{original.name}-{kind}"
         export(ExportSettings(checkpoint=str(original), to=kind, out=str(folder), quiet=settings.quiet))
         with _gate(settings, folder, repo_id, base_model=settings.repo_id) as parcel:
+            shutil.rmtree(folder)  # the gate has its own copy: not two of them on the disk while others are made
             yield parcel
 
 
@@ -106,15 +113,15 @@ def _space(settings: PublishSettings, model: Parcel) -> Iterator[Parcel]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build_space(folder, settings.repo_id, read_yaml(model.folder / RECIPE_FILE).get("license"))
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        yield Parcel(folder, {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}, [], None)
+        proven = sums_of(folder)
+        yield Parcel(folder, {name: (folder / name).stat().st_size for name in proven}, proven, [], None)
 
 
 def _push(parcel: Parcel, target: Target, message: str | None) -> Pushed:
     say(_listing(parcel, target))
     known = is_ours if target.repo_type == "model" else is_of_a_space
     message = message or f"{target.repo_id.split('/')[1]}, groundup {__version__}"
-    pushed = push_folder(parcel.folder, target, message, known)
+    pushed = push_folder(parcel.folder, target, message, known, parcel.proven)
     say(f"{'published' if pushed.is_new else 'nothing had changed'}: {pushed.url}")
     return pushed
 

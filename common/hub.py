@@ -9,7 +9,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -86,22 +86,33 @@ class Pushed:
     url: str
 
 
-def push_folder(folder: Path, target: Target, message: str, is_ours: Callable[[str], bool]) -> Pushed:
+def push_folder(
+    folder: Path,
+    target: Target,
+    message: str,
+    is_ours: Callable[[str], bool],
+    proven: Mapping[str, str] | None = None,
+) -> Pushed:
     """Make a repository hold the files of `folder`, by one commit, and read them back.
 
     A file that `is_ours` knows by its name and that is in the repository but not in the folder is deleted by the same
-    commit; any other stays. Nothing is committed when nothing has changed.
+    commit; any other stays. Nothing is committed when nothing has changed. `proven` names the files that were looked
+    at, with their sha256: nothing else is sent.
 
     Raises:
-        InputError: for what the person can mend: token, rights, name, somebody else's push in between.
+        InputError: for what the person can mend: token, rights, name, somebody else's push in between, files that
+            changed after they were looked at.
         Unavailable: where the Hub or the way to it failed.
     """
     api = HfApi(library_name="groundup")
     with _patient_client(), plain_words(target.repo_id):
         require_token()
+        added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files_under(folder)]
+        if proven is not None:
+            _require_proven(added, proven)
         with _repository(api, target):
             head = _head(api, target)
-            operations = _operations(api, folder, target, head, is_ours)
+            operations = _operations(api, added, target, head, is_ours)
             commit = _commit(api, operations, target, head, message)
             is_new = commit.oid != head
             if not commit.pr_url:
@@ -197,11 +208,20 @@ def _refs(api: HfApi, target: Target, kind: str) -> dict[str, str]:
     return {ref.name: ref.target_commit for ref in getattr(refs, kind)}
 
 
+def _require_proven(added: list[CommitOperationAdd], proven: Mapping[str, str]) -> None:
+    """Raise `InputError` unless the files to be sent are those that were looked at, byte for byte."""
+    found = {operation.path_in_repo: operation.upload_info.sha256.hex() for operation in added}
+    if others := sorted(name for name in {*found, *proven} if found.get(name) != proven.get(name)):
+        raise InputError(
+            f"{', '.join(others)}: not the same as when it was looked at, and nothing was published: run the same "
+            "command again"
+        )
+
+
 def _operations(
-    api: HfApi, folder: Path, target: Target, head: str | None, is_ours: Callable[[str], bool]
+    api: HfApi, added: list[CommitOperationAdd], target: Target, head: str | None, is_ours: Callable[[str], bool]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """Every file of the folder, and the deletion of what an earlier push left."""
-    added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files_under(folder)]
+    """Every file that is added, and the deletion of what an earlier push left."""
     names = {operation.path_in_repo for operation in added}
     there = {} if head is None else _tree(api, target, head)
     gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in names]

@@ -52,6 +52,7 @@ from groundup.tokenization.folder import load_tokenizer
 LARGEST_FILE = 50 * 10**9  # bytes; the Hub asks to cut what is larger (docs/hub/storage-limits)
 LARGEST_TEXT = 100 * 10**6  # bytes of a text file that is read whole
 LARGEST_SETTINGS = 10 * 10**6  # bytes of a file of settings
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # how the Hub's identifiers of licences look
 _PERSONAL = re.compile(rb"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[^\s\"',:;)]*")
 _CODE_PLACE = re.compile(r"(\w+)\.\w+")
@@ -59,10 +60,14 @@ _CODE_PLACE = re.compile(r"(\w+)\.\w+")
 
 @dataclass(frozen=True)
 class Parcel:
-    """What may be published: a folder with these files and no other, and what the stranger said of it."""
+    """What may be published: a folder with these files and no other, and what the stranger said of it.
+
+    `files` gives their sizes (bytes), `proven` the sha256 of each, of which nothing else may be sent.
+    """
 
     folder: Path
     files: dict[str, int]
+    proven: dict[str, str]
     left_out: list[str]
     proof: Proof | None
 
@@ -91,7 +96,8 @@ def through_the_gate(
     files, left_out = sort_files(checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Path(temporary) / (checkpoint.resolve().name or "checkpoint")
-        copy_files(checkpoint, copy, files)
+        with _named(checkpoint, copy):
+            copy_files(checkpoint, copy, files)
         _rename_base(copy, (additions or {}).get("base_model"))
         with _named(checkpoint, copy):
             sha256 = check_content(copy, additions or {}, trust_remote_code)
@@ -99,11 +105,14 @@ def through_the_gate(
         with _named(checkpoint, copy):
             proof = None if (copy / GGUF_WEIGHTS).is_file() else prove(copy, "Once upon a time", base=base)
         write_card(copy, repo_id)
-        for name, before in sha256.items():
-            if sha256_of(copy / name) != before:
-                raise InputError(f"{name} changed while it was looked at: publish when the run has ended")
         sizes = {name: (copy / name).stat().st_size for name in sorted({*files, CARD_FILE})}
-        yield Parcel(copy, sizes, left_out, proof)
+        yield Parcel(copy, sizes, sums_of(copy) | sha256, left_out, proof)
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every file under a folder, by its path there."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
 
 @contextlib.contextmanager
@@ -334,7 +343,7 @@ def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_
         return None
     settings = read_json(copy / ADAPTER_FILE)
     name = settings.get("base_model_name_or_path")
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or fetch_base is None:
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or fetch_base is None:
         raise InputError(
             f"{ADAPTER_FILE} names {shown(str(name))} as its base, which nobody else has: publish the base first, "
             "then add --base-model OWNER/NAME"

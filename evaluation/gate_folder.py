@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, is_disk_full
 from groundup.common.hub_errors import SECRET
 from groundup.evaluation.card import CARD_FILE
 from groundup.evaluation.kinds import (
@@ -37,7 +37,6 @@ CONTRACT = (
 )
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 TOKEN_FILES = ("token", "stored_tokens", ".env", ".netrc", ".git-credentials", ".pypirc", "id_rsa", "id_ed25519")
-LINKED = 10**7  # bytes; a larger file is not copied
 _SCAN = 2**22  # bytes read at once
 
 
@@ -130,14 +129,33 @@ def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
 
 
 def copy_files(checkpoint: Path, copy: Path, files: list[str]) -> None:
-    """Copy small files; large ones become links, which work as well for loading and sending."""
+    """Copy the files, large ones too: what happens to the checkpoint from here on cannot reach what is sent.
+
+    Raises `InputError` for a file that changes meanwhile, one that cannot be read, and a disk without room.
+    """
     copy.mkdir()
     for name in files:
-        source = (checkpoint / name).resolve()
-        if source.stat().st_size > LINKED and os.name != "nt":
-            (copy / name).symlink_to(source)
-        else:
+        try:
+            source = (checkpoint / name).resolve(strict=True)
+            before = source.stat()
             shutil.copyfile(source, copy / name)
+            after = source.stat()
+        except FileNotFoundError as error:
+            raise InputError(f"{name} was removed while it was looked at: publish when the run has ended") from error
+        except OSError as error:
+            if is_disk_full(error):
+                size = sum((checkpoint / name).stat().st_size for name in files)
+                raise InputError(
+                    f"no room in {copy.parent} for a copy of what is to be published ({size / 1e6:,.0f} MB): "
+                    "make room, or let TMPDIR name a folder that has more"
+                ) from error
+            raise InputError(f"{name} cannot be copied ({error.strerror}): mend that, then publish again") from error
+        if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
+            raise InputError(f"{name} changed while it was copied: publish when the run has ended")
+    findings = Findings(copy)
+    for path in _everything(copy):  # what was looked at before may have been another
+        _look_for_dangers(path, findings)
+    findings.stop()
 
 
 def shown(text: str) -> str:

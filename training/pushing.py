@@ -1,12 +1,13 @@
 """Checkpoints to the Hub while a run goes on: the gate and the one commit of `groundup publish`, after a save."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
 from groundup.common.hub import Pushed, Target, fetch_model, push_folder, require_token
-from groundup.evaluation.gate import LICENSE, through_the_gate
+from groundup.evaluation.gate import HUB_NAME, LICENSE, through_the_gate
 from groundup.evaluation.gate_folder import is_ours
 from groundup.training.checkpoint import random_state, set_random_state
 from groundup.training.settings import PushOptions
@@ -22,6 +23,8 @@ def push_target(options: PushOptions, save_every: int | None = None, adapted: st
     if options.push_to is None:
         if every is not None:
             raise InputError(f"--push-every {every} does not say where to: add --push-to OWNER/NAME")
+        if given := [one.name for one in fields(PushOptions) if getattr(options, one.name) not in (None, False)]:
+            raise InputError(f"--{given[0].replace('_', '-')} says how to push: add --push-to OWNER/NAME")
         return None
     if every is not None and every % (save_every or every):
         raise InputError(f"--push-every {every}: what is pushed is saved first: give a multiple of --save-every")
@@ -32,6 +35,9 @@ def push_target(options: PushOptions, save_every: int | None = None, adapted: st
             f"--push-to: an adapter names its base, and {adapted} is a folder here, which nobody else has: publish it "
             "first, then add --push-base-model OWNER/NAME"
         )
+    name = options.push_base_model
+    if name is not None and not HUB_NAME.fullmatch(name):
+        raise InputError(f"--push-base-model {name} is no name on the Hub: give OWNER/NAME")
     require_token()
     return Target(options.push_to, options.push_private, options.push_branch)
 
@@ -66,8 +72,8 @@ class Pusher:
         try:
             gate = through_the_gate(folder, self.additions, repo_id=self.target.repo_id, fetch_base=fetch_model)
             with gate as parcel:
-                pushed = push_folder(parcel.folder, self.target, name, is_ours)
-        except (InputError, Unavailable) as error:
+                pushed = push_folder(parcel.folder, self.target, name, is_ours, parcel.proven)
+        except (InputError, Unavailable, OSError) as error:
             say(f"{name} was not published, nothing else is lost: {error}")
             return None
         finally:

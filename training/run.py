@@ -7,6 +7,7 @@ measured; everything else is the same for pretraining, classification and instru
 import abc
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
@@ -41,6 +42,7 @@ from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
+from groundup.training.settings import PushOptions
 from groundup.training.sharding import asked_to_shard, run_within, shard, whole_weights, without_accelerates
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def carry_out(
 
 def pusher_of(settings: Any) -> "Pusher | None":
     """What sends a run's checkpoints to the Hub; None where they stay here. Raises `InputError` as `push_target`."""
-    if settings.push_to is None and settings.push_every is None:
+    if not any(getattr(settings, option.name) for option in fields(PushOptions)):
         return None
     from groundup.training.pushing import Pusher  # the gate takes a while to import
 

@@ -110,7 +110,7 @@ def makers(bpe, tmp_path_factory):
         return describe(folder, "model.safetensors", rows=False, verb="classify")
 
     def large(folder):
-        """Weights that are sent in parts and, in the gate, linked to instead of copied."""
+        """Weights of some megabytes, which are sent in parts."""
         save_model(folder, shaken(GroundupForCausalLM(config(hidden_size=384, intermediate_size=1024))), bpe)
         return describe(folder, "model.safetensors")
 

@@ -33,7 +33,13 @@ WRONG = {
     "no name of a licence": (PushOptions(push_to="alice/x", push_license="all mine"), "add --push-license"),
     "no name of a repository": (PushOptions(push_to="x", **LICENSED), "give OWNER/NAME"),
     "no name of a branch": (PushOptions(push_to="alice/x", push_branch="a b", **LICENSED), "no name that git takes"),
-    "no steps": (PushOptions(push_to="alice/x", push_every=0, **LICENSED), "--push-every 0"),
+    "a licence for nothing": (PushOptions(**LICENSED), "--push-license says how to push: add --push-to"),
+    "private, but nowhere": (PushOptions(push_private=True), "--push-private says how to push: add --push-to"),
+    "a branch of nothing": (PushOptions(push_branch="x"), "--push-branch says how to push: add --push-to"),
+    "a base that is a folder": (
+        PushOptions(push_to="alice/x", push_base_model="runs/pretrain-x/y", **LICENSED),
+        "--push-base-model runs/pretrain-x/y is no name on the Hub",
+    ),
     "steps that are not saved": (PushOptions(push_to="alice/x", push_every=3, **LICENSED), "multiple of --save-every"),
 }
 
