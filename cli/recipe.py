@@ -134,7 +134,7 @@ class Ledger:
         self.out, self.path, self.smoke = out, out / LEDGER_FILE, smoke
         self._known: dict[str, dict[str, Any]] = {}
         self._commits: dict[tuple[str, str | None], Any] = {}
-        if self.path.is_file():
+        if is_ledger_in(out):
             self._known = json.loads(self.path.read_text(encoding="utf-8"))
 
     def key(self, stage: Stage) -> str:
@@ -162,6 +162,10 @@ class Ledger:
         if isinstance(content, str):
             self._commits[name, kind] = content
         return content
+
+    def knows(self, stage: Stage) -> bool:
+        """Whether a stage of that name was ever begun."""
+        return stage.name in self._known
 
     def is_done(self, stage: Stage) -> bool:
         """Whether the stage is finished with the key that it has now, and what it made lies there unchanged."""
@@ -199,3 +203,16 @@ class Ledger:
     def _note(self, stage: Stage, values: dict[str, Any]) -> None:
         self._known[stage.name] = values
         atomic_write(self.path, (json.dumps(self._known, indent=2) + "\n").encode())
+
+
+def is_ledger_in(folder: Path) -> bool:
+    """Whether a folder holds a ledger of ours."""
+    try:
+        known = json.loads((folder / LEDGER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(known) and isinstance(known, dict) and all(_is_entry(entry) for entry in known.values())
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and bool({"begun", "key"} & set(entry))

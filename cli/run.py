@@ -5,17 +5,19 @@ goes on from its last saved state.
 """
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
 from rich.table import Table
 
 from groundup.cli.main import VERBS, find
-from groundup.cli.recipe import DATA_OPTIONS, Ledger, Recipe, Stage, find_recipe, read_recipe
+from groundup.cli.recipe import DATA_OPTIONS, Ledger, Recipe, Stage, find_recipe, is_ledger_in, read_recipe
 from groundup.cli.settings import RunSettings
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
+from groundup.common.output import claim, given_folder, require_unused
 from groundup.common.settings import verb
 
 
@@ -27,13 +29,22 @@ def run(settings: RunSettings) -> Path:
     started = time.monotonic()
     recipe = read_recipe(find_recipe(settings.recipe))
     name = recipe.name + ("-smoke" if settings.smoke else "")
-    out = Path(settings.out).expanduser() if settings.out else Path("runs") / name
-    ledger = Ledger(out, settings.smoke)
-    _check_files(recipe, ledger)
+    out = given_folder(settings.out if settings.out is not None else Path("runs") / name)
     if settings.dry_run:
+        ledger = Ledger(out, settings.smoke)
+        _check_files(recipe, ledger)
         console.print(_overview(recipe, ledger))
         return out
-    out.mkdir(parents=True, exist_ok=True)
+    with claim(out, "run", name, resume=True, is_ours=is_ledger_in):
+        _walk(recipe, out, settings, started)
+    return out
+
+
+def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> None:
+    """Do the stages that are not done, and write the report."""
+    ledger = Ledger(out, settings.smoke)
+    _check_files(recipe, ledger)
+    _check_folders(recipe, out, ledger)
     for number, stage in enumerate(recipe.stages, 1):
         console.quiet = settings.quiet
         place = f"[{number}/{len(recipe.stages)}] {stage.name}"
@@ -47,7 +58,6 @@ def run(settings: RunSettings) -> Path:
     from groundup.cli.chain_report import show
 
     show(recipe, out, ledger, time.monotonic() - started)
-    return out
 
 
 def _check_files(recipe: Recipe, ledger: Ledger) -> None:
@@ -64,6 +74,15 @@ def _check_files(recipe: Recipe, ledger: Ledger) -> None:
                 raise InputError(f"{recipe.name}, stage {stage.name}: {error}") from error
 
 
+def _check_folders(recipe: Recipe, out: Path, ledger: Ledger) -> None:
+    """Raise `InputError` for a stage's folder that no stage made, or that another command is at work in."""
+    for stage in recipe.stages:
+        folder = out / stage.name
+        if os.path.lexists(folder) and not ledger.knows(stage):
+            raise InputError(f"{folder} is there, but no stage made it: move it away, or choose a new --out")
+        require_unused(folder)
+
+
 def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     """Do one stage, from the beginning or, if it began with the same key, from where it stopped."""
     settings_class = find(VERBS[stage.verb].settings)
@@ -72,6 +91,7 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     shared = {"out": str(folder), "smoke": settings.smoke, "quiet": settings.quiet, "resume": begun}
     options = stage.filled(out) | {name: value for name, value in shared.items() if name in fields}
     if folder.exists() and not (begun and "resume" in fields):
+        require_unused(folder)
         folder.rename(_retired(folder))
     ledger.begin(stage)
     with clock.counting_from_now():  # a stage's minutes are its own

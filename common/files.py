@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import itertools
 import os
 import shutil
 import tempfile
@@ -27,17 +26,6 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def atomic_file(target: Path, name: str) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; on leaving, its file `name` is synced and becomes `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        yield Path(temporary)
-        sync_tree(Path(temporary))
-        os.replace(Path(temporary) / name, target)
-    sync_folder(target.parent)
 
 
 def replace_folder(temporary: Path, target: Path) -> None:
@@ -94,27 +82,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def require_new(folder: Path, or_else: str = "") -> None:
-    """Raise `InputError` unless `folder` is absent or an empty folder; `or_else` says what else would do."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if folder.exists():
-        raise InputError(f"{folder} already holds something: choose a new --out{or_else}")
-
-
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def output_folder(out: str | None, verb: str, name: str) -> Path:
-    """The folder that a verb writes to: `out`, or the first free `runs/VERB-NAME[-N]`. It is not made yet."""
-    if out:
-        return user_path(out)
-    plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip("-.") or "run"
-    candidates = (Path("runs") / f"{verb}-{plain}{f'-{number}' if number else ''}" for number in itertools.count())
-    return next(path for path in candidates if not path.exists())
 
 
 def user_path(text: str | Path) -> Path:

@@ -1,9 +1,16 @@
 """The processes of a run: those that `torchrun` or `accelerate launch` started, or this one alone."""
 
 import atexit
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from accelerate.state import PartialState
+from accelerate.utils import broadcast_object_list
+
+from groundup.common.errors import InputError
+
+T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -17,3 +24,17 @@ def processes() -> PartialState:
     if is_first and torch.distributed.is_initialized():
         atexit.register(state.destroy_process_group)
     return state
+
+
+def agreed(state: PartialState, action: Callable[[], T]) -> T:
+    """Do something on the first process while the others wait; what it gives, or an `InputError`, all of them get."""
+    found: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            found[0] = action()
+        except InputError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise InputError(found[1])
+    return found[0]

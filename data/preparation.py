@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, output_folder, public_name, require_new
+from groundup.common.files import atomic_folder, public_name
+from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.data.parts import Share
 from groundup.data.prepared import RECIPE, TOKENIZER, TRAIN, VALIDATION
@@ -35,20 +35,19 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     little of it for the vocabulary that was asked for.
     """
     console.quiet = settings.quiet
-    out = output_folder(settings.out, "tokenizer", short_name(settings.data))
-    require_new(out)
-    corpus = _corpus(settings)
-    tokenizer = _train(settings, corpus)
-    held_back = sample(corpus.validation, REPORT_BYTES).texts()
-    rows = tokenizer_report(tokenizer, sample_texts(corpus.train, TRAINING_BYTES), held_back)
-    recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
-    with atomic_folder(out) as folder:
-        save_tokenizer(tokenizer, folder)
-        (folder / "tokenizer_report.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        write_yaml(folder / "recipe.yaml", recipe)
+    with claim(settings.out, "tokenizer", short_name(settings.data)) as output:
+        corpus = _corpus(settings)
+        tokenizer = _train(settings, corpus)
+        held_back = sample(corpus.validation, REPORT_BYTES).texts()
+        rows = tokenizer_report(tokenizer, sample_texts(corpus.train, TRAINING_BYTES), held_back)
+        with output.filled() as folder:
+            save_tokenizer(tokenizer, folder)
+            (folder / "tokenizer_report.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+            recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
+            write_yaml(folder / RECIPE, recipe)
     console.print(report_table(rows))
-    say(f"tokenizer of {len(tokenizer):,} tokens written to {out}")
-    return out
+    say(f"tokenizer of {len(tokenizer):,} tokens written to {output.path}")
+    return output.path
 
 
 @verb(PrepareSettings)
@@ -65,35 +64,34 @@ def prepare(settings: PrepareSettings) -> Path:
         if given and settings.out is None:
             raise InputError(f"{option} needs --out: the folder to go on with, which all parts share")
     share = Share.read(settings.part) if settings.part else None
-    out = output_folder(settings.out, "prepare", short_name(settings.data))
-    out = out / share.folder if share else out
-    if not settings.resume:
-        require_new(out, ", or add --resume to go on with it")
-    tokenizer = without_length(load_tokenizer(settings.tokenizer))
-    corpus = _corpus(settings, share)
-    _begin(out, _recipe("prepare", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}, tokenizer)
-    try:
-        train = write_shards(corpus.train, tokenizer, out / TRAIN)
-        validation = write_shards(corpus.validation, tokenizer, out / VALIDATION)
-    except BaseException:
-        if not any(out.rglob("*.npy")):  # nothing to go on with
-            shutil.rmtree(out)
-        raise
+    out = given_folder(settings.out) / share.folder if share and settings.out is not None else settings.out
+    with claim(out, "prepare", short_name(settings.data), resume=settings.resume) as output:
+        out = output.path
+        tokenizer = without_length(load_tokenizer(settings.tokenizer))
+        corpus = _corpus(settings, share)
+        recipe = _recipe("prepare", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
+        try:
+            _begin(output, recipe, tokenizer)
+            train = write_shards(corpus.train, tokenizer, out / TRAIN)
+            validation = write_shards(corpus.validation, tokenizer, out / VALIDATION)
+        except BaseException:
+            if not output.goes_on and not any(out.rglob("*.npy")):  # nothing to go on with
+                output.take_back(RECIPE, TOKENIZER, TRAIN, VALIDATION)
+            raise
     say(f"{len(train):,} tokens for training and {len(validation):,} for validation written to {out}")
     return out
 
 
-def _begin(out: Path, recipe: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
+def _begin(output: OutputFolder, recipe: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
     """Write the tokenizer and then the recipe, unless they are there. Raises `InputError` if they are not the same."""
-    if (out / RECIPE).is_file():
+    out = output.path
+    if output.goes_on:
         known = read_yaml(out / RECIPE)
         differing = [key for key, value in recipe.items() if known.get(key) != value]
         if differing:
             what = " and ".join(differing).replace("_sha256", "")
             raise InputError(f"{out} was begun with other {what} (see its {RECIPE}): choose a new --out")
         return
-    if out.is_dir() and any(path.name != TOKENIZER for path in out.iterdir()):
-        raise InputError(f"{out} holds something that `prepare` did not write: choose a new --out")
     with atomic_folder(out / TOKENIZER) as folder:
         save_tokenizer(tokenizer, folder)
     write_yaml(out / RECIPE, recipe)

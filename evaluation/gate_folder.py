@@ -12,6 +12,7 @@ from huggingface_hub import get_token
 
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.hub_errors import SECRET
+from groundup.common.output import STATE
 from groundup.evaluation.card import CARD_FILE
 from groundup.evaluation.kinds import (
     ADAPTER_FILE,
@@ -76,7 +77,7 @@ def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
             findings.add(f"{name} is no regular file", "remove it")
         elif name in CONTRACT:
             chosen.append(name)
-        else:
+        elif name != STATE:  # that is there only while the run goes on
             left_out.append(name + "/" * path.is_dir())
     for path in _everything(checkpoint):
         _look_for_dangers(path, findings)

@@ -3,6 +3,7 @@
 for each model: language ── tasks ── text it writes ── tokenizer        then: models side by side
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Interrupted
-from groundup.common.files import output_folder, sha256_of
-from groundup.common.processes import processes
+from groundup.common.files import sha256_of
+from groundup.common.output import claim, given_folder, is_begun
+from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
@@ -34,7 +36,7 @@ from groundup.evaluation.language_parts import (
 )
 from groundup.evaluation.loading import load_model
 from groundup.evaluation.page import write_page
-from groundup.evaluation.parts import Part, Parts, name_of, names_of
+from groundup.evaluation.parts import VERB, Part, Parts, name_of, names_of
 from groundup.evaluation.report import read_metrics, summary_table, write_metrics
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.evaluation.token_scores import TokenScores, UnitSums
@@ -59,28 +61,39 @@ def evaluate(settings: EvaluateSettings) -> Path:
     console.quiet = settings.quiet or (state is not None and not state.is_main_process)
     if state and not settings.out:
         raise InputError("several processes need one folder: give --out")
-    out = output_folder(settings.out, "evaluate", name_of(settings.model[0]) if settings.model else "nothing")
-    parts = Parts(out)
-    if settings.resume and parts.is_finished:
-        say(f"{out} is finished: nothing to do")
-        return out
+    if settings.resume and settings.out:
+        out = given_folder(settings.out)
+        if is_begun(out, VERB) and Parts(out).is_finished:
+            say(f"{out} is finished: nothing to do")
+            return out
+    with contextlib.ExitStack() as held:  # on the first process alone
+
+        def claimed() -> Path:
+            name = name_of(settings.model[0]) if settings.model else "nothing"
+            return held.enter_context(claim(settings.out, VERB, name, resume=settings.resume)).path
+
+        return _evaluate(settings, Parts(agreed(state, claimed) if state else claimed()), state)
+
+
+def _evaluate(settings: EvaluateSettings, parts: Parts, state: PartialState | None) -> Path:
+    """Do what is not done yet of the evaluation in a folder."""
     try:
-        if state is None or state.is_main_process:
-            settings = parts.begin(settings)
         if state:
-            state.wait_for_everyone()
+            agreed(state, lambda: parts.begin(settings))
             settings = parts.begin(dataclasses.replace(settings, resume=True))
+        else:
+            settings = parts.begin(settings)
         evaluation = Evaluation(settings, parts, state)
         if state and not state.is_main_process:
             evaluation.help_with_text()
-            return out
+            return parts.out
         evaluation.measure()
         return evaluation.finish()
     except InputError:
         parts.give_up()
         raise
     except KeyboardInterrupt as stop:
-        raise Interrupted(f"stopped; what is done is kept: groundup evaluate --resume --out {out}") from stop
+        raise Interrupted(f"stopped; what is done is kept: groundup evaluate --resume --out {parts.out}") from stop
 
 
 class Evaluation:

@@ -8,18 +8,19 @@ OUT/metrics.json     at the end
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, Interrupted, is_disk_full
-from groundup.common.files import atomic_write, require_new
+from groundup.common.files import atomic_write
+from groundup.common.output import remove
 from groundup.common.settings import write_yaml
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
 from groundup.evaluation.settings import EvaluateSettings
 
+VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
 
 Part = dict[str, Any]  # "rows" for metrics.json and what else a later part needs, all in types that JSON has
@@ -44,24 +45,23 @@ class Parts:
         if settings.resume and kept.is_file():
             known = json.loads(kept.read_text(encoding="utf-8"))
             return EvaluateSettings(**known | {"quiet": settings.quiet, "resume": True, "out": settings.out})
-        require_new(self.out, ", or add --resume to go on with it")
         if not settings.model or not (settings.data or settings.tasks):
             raise InputError(
                 "evaluate needs a model and something to measure it on: give --model, and --data or --tasks"
             )
         self._is_new = True
-        (self.work / "parts").mkdir(parents=True)
+        (self.work / "parts").mkdir(parents=True, exist_ok=True)
         values = dataclasses.asdict(settings)
-        write_yaml(self.out / RECIPE_FILE, {key: _public(key, value) for key, value in values.items()})
         atomic_write(kept, json.dumps(values, indent=2).encode())
+        public = {"verb": VERB} | {key: _public(key, value) for key, value in values.items()}
+        write_yaml(self.out / RECIPE_FILE, public)
         return settings
 
     def give_up(self) -> None:
-        """Remove a folder that `begin` made if nothing is done yet: the command can be mended and given again."""
+        """Remove what `begin` wrote if nothing is done yet: the command can be mended and given again."""
         if self._is_new and not any((self.work / "parts").glob("*.json")):
-            shutil.rmtree(self.work, ignore_errors=True)
-            (self.out / RECIPE_FILE).unlink(missing_ok=True)
-            self.out.rmdir()
+            remove(self.work)
+            remove(self.out / RECIPE_FILE)
 
     def has(self, name: str) -> bool:
         """Whether a part is done."""
@@ -96,7 +96,7 @@ class Parts:
     def end(self) -> None:
         """Remove what only an evaluation that goes on needs; after a failure it is kept, for `--resume`."""
         if not self.failures:
-            shutil.rmtree(self.work, ignore_errors=True)
+            remove(self.work)
 
     def _path(self, name: str) -> Path:
         return self.work / "parts" / (re.sub(r"[^\w.-]+", "-", name) + ".json")

@@ -20,7 +20,6 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sha256_of
 from groundup.evaluation.language import stated_context
 from groundup.evaluation.loading import without_bars
@@ -230,15 +229,3 @@ def remove_old(out: Path, keep: int, best_step: int) -> None:
     for folder in saved_steps(out)[keep:]:
         if int(folder.name[5:]) != best_step:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def disk_error(error: BaseException, folder: Path) -> InputError | None:
-    """One line for the person if `error` is a full disk or a folder that cannot be written to, else None."""
-    if is_disk_full(error):
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-        return InputError(
-            f"no space left on the disk of {folder} ({free / 1e6:.0f} MB free): make room, then add --resume"
-        )
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == 30):
-        return InputError(f"cannot write to {folder} ({error.strerror}): choose another --out")
-    return None

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_write, output_folder, require_new
-from groundup.common.processes import processes
+from groundup.common.files import atomic_write
+from groundup.common.output import claim
+from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
 from groundup.data.examples import Columns, Examples, also_in, load_examples, load_texts
@@ -51,7 +52,7 @@ from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
 from groundup.training.repeating import is_repeated, repeat
-from groundup.training.run import TrainingRun, agreed, carry_out, pusher_of, require_tracker
+from groundup.training.run import TrainingRun, carry_out, pusher_of, require_tracker
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import ClassifySettings
@@ -348,11 +349,10 @@ def _label_only(settings: ClassifySettings) -> Path:
     console.quiet = settings.quiet
     if settings.model is None:
         raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
-    out = output_folder(settings.out, "classify", short_name([settings.predict or ""]))
-    require_new(out)
-    content = _label(settings, settings.model)
-    out.mkdir(parents=True, exist_ok=True)
-    write_yaml(out / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings, PATHS)})
-    atomic_write(out / PREDICTIONS_FILE, content.encode())
-    say(f"labels and their probabilities are in {out / PREDICTIONS_FILE}")
-    return out
+    with claim(settings.out, "classify", short_name([settings.predict or ""]), resume=False) as output:
+        content = _label(settings, settings.model)
+        with output.filled() as folder:
+            write_yaml(folder / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings, PATHS)})
+            (folder / PREDICTIONS_FILE).write_bytes(content.encode())
+    say(f"labels and their probabilities are in {output.path / PREDICTIONS_FILE}")
+    return output.path

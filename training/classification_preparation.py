@@ -3,10 +3,8 @@
 What is prepared is read back from the folder even by the run that made it, so that a resumed run starts from the same.
 """
 
-import contextlib
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +14,6 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import require_new
 from groundup.common.settings import public_settings
 from groundup.data.example_rows import ExampleRows, encode_examples, for_classifying
 from groundup.data.examples import (
@@ -119,17 +116,8 @@ def prepare_classification(settings: ClassifySettings, run: RunFolder, began: fl
     """
     settings = cast(ClassifySettings, with_budget(cast(Any, settings)))
     _check(settings)
-    if not settings.resume:
-        require_new(run.out, ", or add --resume to go on with it")
-    run.work.mkdir(parents=True, exist_ok=True)
-    try:
+    with run.being_prepared():
         _prepare(settings, run)
-    except BaseException:
-        # What is wrong can be mended and the same command given again: the folder must be as it was.
-        shutil.rmtree(run.work, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            run.out.rmdir()
-        raise
 
 
 def open_classification(run: RunFolder) -> PreparedExamples:

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import importlib.util
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, near
-from groundup.common.files import atomic_file, atomic_folder, output_folder, public_name, require_new, sha256_of
+from groundup.common.files import public_name, sha256_of, sync_file, sync_folder
+from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import verb, write_yaml
 from groundup.evaluation.card import describe_twin, write_card
 from groundup.evaluation.loading import is_adapter, load_model, quiet_transformers, stored_dtype
@@ -62,30 +64,29 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
     if not settings.source:
         raise InputError("import-gpt2 needs a source: give a folder or file with GPT-2's weights, or a Hub name")
     name = public_name(settings.source)
-    out = output_folder(settings.out, "import-gpt2", name)
-    require_new(out)
     if settings.quiet:
         disable_progress_bars()
-    place = _fetch(settings.source)
-    try:
-        weights = find_weights(place)
-        tokenizer = _read_tokenizer(weights.parent, settings)
-        model = _read_model(weights, tokenizer)
-    except (ValueError, OSError, StrictDataclassError) as error:
-        raise InputError(f"cannot import {settings.source}: {_one_line(error)}") from error
-    recipe = _recipe(
-        "import-gpt2", name, settings, source=name, tokenizer=settings.tokenizer and public_name(settings.tokenizer)
-    )
-    recipe["weights_read"] = {path.name: sha256_of(path) for path in weights_files(weights)}
-    recipe["tokenizer_sha256"] = fingerprint(tokenizer)
-    with atomic_folder(out) as folder:
-        save_model(folder, model, tokenizer)
-        write_yaml(folder / RECIPE_FILE, recipe)
-        about = {"parameters": model.num_parameters(), "dtype": str(model.dtype)[6:]}
-        write_metrics(folder, [], about, sha256_of(folder / "model.safetensors"))
-        write_card(folder)
-    say(f"GPT-2 of {model.num_parameters():,} parameters written to {out}")
-    return out
+    with claim(settings.out, "import-gpt2", name) as output:
+        place = _fetch(settings.source)
+        try:
+            weights = find_weights(place)
+            tokenizer = _read_tokenizer(weights.parent, settings)
+            model = _read_model(weights, tokenizer)
+        except (ValueError, OSError, StrictDataclassError) as error:
+            raise InputError(f"cannot import {settings.source}: {_one_line(error)}") from error
+        recipe = _recipe(
+            "import-gpt2", name, settings, source=name, tokenizer=settings.tokenizer and public_name(settings.tokenizer)
+        )
+        recipe["weights_read"] = {path.name: sha256_of(path) for path in weights_files(weights)}
+        recipe["tokenizer_sha256"] = fingerprint(tokenizer)
+        with output.filled() as folder:
+            save_model(folder, model, tokenizer)
+            write_yaml(folder / RECIPE_FILE, recipe)
+            about = {"parameters": model.num_parameters(), "dtype": str(model.dtype)[6:]}
+            write_metrics(folder, [], about, sha256_of(folder / "model.safetensors"))
+            write_card(folder)
+    say(f"GPT-2 of {model.num_parameters():,} parameters written to {output.path}")
+    return output.path
 
 
 @verb(ExportSettings)
@@ -102,38 +103,64 @@ def export(settings: ExportSettings) -> Path:
     if settings.to == "gguf" and importlib.util.find_spec("gguf") is None:
         raise InputError("--to gguf needs the package gguf: pip install 'groundup[gguf]'")
     name = public_name(settings.checkpoint)
-    out = output_folder(settings.out, "export", f"{name}-{settings.to}")
-    is_file = out.suffix.lower() == ".gguf"
-    if is_file and settings.to != "gguf":
+    file = _named_file(settings)
+    # A file is written in a folder of its own beside it, which is gone when the file is there.
+    place = file.with_name(f".{file.name}.part") if file else settings.out
+    with claim(place, "export", f"{name}-{settings.to}") as output:
+        twin, difference = _write_twin(settings, name, settings.to, output, file)
+    written = file or (output.path / GGUF_FILE if settings.to == "gguf" else output.path)
+    say(f"a {twin.config.model_type} model of {twin.num_parameters():,} parameters written to {written}")
+    if difference is not None:
+        say(f"loaded again without code of ours: logits equal (largest difference {difference:.0e})")
+    return file or output.path
+
+
+def _named_file(settings: ExportSettings) -> Path | None:
+    """The file that `--out` names, None where it names a folder. Raises `InputError` for one that is there."""
+    out = None if settings.out is None else given_folder(settings.out)
+    if out is None or out.suffix.lower() != ".gguf":
+        return None
+    if settings.to != "gguf":
         raise InputError(f"--out {out} names a file for llama.cpp: add --to gguf, or name a folder for {settings.to}")
-    if is_file and out.exists():
-        raise InputError(f"{out} is there already: choose a new --out")
-    require_new(out)
+    _require_absent(out)
+    return out
+
+
+def _require_absent(file: Path) -> None:
+    if os.path.lexists(file):
+        raise InputError(f"{file} is there already: choose a new --out")
+
+
+def _write_twin(
+    settings: ExportSettings, name: str, target: str, output: OutputFolder, file: Path | None
+) -> tuple[PreTrainedModel, float | None]:
+    """Fill the folder, or write `file`; return the stock model, and how far its logits differ if it could be loaded."""
     model, tokenizer = load_model(settings.checkpoint)
     model.float().cpu()
     config: Any = model.config
     if config.model_type != "groundup":
         raise InputError(_no_need(settings.checkpoint, config.model_type))
     try:
-        form = gguf_form(config) if settings.to == "gguf" else settings.to
+        form = gguf_form(config) if target == "gguf" else target
         twin = make_twin(model, form, stored_dtype(settings.checkpoint))
-        with atomic_file(out, GGUF_FILE) if is_file else atomic_folder(out) as folder:
-            if settings.to == "gguf":
+        with output.filled() as folder:
+            if target == "gguf":
                 write_gguf(folder / GGUF_FILE, twin, tokenizer, name)
             else:
                 save_model(folder, twin, tokenizer)
                 spell_for_transformers_4(folder / "config.json")
             difference = _difference(model, _load_again(folder, twin.config))
-            if not is_file:
+            if file:
+                sync_file(folder / GGUF_FILE)
+                _require_absent(file)  # still
+                (folder / GGUF_FILE).rename(file)
+                sync_folder(file.parent)
+            else:
                 write_yaml(folder / RECIPE_FILE, _recipe("export", name, settings, checkpoint=name))
                 describe_twin(folder, Path(settings.checkpoint).expanduser(), twin.num_parameters(), difference)
     except ValueError as error:
         raise InputError(f"cannot export {settings.checkpoint} to {settings.to}: {_one_line(error)}") from error
-    written = out / GGUF_FILE if settings.to == "gguf" and not is_file else out
-    say(f"a {twin.config.model_type} model of {twin.num_parameters():,} parameters written to {written}")
-    if difference is not None:
-        say(f"loaded again without code of ours: logits equal (largest difference {difference:.0e})")
-    return out
+    return twin, difference
 
 
 def _no_need(checkpoint: str, model_type: str) -> str:

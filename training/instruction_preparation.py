@@ -3,11 +3,9 @@
 What is prepared is read back from the folder even by the run that made it, so that a resumed run starts from the same.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import require_new
 from groundup.common.settings import public_settings
 from groundup.data.conversations import (
     Conversation,
@@ -84,17 +81,8 @@ def prepare_instructions(settings: InstructSettings, run: RunFolder, began: floa
     """
     settings = cast(InstructSettings, with_budget(cast(Any, settings)))
     _check(settings)
-    if not settings.resume:
-        require_new(run.out, ", or add --resume to go on with it")
-    run.work.mkdir(parents=True, exist_ok=True)
-    try:
+    with run.being_prepared():
         _prepare(settings, run, began)
-    except BaseException:
-        # What is wrong can be mended and the same command given again: the folder must be as it was.
-        shutil.rmtree(run.work, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            run.out.rmdir()
-        raise
 
 
 def open_instructions(run: RunFolder) -> PreparedInstructions:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, output_folder, public_name, require_new, sha256_of
+from groundup.common.files import public_name, sha256_of
+from groundup.common.output import claim
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.evaluation.adapters import adapter_settings, file_of, fold, json_of, load_adapter
 from groundup.evaluation.card import write_card
@@ -41,22 +42,20 @@ def merge(settings: MergeSettings) -> Path:
     console.quiet = settings.quiet
     if not settings.adapter:
         raise InputError("merge needs an adapter: groundup merge FOLDER")
-    name = public_name(settings.adapter)
-    out = output_folder(settings.out, "merge", name)
-    require_new(out)
-    adapted = load_adapter(settings.adapter, base=settings.base, trust_remote_code=settings.trust_remote_code)
-    adapted.float().cpu()
-    before = _probe(adapted)
-    model = fold(adapted)
-    _require_equal(before, _probe(model), settings.adapter)
-    with atomic_folder(out) as folder:
-        save_model(folder, model, load_tokenizer(settings.adapter))
-        _describe(folder, model, settings)
-        again = load_network(folder, type(model))
-        difference = _require_equal(before, _probe(again), settings.adapter)
-    say(f"a {model.config.model_type} model of {model.num_parameters():,} parameters written to {out}")
+    with claim(settings.out, "merge", public_name(settings.adapter)) as output:
+        adapted = load_adapter(settings.adapter, base=settings.base, trust_remote_code=settings.trust_remote_code)
+        adapted.float().cpu()
+        before = _probe(adapted)
+        model = fold(adapted)
+        _require_equal(before, _probe(model), settings.adapter)
+        with output.filled() as folder:
+            save_model(folder, model, load_tokenizer(settings.adapter))
+            _describe(folder, model, settings)
+            again = load_network(folder, type(model))
+            difference = _require_equal(before, _probe(again), settings.adapter)
+    say(f"a {model.config.model_type} model of {model.num_parameters():,} parameters written to {output.path}")
     say(f"loaded again: logits equal to the adapter's (largest difference {difference:.0e})")
-    return out
+    return output.path
 
 
 def _probe(model: PreTrainedModel | PeftModel) -> torch.Tensor:

@@ -1,22 +1,24 @@
 """The same run with several seeds: a mean with its spread, and the run that is kept."""
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, output_folder, require_new
-from groundup.common.processes import processes
+from groundup.common.files import atomic_folder
+from groundup.common.output import claim, given_folder, is_begun
+from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
 from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows
 from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
 from groundup.training.classification_preparation import PATHS
-from groundup.training.run import agreed
+from groundup.training.run import finished_folder
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings
 
@@ -26,9 +28,9 @@ SMOKE_SEEDS = 2
 def is_repeated(settings: ClassifySettings) -> bool:
     """Whether a run has several seeds; of one that goes on, its folder says so."""
     if settings.resume and settings.out is not None:
-        recipe = Path(settings.out).expanduser() / RECIPE_FILE
-        if recipe.is_file():
-            return read_yaml(recipe).get("settings", {}).get("seeds", 1) > 1
+        folder = given_folder(settings.out)
+        if is_begun(folder, "classify"):
+            return read_yaml(folder / RECIPE_FILE).get("settings", {}).get("seeds", 1) > 1
     return settings.seeds > 1
 
 
@@ -46,42 +48,56 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
         raise InputError(f"--push-to takes one run, not {settings.seeds}: publish the one that is kept afterwards")
     console.quiet = settings.quiet
     state = processes()
-    run = RunFolder(agreed(state, lambda: output_folder(settings.out, "classify", short_name(settings.data))))
-    if agreed(state, lambda: settings.resume and run.is_finished):
-        say(f"{run.out} is finished: nothing to do")
-        return run.out
-    goes_on = agreed(state, lambda: settings.resume and run.has_begun)
-    settings = agreed(state, lambda: _kept(settings, run) if goes_on else _begin(settings, run))
-    seeds = min(settings.seeds, SMOKE_SEEDS) if settings.smoke else settings.seeds
-    folders = []
-    for number in range(seeds):
-        console.quiet = settings.quiet
-        say(f"seed {number + 1} of {seeds}")
-        one = dataclasses.replace(
-            settings,
-            seeds=1,
-            seed=settings.seed + number,
-            minutes=settings.minutes and settings.minutes / seeds,
-            out=str(run.out / f"seed-{number}"),
-            predict=None,
-        )
-        try:
-            with clock.counting_from_now():
-                folders.append(train(one))
-        except InputError:
-            if state.is_main_process and not goes_on:
-                run.take_back()
-            raise
-    if state.is_main_process:
-        _combine(run, folders, settings)
-    state.wait_for_everyone()
+    if finished := agreed(state, lambda: finished_folder(settings, "classify")):
+        say(f"{finished} is finished: nothing to do")
+        return finished
+    with contextlib.ExitStack() as held:  # on the first process alone
+
+        def begin() -> tuple[Path, bool]:
+            output = held.enter_context(
+                claim(settings.out, "classify", short_name(settings.data), resume=settings.resume)
+            )
+            return output.path, output.goes_on
+
+        out, goes_on = agreed(state, begin)
+        run = RunFolder(out)
+        settings = agreed(state, lambda: _kept(settings, run) if goes_on else _begin(settings, run))
+        folders = []
+        for one in _each(settings, run):
+            console.quiet = settings.quiet
+            say(f"seed {len(folders) + 1} of {_seeds(settings)}")
+            try:
+                with clock.counting_from_now():
+                    folders.append(train(one))
+            except InputError:
+                if state.is_main_process and not goes_on:
+                    run.take_back()
+                raise
+        if state.is_main_process:
+            _combine(run, folders, settings)
+        state.wait_for_everyone()
     return run.out
 
 
+def _seeds(settings: ClassifySettings) -> int:
+    return min(settings.seeds, SMOKE_SEEDS) if settings.smoke else settings.seeds
+
+
+def _each(settings: ClassifySettings, run: RunFolder) -> Iterator[ClassifySettings]:
+    """The settings of each run, with a seed and a folder of its own."""
+    for number in range(_seeds(settings)):
+        yield dataclasses.replace(
+            settings,
+            seeds=1,
+            seed=settings.seed + number,
+            minutes=settings.minutes and settings.minutes / _seeds(settings),
+            out=str(run.out / f"seed-{number}"),
+            predict=None,
+        )
+
+
 def _begin(settings: ClassifySettings, run: RunFolder) -> ClassifySettings:
-    """Keep the settings in the folder. Raises `InputError` where something else lies in it."""
-    if not settings.resume:
-        require_new(run.out, ", or add --resume to go on with it")
+    """Keep the settings in the folder."""
     private = {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS}
     run.write_recipe({"verb": "classify", "settings": public_settings(settings, PATHS)}, private)
     return settings

@@ -5,6 +5,7 @@ measured; everything else is the same for pretraining, classification and instru
 """
 
 import abc
+import contextlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -13,21 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import output_folder
-from groundup.common.processes import processes
+from groundup.common.output import claim, given_folder, is_begun
+from groundup.common.processes import agreed, processes
 from groundup.evaluation.report import read_metrics, summary_table
 from groundup.training.attention import attending_in_blocks
 from groundup.training.checkpoint import (
     Position,
-    disk_error,
     load_state,
     load_weights,
     optimizer_state,
@@ -63,7 +63,6 @@ class RunSettings(Protocol):
 FEW_UPDATES = 20  # fewer teach a model next to nothing
 
 S = TypeVar("S", bound=RunSettings)
-T = TypeVar("T")
 
 
 def carry_out(
@@ -92,13 +91,18 @@ def carry_out(
     pusher_of(settings)  # options that will not do are said before anything is done
     state = processes()
     console.quiet = settings.quiet or not state.is_main_process
-    run = RunFolder(agreed(state, lambda: output_folder(settings.out, verb, name)))
-    if settings.resume and run.is_finished:
-        say(f"{run.out} is finished: nothing to do")
-        return run.out
-    # What the first process sees counts: another one may look when the recipe has just been written.
-    goes_on = settings.resume and run.has_begun
-    try:
+    if finished := agreed(state, lambda: finished_folder(settings, verb)):
+        say(f"{finished} is finished: nothing to do")
+        return finished
+    with contextlib.ExitStack() as held:  # on the first process alone
+
+        def begin() -> tuple[Path, bool]:
+            output = held.enter_context(claim(settings.out, verb, name, resume=settings.resume))
+            return output.path, output.goes_on
+
+        # What the first process sees counts: another one may look when the recipe has just been written.
+        out, goes_on = agreed(state, begin)
+        run = RunFolder(out)
         agreed(state, lambda: None if goes_on else prepare(settings, run, began))
         try:
             training = start(run, began)
@@ -107,14 +111,17 @@ def carry_out(
                 run.take_back()
             raise
         training.run(resume=settings.resume)
-    except Exception as error:
-        told = disk_error(error, run.out)
-        if told is None:
-            raise
-        raise told from error
     if state.is_main_process:
         console.print(summary_table(read_metrics(run.out)))
     return run.out
+
+
+def finished_folder(settings: RunSettings, verb: str) -> Path | None:
+    """The folder to go on with, if the run in it has ended. Raises `InputError` for a name that is none."""
+    if not settings.resume or settings.out is None:
+        return None
+    folder = given_folder(settings.out)
+    return folder if is_begun(folder, verb) and RunFolder(folder).is_finished else None
 
 
 def pusher_of(settings: Any) -> "Pusher | None":
@@ -125,20 +132,6 @@ def pusher_of(settings: Any) -> "Pusher | None":
 
     base = getattr(settings, "init_from", None) or getattr(settings, "model", None)
     return Pusher(settings, settings.save_every, base if settings.lora else None)
-
-
-def agreed(state: PartialState, action: Callable[[], T]) -> T:
-    """Do something on the first process while the others wait; what it gives, or an `InputError`, all of them get."""
-    found: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            found[0] = action()
-        except InputError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise InputError(found[1])
-    return found[0]
 
 
 def require_tracker(track: str) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.files import atomic_folder, atomic_write, sha256_of, sync_folder
+from groundup.common.output import remove
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.card import write_card
 from groundup.evaluation.report import RECIPE_FILE, log_rows, plot_curve, write_metrics
@@ -61,14 +62,21 @@ class RunFolder:
         """What `write_recipe` kept."""
         return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / "private.yaml")
 
+    @contextlib.contextmanager
+    def being_prepared(self) -> Iterator[None]:
+        """Make `work/`, and remove it again if preparing fails: the command can be mended and given again."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        except BaseException:
+            self.take_back()
+            raise
+
     def take_back(self) -> None:
         """Remove what preparing wrote, unless something was trained since, so that the command can be given again."""
-        if any(self.out.rglob(LOG_FILE)):
-            return
-        shutil.rmtree(self.work, ignore_errors=True)
-        (self.out / RECIPE_FILE).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.out.rmdir()
+        if not any(self.out.rglob(LOG_FILE)):
+            remove(self.work)
+            remove(self.out / RECIPE_FILE)
 
     def save_step(
         self,

@@ -3,10 +3,8 @@
 What is prepared is read back from the folder even by the run that made it, so that a resumed run starts from the same.
 """
 
-import contextlib
 import dataclasses
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import require_new
 from groundup.common.settings import public_settings
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
@@ -78,17 +75,8 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
     Raises `InputError` for data or options that will not do.
     """
     settings = with_budget(settings)
-    if not settings.resume:
-        require_new(run.out, ", or add --resume to go on with it")
-    run.work.mkdir(parents=True, exist_ok=True)
-    try:
+    with run.being_prepared():
         _prepare(settings, run, began)
-    except BaseException:
-        # What is wrong can be mended and the same command given again: the folder must be as it was.
-        shutil.rmtree(run.work, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            run.out.rmdir()
-        raise
 
 
 def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
