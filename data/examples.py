@@ -224,16 +224,23 @@ def label_names(labels: Sequence[str]) -> list[str]:
 def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[Places, Places]:
     """Places to keep and places to hold back, `share` of every label's rows, drawn by `seed`; both in order.
 
-    Rounding is by label, so that each side has its part of a rare one; of every label at least one row is kept.
+    Rounding is by label, so that each side has its part of a rare one; labels of which each has too few for a row of
+    its own are rounded together. Of every label at least one row is kept.
     """
     generator = np.random.default_rng([seed, 1])
     places: dict[str, list[int]] = {}
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)
-    held_back = [
-        generator.permutation(places[label])[: min(round(share * len(places[label])), len(places[label]) - 1)]
-        for label in sorted(places)
-    ]
+    held_back, pool, rows_of_rare = [], [], 0
+    for label in sorted(places):
+        drawn = generator.permutation(places[label])
+        count = min(round(share * len(drawn)), len(drawn) - 1)
+        held_back.append(drawn[:count])
+        if count == 0:
+            pool.append(drawn[1:])  # one is kept
+            rows_of_rare += len(drawn)
+    if pool:
+        held_back.append(generator.permutation(np.concatenate(pool))[: round(share * rows_of_rare)])
     back = np.sort(np.concatenate(held_back)).astype(np.int64)
     return np.setdiff1d(np.arange(len(labels)), back), back
 

@@ -140,7 +140,7 @@ def fold(adapted: PeftModel) -> PreTrainedModel:
     if head is not None:
         model.config.tie_word_embeddings = head.weight is embedding.weight
     model.name_or_path = ""  # no more the base's: another adapter must not name it
-    return model.eval()
+    return model.requires_grad_(True).eval()  # peft froze it, and it is a model like any other now
 
 
 def _plain(layer: Any) -> Any:

@@ -34,6 +34,8 @@ _REASONS = (
     ("ignore_mismatched_sizes", "its weights have other shapes than its config.json says: save the model again"),
     ("for this kind of AutoModel", "it is a model of another kind: give {wanted}"),
     ("does not recognize this architecture", "transformers knows no such model_type: look into its config.json"),
+    ("makes two models", "it is an encoder with a decoder: give {wanted}"),
+    ("an encoder cannot write", "it is an encoder, which sees the words that follow: give {wanted}"),
     ("couldn't connect", "there is no such folder, and the Hub cannot be reached"),
     ("is not a local folder", "there is no such folder, and on the Hub no such model that you may read"),
     ("no file named", "it has no model.safetensors: give a folder with the weights"),

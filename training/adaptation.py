@@ -9,15 +9,13 @@ from typing import Any
 from groundup.common import clock
 from groundup.common.console import say
 from groundup.training.checkpoint import Position
-from groundup.training.classification_preparation import MOST_ADAPT_EPOCHS, PreparedExamples
+from groundup.training.classification_preparation import BASE, MOST_ADAPT_EPOCHS, PreparedExamples
 from groundup.training.plan import LEAST_DECAY
 from groundup.training.pretraining import Pretraining
 from groundup.training.run import carry_out
 from groundup.training.schedule import Budget
 from groundup.training.settings import PretrainSettings
 from groundup.training.starting import open_prepared, prepare_run
-
-BASE = "base"  # under work/: the model that has learnt the texts
 
 
 class Adaptation(Pretraining):
@@ -48,7 +46,7 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
         PretrainSettings(
             data=[str(prepared.work / "texts.jsonl")],
             tokenizer=str(prepared.work / "tokenizer") if settings.model is None else None,
-            init_from=settings.model,
+            init_from=None if settings.model is None else str(prepared.given),
             objective=base["objective"],
             out=str(prepared.work / BASE),
             minutes=minutes,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.state import PartialState
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
@@ -40,7 +40,7 @@ from groundup.evaluation.labelling import label_texts
 from groundup.evaluation.language import structure_ids
 from groundup.evaluation.loading import load_network
 from groundup.evaluation.report import RECIPE_FILE
-from groundup.training.adaptation import BASE, adapt
+from groundup.training.adaptation import adapt
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import (
     PATHS,
@@ -48,6 +48,7 @@ from groundup.training.classification_preparation import (
     open_classification,
     prepare_classification,
 )
+from groundup.training.classifier_base import load_base
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
@@ -162,18 +163,12 @@ class ClassificationRun(TrainingRun):
     def make_model(self) -> PreTrainedModel:
         """The language model with a new head for the labels, and what is not to be trained frozen."""
         settings, plan = self.prepared.settings, self.prepared.plan
-        fields: dict[str, Any] = {
-            "id2label": dict(enumerate(plan.labels)),
-            "label2id": {name: number for number, name in enumerate(plan.labels)},
-            "pad_token_id": self.pad_id,
+        model = load_base(
+            self.prepared.source,
+            plan.labels,
+            settings.trust_remote_code,
+            pad_token_id=self.pad_id,
             **plan.model_fields,
-        }
-        model = load_network(
-            self._source,
-            AutoModelForSequenceClassification,
-            trust_remote_code=settings.trust_remote_code,
-            new_head=True,
-            **fields,
         )
         if settings.lora:
             return add_lora(model, settings)  # type: ignore[return-value]
@@ -198,18 +193,11 @@ class ClassificationRun(TrainingRun):
         )
 
     def _language_head(self) -> torch.Tensor | None:
-        """The weights of the head with which the base predicted next tokens; an encoder has none."""
-        if not getattr(self.model.config, "is_causal", True):
-            return None
+        """The weights of the head with which the base predicted next tokens."""
         base = load_network(
-            self._source, AutoModelForCausalLM, trust_remote_code=self.prepared.settings.trust_remote_code
+            self.prepared.source, AutoModelForCausalLM, trust_remote_code=self.prepared.settings.trust_remote_code
         )
         return base.get_output_embeddings().weight.detach().clone()
-
-    @property
-    def _source(self) -> str | Path:
-        """What the model is made from: `--model`, or what the adaptation left."""
-        return self.prepared.work / BASE if self.prepared.plan.base is not None else self.prepared.settings.model or ""
 
     def make_batches(self) -> Batches:
         """Rows in the order that the seed decides, those of like length together."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
@@ -25,24 +25,21 @@ from groundup.data.examples import (
     stratified,
 )
 from groundup.data.sources import check_exists, short_name
-from groundup.evaluation.language import context_of
-from groundup.evaluation.loading import load_network
-from groundup.modeling import GroundupConfig
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
 from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings, PretrainSettings, check_lora
 from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
 
 PATHS = (*PUBLIC_PATHS, "model", "predict")
+BASE = "base"  # under work/: the model that has learnt the texts
 LONGEST_MINUTES = 10.0  # of a run without a budget
 ADAPT_SHARE = 0.6  # of a budget, for pretraining on the texts of a model from nothing (docs/classification.md)
 ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
 MOST_ADAPT_EPOCHS = 6.0  # and where it is one
 MOST_EPOCHS, MOST_STEPS = 3.0, 300  # under a clock the larger of both is the end: what there is to learn is learnt
-LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
-WHOLE_TEXTS = 0.98  # share of the texts that a new model's context holds whole
 LARGEST_VOCABULARY = 8192
 BATCH_ROWS = 32
 PATIENCE = 4  # validations, of ten in a run, without a better one, that end a run without a budget
@@ -50,11 +47,6 @@ PATIENCE = 4  # validations, of ten in a run, without a better one, that end a r
 # for weeks, is moved as its makers move theirs (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
 FINE_TUNING, GENTLE = 0.3, 0.05
 DROPOUT, TOKEN_DROPOUT, LANGUAGE_WEIGHT = 0.1, 0.1, 0.5  # for a model of our own
-OUR_DROPOUTS = ("embedding_dropout", "residual_dropout", "classifier_dropout")
-OTHER_DROPOUTS = (
-    "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "classifier_dropout", "embd_pdrop",
-    "hidden_dropout_prob", "resid_pdrop",
-)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -74,17 +66,6 @@ class ClassifyPlan(Optimization):
     base: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What the choices depend on: the longest row in tokens, and of `--model` its width and kind."""
-
-    context_length: int
-    width: int | None = None
-    is_ours: bool = True
-    objective: str = "clm"
-    dropouts: tuple[str, ...] = OUR_DROPOUTS
-
-
 @dataclass
 class PreparedExamples:
     """A run before (or between) its steps, as it lies in its folder."""
@@ -95,6 +76,16 @@ class PreparedExamples:
     name: str
     tokenizer: PreTrainedTokenizerFast
     work: Path
+
+    @property
+    def given(self) -> str | Path | None:
+        """`--model`, with its adapter folded in where it is one."""
+        return self.work / FOLDED if (self.work / FOLDED).is_dir() else self.settings.model
+
+    @property
+    def source(self) -> str | Path:
+        """What the model is made from: what the adaptation left, else `--model`."""
+        return self.work / BASE if self.plan.base is not None else self.given or ""
 
     def examples(self, part: str) -> Examples:
         """The rows of `train`, `selection` or `test` (the last only where it was split off `--data`)."""
@@ -168,9 +159,11 @@ def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
     size = sum(len(text.encode()) for text in parts["train"].texts)
     patience = None if settings.minutes or settings.max_steps or settings.epochs else PATIENCE
     settings = _with_minutes(settings, size)
+    source = base_of(settings, run.work)
     tokenizer = _tokenizer(settings, parts["train"].texts, size)
     save_tokenizer(tokenizer, run.work / "tokenizer")
-    plan = _plan(settings, parts["train"], tokenizer, size, patience)
+    start = start_of(settings, source, tokenizer, parts["train"].texts)
+    plan = _plan(settings, start, parts["train"], tokenizer, size, patience)
     recipe = {
         "name": short_name(settings.data),
         "verb": "classify",
@@ -186,7 +179,7 @@ def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
 
 def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Examples], int]:
     """Rows for training, selection and, without `--eval-data`, the test; a text of training does not select."""
-    label_names(examples.labels)
+    count, different = len(examples), len(label_names(examples.labels))
     parts = {}
     if not settings.eval_data and settings.test_share:
         kept, held_back = stratified(examples.labels, settings.test_share, settings.seed)
@@ -198,7 +191,9 @@ def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Ex
     for part, rows in parts.items():
         if not len(rows):
             share = "--test-share" if part == "test" else "--selection-share"
-            raise InputError(f"{len(examples)} rows leave none for the {part}: give more, or a larger {share}")
+            raise InputError(
+                f"{count:,} rows of {different:,} labels leave none for the {part}: give more, or a larger {share}"
+            )
     return parts, int(known.sum())
 
 
@@ -226,13 +221,13 @@ def _tokenizer(settings: ClassifySettings, texts: list[str], text_bytes: int) ->
 
 def _plan(
     settings: ClassifySettings,
+    start: Start,
     train: Examples,
     tokenizer: PreTrainedTokenizerFast,
     text_bytes: int,
     patience: int | None,
 ) -> ClassifyPlan:
     """Sizes and rates, by the plan of pretraining; gentler, the more the model knows already."""
-    start = _start_of(settings, tokenizer, train.texts)
     optimizer = settings.optimizer or ("muon" if start.is_ours else "adamw")
     base = make_plan(
         PretrainSettings(
@@ -251,7 +246,7 @@ def _plan(
     )
     scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
     rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}
-    names = label_names(train.labels)
+    names = _in_order(label_names(train.labels), start, settings)
     batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
     return ClassifyPlan(
         precision=base.precision,
@@ -268,63 +263,55 @@ def _plan(
         label_counts=[train.labels.count(name) for name in names],
         model_fields=_model_fields(settings, start),
         token_dropout=_for_ours(settings.token_dropout, TOKEN_DROPOUT, settings, start),
-        language_weight=_for_ours(settings.language_weight, LANGUAGE_WEIGHT, settings, start),
+        language_weight=0.0
+        if start.predicts != "clm"
+        else _for_ours(settings.language_weight, LANGUAGE_WEIGHT, settings, start),
         most_epochs=None if settings.minutes is None else max(MOST_EPOCHS, MOST_STEPS * batch_rows / len(train)),
         patience=patience,
         base=_base(base, settings, start),
     )
 
 
-def _model_fields(settings: ClassifySettings, start: _Start) -> dict[str, Any]:
+def _in_order(names: list[str], start: Start, settings: ClassifySettings) -> list[str]:
+    """The labels in the order that a classifier has them in; what is new to it, and what it loses, is said.
+
+    Raises `InputError` for other labels where an adapter is to be trained: its base would keep a head of another shape.
+    """
+    if not start.labels:
+        return names
+    if set(names) == set(start.labels):
+        return list(start.labels)
+    if settings.lora:
+        raise InputError(f"--lora: {settings.model} has other labels than the rows: leave --lora out")
+    known, lost = set(names) & set(start.labels), set(start.labels) - set(names)
+    dropped = f"; of its own {len(lost):,} are in no row and are dropped" if lost else ""
+    say(f"{settings.model} knows {len(known):,} of the {len(names):,} labels of the rows{dropped}")
+    return names
+
+
+def _model_fields(settings: ClassifySettings, start: Start) -> dict[str, Any]:
     """What the settings change in the model's config: pooling and dropout."""
-    fields: dict[str, Any] = {"classifier_pooling": settings.pooling or "mean"} if start.is_ours else {}
+    pooling = settings.pooling or (None if start.labels else "mean")  # a classifier has one already
+    fields: dict[str, Any] = {"classifier_pooling": pooling} if start.is_ours and pooling else {}
     dropout = DROPOUT if settings.dropout is None and start.is_ours else settings.dropout
     return fields if dropout is None else fields | dict.fromkeys(start.dropouts, dropout)
 
 
-def _for_ours(given: float | None, usual: float, settings: ClassifySettings, start: _Start) -> float:
+def _for_ours(given: float | None, usual: float, settings: ClassifySettings, start: Start) -> float:
     """What was given, else what is usual for a model of our own that is trained whole, and nothing for others."""
     if given is not None:
         return given
     return usual if start.is_ours and settings.train == "all" and not settings.lora else 0.0
 
 
-def _base(plan: Plan, settings: ClassifySettings, start: _Start) -> dict[str, Any] | None:
+def _base(plan: Plan, settings: ClassifySettings, start: Start) -> dict[str, Any] | None:
     """What the pretraining on the texts needs beside the settings; None where `--model` is taken as it is."""
     if settings.model is None:
         dropouts = {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
         return {"model": plan.model | dropouts, "objective": "clm", "rate": 1.0}
     if not (settings.adapt_minutes or settings.adapt_epochs):
         return None
-    return {"model": {}, "objective": start.objective, "rate": FINE_TUNING if start.is_ours else GENTLE}
-
-
-def _start_of(settings: ClassifySettings, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> _Start:
-    lengths = [len(ids) for ids in for_classifying(tokenizer, LONGEST_CONTEXT)(texts, truncation=True)["input_ids"]]
-    enough = min(LONGEST_CONTEXT, max(SHORTEST_CONTEXT, -(-int(np.quantile(lengths, WHOLE_TEXTS)) // 32) * 32))
-    if settings.model is None:
-        return _Start(settings.context_length or enough)
-    model = load_network(
-        settings.model, AutoModelForSequenceClassification, trust_remote_code=settings.trust_remote_code, new_head=True
-    )
-    limit, config = context_of(model), model.config.get_text_config()
-    if settings.context_length is not None and settings.context_length > limit:
-        raise InputError(f"--context-length {settings.context_length}: {settings.model} looks at {limit:,} tokens")
-    is_ours = config.model_type == GroundupConfig.model_type
-    if settings.pooling is not None and not is_ours:
-        raise InputError(f"--pooling is for our own models: {settings.model} ({config.model_type}) has its own")
-    masked = any(name.endswith("ForMaskedLM") for name in config.architectures or [])
-    if masked and settings.language_weight:
-        raise InputError(
-            f"--language-weight: {settings.model} reads both ways and predicts no next token: leave it out"
-        )
-    return _Start(
-        context_length=settings.context_length or min(limit, enough),
-        width=config.hidden_size,
-        is_ours=is_ours,
-        objective="mlm" if masked else "clm",
-        dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),
-    )
+    return {"model": {}, "objective": start.predicts, "rate": FINE_TUNING if start.is_ours else GENTLE}
 
 
 def write_examples(path: Path, examples: Examples) -> None:

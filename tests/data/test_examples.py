@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -170,13 +171,29 @@ def test_one_label_alone_is_no_task():
 def test_a_split_divides_every_label_by_its_share_and_keeps_one_of_each(labels, share, seed):
     kept, back = stratified(labels, share, seed)
     assert sorted([*kept, *back]) == list(range(len(labels)))
+    rare = [label for label in set(labels) if min(round(share * labels.count(label)), labels.count(label) - 1) == 0]
     for label in set(labels):
         total = labels.count(label)
         taken = sum(labels[place] == label for place in back)
-        assert taken == min(round(share * total), total - 1)
+        assert taken <= total - 1
+        assert label in rare or taken == min(round(share * total), total - 1)
+    of_rare = [label for label in labels if label in rare]
+    taken = sum(labels[place] in rare for place in back)
+    assert taken == min(round(share * len(of_rare)), len(of_rare) - len(rare))
     again = stratified(labels, share, seed)
     assert np.array_equal(kept, again[0])
     assert np.array_equal(back, again[1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "each", "share"), [(90, 6, 0.1), (90, 5, 0.1), (200, 2, 0.2), (2, 4, 0.1), (30, 3, 0.1)]
+)
+def test_many_labels_of_few_rows_each_are_held_back_from_together(classes, each, share):
+    labels = [f"intent {number}" for number in range(classes)] * each
+    kept, back = stratified(labels, share, 0)
+    assert len(back) == pytest.approx(share * len(labels), abs=1 + classes / 2 * (share * each >= 0.5))
+    assert {labels[place] for place in kept} == set(labels)
+    assert max(Counter(labels[place] for place in back).values()) < each
 
 
 def test_another_seed_holds_back_other_rows():

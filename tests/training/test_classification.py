@@ -83,7 +83,7 @@ def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made):
     values = values_of(made)
     assert values["accuracy", "validation", None]["value"] > 0.95
     assert values["accuracy", "test", None]["value"] > 0.9
-    for name in ("accuracy", "f1_macro", "mcc", "f1_pos"):
+    for name in ("accuracy", "f1_macro", "mcc", "f1"):
         for baseline in (MAJORITY, SVM):
             assert values[name, "test", baseline]["count"] == 63
 
@@ -322,7 +322,7 @@ def test_no_time_for_the_texts_is_the_model_as_it_is(stock, tmp_path, nothing):
 
 def test_an_encoder_that_reads_both_ways_predicts_no_next_token_beside_the_labels(stock, tmp_path):
     given = {"data": [str(stock / "rows.jsonl")], "model": str(stock / "bert"), "max_steps": 2, "quiet": True}
-    with pytest.raises(InputError, match=r"--language-weight: .* reads both ways"):
+    with pytest.raises(InputError, match=r"--language-weight: .* has no head for next tokens"):
         package.classify(**given, language_weight=0.5, out=str(tmp_path / "out"))
 
 
