@@ -40,7 +40,7 @@ def generate(settings: GenerateSettings) -> str:
     if settings.as_message:
         asked = [{"role": "user", "content": settings.prompt}]
         ids, _ = conversation_ids(tokenizer, asked, context_of(model), room=0)
-    writing = Writing(model, tokenizer, ids, sampling)
+    writing = Writing(model, tokenizer, ids, sampling, past_context=not settings.as_message)
     # What goes on from a prompt stands behind it; an answer stands alone.
     sys.stdout.write("" if settings.as_message or model.config.is_encoder_decoder else settings.prompt)
     show(writing)

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
 from groundup.common.settings import read_yaml
-from groundup.evaluation.generation import Sampling, room_after, stream_text
+from groundup.evaluation.generation import Sampling, can_slide, check_text, room_after, stream_text
 from groundup.evaluation.language import context_of
 from groundup.tokenization.chat import ChatEncoder
 
@@ -19,20 +19,28 @@ Messages = list[dict[str, str]]
 class Writing:
     """What a model writes after a prompt: iterate over its pieces, each as soon as it is whole.
 
-    While it goes on and afterwards `text` is what was written, `summary` how fast, `ending` why it stopped early.
+    While it goes on and afterwards `text` is what was written, `summary` how fast, `ending` what the context did to it.
+    With `past_context` a text goes on where the context is full, if the model can.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int], sampling: Sampling
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        prompt_ids: list[int],
+        sampling: Sampling,
+        *,
+        past_context: bool = False,
     ):
         self.text = ""
+        self._slides = past_context and can_slide(model)
         self._model, self._tokenizer, self._prompt_ids, self._sampling = model, tokenizer, prompt_ids, sampling
         self._began = self._first = self._last = time.perf_counter()
         self._reason: str | None = None
 
     def __iter__(self) -> Iterator[str]:
         self._began = time.perf_counter()
-        stream = stream_text(self._model, self._tokenizer, self._prompt_ids, self._sampling)
+        stream = stream_text(self._model, self._tokenizer, self._prompt_ids, self._sampling, past_context=self._slides)
         while True:
             try:
                 piece = next(stream)
@@ -48,23 +56,33 @@ class Writing:
     @property
     def summary(self) -> str:
         """How many tokens the text has, how many came in a second, and how long the first was waited for."""
-        tokens = len(self._tokenizer.encode(self.text, add_special_tokens=False, verbose=False))
-        if not tokens:
+        if not (tokens := self._tokens):
             return "nothing written"
         rate = tokens / max(self._last - self._began, 1e-9)
         return f"{tokens:,} tokens, {rate:,.0f} tokens/s, the first after {self._first - self._began:.2f} s"
 
     @property
     def ending(self) -> str | None:
-        """One line where the model's context ended the text before `max_new_tokens`, else None."""
-        context = context_of(self._model)
-        room = room_after(self._model, len(self._prompt_ids))
-        if self._reason != "length" or room >= self._sampling.max_new_tokens:
+        """One line where the model's context ended the text before `max_new_tokens` or could not hold it, else None."""
+        context, prompt = context_of(self._model), len(self._prompt_ids)
+        if prompt > context:
+            return f"the prompt has {prompt:,} tokens: only the last {context:,}, the model's context, were read"
+        room = room_after(self._model, prompt)
+        if self._slides and self._tokens > room:
+            return (
+                f"prompt and text are longer than the model's context of {context:,} tokens: from there on it saw only "
+                f"the latest {context // 2:,} to {context:,}"
+            )
+        if self._slides or self._reason != "length" or room >= self._sampling.max_new_tokens:
             return None
         return (
             f"stopped after {room:,} of {self._sampling.max_new_tokens:,} tokens: prompt and text together fill the "
             f"model's context of {context:,} tokens"
         )
+
+    @property
+    def _tokens(self) -> int:
+        return len(self._tokenizer.encode(self.text, add_special_tokens=False, verbose=False))
 
 
 def can_converse(source: str, tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -80,8 +98,10 @@ def conversation_ids(
     """The ids of a conversation that ends with the user, ready for the answer, and how many messages were left out.
 
     The oldest exchanges are left out until `room` tokens of the context are free; what the system says and the last
-    message stay. Raises `InputError` where the chat template refuses the conversation.
+    message stay. Raises `InputError` for a message that is no text, and where the chat template refuses them.
     """
+    for message in messages:
+        check_text(message["content"], "the message")
     opening = [message for message in messages[:1] if message["role"] == "system"]
     rest = messages[len(opening) :]
     left_out = 0

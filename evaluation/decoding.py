@@ -15,15 +15,44 @@ from torch import nn
 from torch.nn import functional
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from groundup.modeling import GroundupForCausalLM
-from groundup.modeling.modeling_groundup import CACHE, apply_rotary
+from groundup.modeling import GroundupForCausalLM, GroundupModel
+from groundup.modeling.modeling_groundup import (
+    CACHE,
+    GroundupAttention,
+    GroundupDecoderLayer,
+    GroundupMLP,
+    GroundupRMSNorm,
+    GroundupRotaryEmbedding,
+    apply_rotary,
+    eager_attention_forward,
+    is_untouched,
+)
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-# Where the modules of a network of ours come from. One from elsewhere (an adapter, a quantised matrix) computes
-# something of its own.
-_HOMES = ("torch.nn.modules.", "transformers.activations", GroundupForCausalLM.__module__)
+# What is written out below, by its name in the network. Anything else in its place (an adapter, a quantised matrix, a
+# network of someone's own) computes something of its own.
+_WRITTEN_OUT: dict[str, tuple[type[nn.Module], ...]] = {
+    "": (GroundupForCausalLM,),
+    "model": (GroundupModel,),
+    "layers": (nn.ModuleList,),
+    "self_attn": (GroundupAttention,),
+    "mlp": (GroundupMLP,),
+    "rotary_emb": (GroundupRotaryEmbedding,),
+    "act_fn": (NewGELUActivation,),
+    "dropout": (nn.Dropout,),
+    **dict.fromkeys(("embed_tokens", "embed_positions"), (nn.Embedding,)),
+    **dict.fromkeys(("norm", "input_layernorm", "post_attention_layernorm"), (GroundupRMSNorm, nn.LayerNorm)),
+    **dict.fromkeys(("q_norm", "k_norm"), (GroundupRMSNorm, nn.Identity)),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (nn.Linear,)),
+    **dict.fromkeys(("gate_proj", "up_proj", "down_proj", "lm_head"), (nn.Linear,)),
+}
+# How they compute it: somebody may give a whole class another `forward`.
+_FORWARDS = {kind: kind.forward for kinds in _WRITTEN_OUT.values() for kind in kinds}
+_FORWARDS[GroundupDecoderLayer] = GroundupDecoderLayer.forward
 
 
 class ForwardDecoder:
@@ -41,9 +70,14 @@ class ForwardDecoder:
         return last_logits(self.model, [token], self.cache)
 
 
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its ids: weights that lie on the disk, or elsewhere until they are called, are nowhere."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 def last_logits(model: PreTrainedModel, ids: list[int], cache: Cache) -> torch.Tensor:
     """The logits (V,) after the last of `ids`, which follow what the cache holds and join it."""
-    new = torch.tensor([ids], device=model.device)  # (1, T)
+    new = torch.tensor([ids], device=device_of(model))  # (1, T)
     return model(input_ids=new, use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits[0, -1]
 
 
@@ -59,23 +93,26 @@ class PairDecoder:
 
     def start(self, ids: list[int]) -> torch.Tensor:
         """Read a prompt; return the logits (V,) of the first token to be written."""
-        self.read = self.model.get_encoder()(input_ids=torch.tensor([ids], device=self.model.device))
+        self.read = self.model.get_encoder()(input_ids=torch.tensor([ids], device=device_of(self.model)))
         return self.step(self.first)
 
     def step(self, token: int) -> torch.Tensor:
         """Write one token; return the logits (V,) of the one after it."""
-        new = torch.tensor([[token]], device=self.model.device)
+        new = torch.tensor([[token]], device=device_of(self.model))
         inputs = {"encoder_outputs": self.read, "decoder_input_ids": new, CACHE: self.cache}
         return self.model(**inputs, use_cache=True).logits[0, -1]
 
 
 class FlatDecoder:
-    """The same for a network of ours that `is_plain`, written out flat; a text of at most `positions` tokens."""
+    """The same for a network of ours that `is_plain`, written out flat; a text of at most `positions` tokens.
+
+    In inference mode, which saves a small model time, and which sparse and quantised weights do not know.
+    """
 
     def __init__(self, model: PreTrainedModel, positions: int):
         self.model = model
         inner: Any = model.model
-        self.embedding, self.head = inner.embed_tokens.weight, model.lm_head.weight  # (V, C) each
+        self.embedding, self.head = inner.embed_tokens.weight, _linear(model.lm_head)  # (V, C); (C,) -> (V,)
         self.places = self.rotation = None
         if model.config.position_embedding == "learned":
             self.places = inner.embed_positions.weight  # (positions, C)
@@ -85,6 +122,7 @@ class FlatDecoder:
         self.norm = _norm(inner.norm)
         self.length = 0
 
+    @torch.inference_mode()
     def start(self, ids: list[int]) -> torch.Tensor:
         """Read a prompt; return the logits (V,) after its last token."""
         cache, self.length = DynamicCache(), len(ids)
@@ -95,6 +133,7 @@ class FlatDecoder:
             filled.keys = filled.values = None  # a long prompt's are large: never all of them twice
         return logits
 
+    @torch.inference_mode()
     def step(self, token: int) -> torch.Tensor:
         """Read one token more; return the logits (V,) after it."""
         x, turn, at = self.embedding[token], None, self.length  # (C,)
@@ -105,7 +144,7 @@ class FlatDecoder:
         for layer in self.layers:
             x = layer(x, at, turn)
         self.length += 1
-        return torch.mv(self.head, self.norm(x))
+        return self.head(self.norm(x))
 
 
 class _FlatLayer:
@@ -126,8 +165,9 @@ class _FlatLayer:
         parts = heads[:queries], heads[queries:-groups], heads[-groups:]
         names = attention.q_proj, attention.k_proj, attention.v_proj
         self.project = [_linear(module, out=part.view(-1)) for module, part in zip(names, parts)]
-        self.gains, self.eps = None, attention.config.norm_eps
-        if attention.config.qk_norm:
+        self.gains, self.scaling = None, attention.scaling
+        if not isinstance(attention.q_norm, nn.Identity):
+            self.eps = attention.q_norm.eps
             gains = attention.q_norm.weight.expand(queries, -1), attention.k_norm.weight.expand(groups, -1)
             self.gains = torch.cat(gains)  # (H + G, D)
         self.mix = _linear(attention.o_proj)
@@ -158,7 +198,8 @@ class _FlatLayer:
         first = max(0, at + 1 - self.window)
         seen = at + 1 - first
         keys, values = self.keys.narrow(2, first, seen), self.values.narrow(2, first, seen)  # (1, G, S, D)
-        return self.mix(functional.scaled_dot_product_attention(self.query, keys, values).reshape(-1))
+        mixed = functional.scaled_dot_product_attention(self.query, keys, values, scale=self.scaling)
+        return self.mix(mixed.reshape(-1))
 
 
 def _linear(module: nn.Linear, out: torch.Tensor | None = None) -> Function:
@@ -179,27 +220,43 @@ def _norm(module: Any) -> Function:
 
 def _activation(module: nn.Module) -> Function:
     """The MLP's activation; GPT-2's, eight calls in transformers, is one in torch."""
-    return partial(functional.gelu, approximate="tanh") if type(module) is NewGELUActivation else module.forward
+    return partial(functional.gelu, approximate="tanh") if type(module) is NewGELUActivation else module
 
 
 def is_plain(model: PreTrainedModel) -> bool:
     """Whether `FlatDecoder` computes what a model computes: a decoder of ours, fp32 on a CPU, nothing put into it."""
     if type(model) is not GroundupForCausalLM or model.config.add_cross_attention:
         return False
-    if model.config._attn_implementation not in ("eager", "sdpa"):
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(model.config._attn_implementation, eager_attention_forward)
+    if attention not in (sdpa_attention_forward, eager_attention_forward):
         return False  # a kernel of someone's own
     if model.config.position_embedding == "rotary" and model.model.rotary_emb.rope_type == "longrope":
         return False  # its angles depend on how long the text is by now
-    if any(weight.device.type != "cpu" or weight.dtype != torch.float32 for weight in model.parameters()):
+    if torch.is_autocast_enabled("cpu"):
         return False
-    return all(
-        type(module).__module__.startswith(_HOMES) and not module._forward_hooks and not module._forward_pre_hooks
-        for module in model.modules()
-    )
+    named = list(model.named_modules(remove_duplicate=False))
+    if not all(_is_written_out(name.rpartition(".")[2], module) for name, module in named if ".act_fn." not in name):
+        return False
+    layers: Any = model.model.layers  # one may have been taken out, or stand twice
+    return [layer.self_attn.layer_idx for layer in layers] == list(range(model.config.num_hidden_layers))
+
+
+def _is_written_out(name: str, module: nn.Module) -> bool:
+    """Whether the module of that name, the last part of it, computes what is written out here."""
+    if name == "act_fn" and type(module) is not NewGELUActivation:
+        return True  # it is called itself
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return False
+    if isinstance(module, GroundupAttention):
+        norms = module.q_norm, module.k_norm
+        if type(norms[0]) is not type(norms[1]) or len({getattr(norm, "eps", None) for norm in norms}) > 1:
+            return False
+    kinds = (GroundupDecoderLayer,) if name.isdigit() else _WRITTEN_OUT.get(name, ())
+    return type(module) in kinds and is_untouched(module, _FORWARDS[type(module)])
 
 
 def decoder_for(model: PreTrainedModel, positions: int) -> FlatDecoder | ForwardDecoder | PairDecoder:
-    """What reads one text of at most `positions` tokens, from its beginning, in inference mode."""
+    """What reads one text of at most `positions` tokens, from its beginning, without gradients."""
     if model.config.is_encoder_decoder:
         return PairDecoder(model)
     return FlatDecoder(model, positions) if is_plain(model) else ForwardDecoder(model)

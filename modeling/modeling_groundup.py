@@ -5,10 +5,12 @@ knobs of `GroundupConfig` choose between their answers. Masks, caches, `generate
 transformers' own. Shapes: B rows, T positions, C width, H heads, D width of a head, V vocabulary.
 """
 
+import contextlib
 import functools
 import inspect
+import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -16,12 +18,11 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, StoppingCriteria
 from transformers.masking_utils import (
     create_bidirectional_mask,
     create_causal_mask,
     create_sliding_window_causal_mask,
-    find_packed_sequence_indices,
     packed_sequence_mask_function,
 )
 from transformers.modeling_layers import (
@@ -37,12 +38,15 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_groundup import GroundupConfig
+
+logger = logging.get_logger(__name__)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The cache of keys and values: transformers names it `cache` from 5.24 on, `past_key_values` before.
@@ -68,32 +72,6 @@ def either_cache_name(forward: Callable) -> Callable:
         return forward(*args, **kwargs)
 
     return renamed
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Matrices.
-
-LARGE_MATRIX = 2**19  # weights: fewer are read before a second thread has woken
-
-
-def multiply(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`layer(x)`; where that is a single vector on a CPU, every thread reads its part of a large matrix.
-
-    torch's own product with one vector runs on one thread, and writing a text token by token is little else.
-    """
-    one_vector = type(layer) is nn.Linear and x.numel() == layer.in_features and x.device.type == "cpu"
-    if not one_vector or layer.weight.numel() < LARGE_MATRIX or x.dtype != torch.float32 or torch.is_grad_enabled():
-        return layer(x)
-    if layer._forward_hooks or layer._forward_pre_hooks or torch.compiler.is_compiling():
-        return layer(x)
-    threads = min(torch.get_num_threads(), layer.out_features)
-    rows = layer.out_features // threads
-    whole, rest = layer.weight.split([threads * rows, layer.out_features - threads * rows])
-    parts = torch.bmm(x.view(1, 1, -1).expand(threads, 1, -1), whole.view(threads, rows, -1).mT).flatten()
-    product = torch.cat([parts, torch.mv(rest, x.flatten())]) if len(rest) else parts
-    if layer.bias is not None:
-        product += layer.bias
-    return product.view(*x.shape[:-1], -1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,7 +220,7 @@ class GroundupAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(B, T, C) -> (B, T, C) and, from the eager kernel, the attention weights (B, H, T, S)."""
         rows_and_positions = hidden_states.shape[:-1]
-        query = multiply(self.q_proj, hidden_states).view(*rows_and_positions, -1, self.head_dim)  # (B, T, H, D)
+        query = self.q_proj(hidden_states).view(*rows_and_positions, -1, self.head_dim)  # (B, T, H, D)
         query = self.q_norm(query).transpose(1, 2)  # (B, H, T, D)
         if self.is_cross_attention:
             key, value = self._encoder_keys_and_values(encoder_hidden_states, cache)
@@ -269,13 +247,13 @@ class GroundupAttention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        return multiply(self.o_proj, mixed.reshape(*rows_and_positions, -1)), weights
+        return self.o_proj(mixed.reshape(*rows_and_positions, -1)), weights
 
     def _keys_and_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Project what is looked at, (B, S, C), to keys and values, (B, G, S, D) each."""
         shape = (*source.shape[:-1], -1, self.head_dim)
-        key = self.k_norm(multiply(self.k_proj, source).view(shape)).transpose(1, 2)
-        return key, multiply(self.v_proj, source).view(shape).transpose(1, 2)
+        key = self.k_norm(self.k_proj(source).view(shape)).transpose(1, 2)
+        return key, self.v_proj(source).view(shape).transpose(1, 2)
 
     def _encoder_keys_and_values(
         self, encoder_hidden_states: torch.Tensor, cache: Cache | None
@@ -309,8 +287,8 @@ class GroundupMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         if self.gate_proj is None:
-            return multiply(self.down_proj, self.act_fn(multiply(self.up_proj, x)))
-        return multiply(self.down_proj, self.act_fn(multiply(self.gate_proj, x)) * multiply(self.up_proj, x))
+            return self.down_proj(self.act_fn(self.up_proj(x)))
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -406,6 +384,20 @@ class GroundupPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
 
 
+def documents_of(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Number the documents that a row is packed with: a position that does not follow the one before begins another.
+
+    Position ids (B, T) and a mask (B, T) of 0 where there is padding, which is passed over -> numbers from 0, (B, T).
+    """
+    index = torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
+    is_text = torch.ones_like(position_ids) if attention_mask is None else attention_mask[:, -index.shape[1] :]
+    is_text = is_text.to(position_ids.device).bool()
+    latest = index.where(is_text, -1).cummax(-1).values
+    before = nn.functional.pad(latest[:, :-1], (1, 0), value=-1)  # the token before, -1 where there is none
+    follows = (before < 0) | (position_ids == position_ids.gather(1, before.clamp(min=0)) + 1)
+    return (is_text & ~follows).cumsum(-1)
+
+
 @auto_docstring
 class GroundupModel(GroundupPreTrainedModel):
     """Embeddings, the blocks one after the other, and a last norm: token ids in, a vector for each token out."""
@@ -459,8 +451,8 @@ class GroundupModel(GroundupPreTrainedModel):
         use_cache = use_cache and self.config.is_causal
         if use_cache:
             cache = self._prepare_cache(cache)
-        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, cache)
         masks = self._prepare_masks(inputs_embeds, attention_mask, position_ids, cache)
+        position_ids = self._prepare_positions(inputs_embeds, attention_mask, position_ids, cache)
         if encoder_hidden_states is not None:
             encoder_attention_mask = create_bidirectional_mask(
                 config=self.config,
@@ -510,11 +502,12 @@ class GroundupModel(GroundupPreTrainedModel):
     ) -> torch.Tensor:
         """Position ids (B or 1, T): given, or counted over the tokens that are not padding.
 
-        Raises `ValueError` for a position past the last one, instead of an index error or a silent extrapolation.
+        A table of learned positions ends: raises `ValueError` for a position past the last one. Angles go on, past what
+        the model was trained on: said once.
         """
         length, limit = inputs_embeds.shape[1], self.config.max_position_embeddings
         past = cache.get_seq_length() if cache is not None else 0
-        given = position_ids is not None
+        is_learned, given = self.config.position_embedding == "learned", position_ids is not None
         if not given:
             if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
@@ -522,44 +515,201 @@ class GroundupModel(GroundupPreTrainedModel):
                 position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
         if torch.compiler.is_compiling():
             return position_ids
-        if (past + length > limit or (given and past == 0)) and int(position_ids.max()) >= limit:
-            raise ValueError(
-                f"a sequence of {int(position_ids.max()) + 1} tokens is longer than this model's "
-                f"max_position_embeddings={limit}: shorten it"
-            )
+        may_be_past = past + length > limit or (is_learned and given and past == 0)
+        if may_be_past and (longest := int(position_ids.max()) + 1) > limit:
+            if is_learned:
+                raise ValueError(
+                    f"a sequence of {longest} tokens is longer than this model's "
+                    f"max_position_embeddings={limit}: shorten it"
+                )
+            if past == 0:  # `generate` says it itself when a text grows past the end
+                logger.warning_once(
+                    f"a sequence is longer than this model's max_position_embeddings={limit}: it goes on, but it was "
+                    "not trained on positions past that, so expect worse"
+                )
         return position_ids
 
     def _prepare_masks(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: Any,
-        position_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
         cache: Cache | None,
     ) -> dict[str, Any]:
-        """The mask of each kind of layer: who may look at whom. `generate` may have made them already."""
+        """The mask of each kind of layer: who may look at whom. `generate` may have made them already.
+
+        `position_ids` are those that were given, None where they were counted here: only the former can start again.
+        """
         if isinstance(attention_mask, dict):
             return attention_mask
-        # Rows packed with several documents are told apart by position ids that start again, but transformers looks for
-        # that only without a cache and a mask. An empty cache that grows and a mask of ones are as good as none.
         if cache is not None and not cache.is_compileable and cache.get_seq_length() == 0:
-            cache = None
-        is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        if cache is None and is_padding_mask and not torch.compiler.is_compiling() and attention_mask.all():
-            attention_mask = None
+            cache = None  # one that grows is as good as none while it is empty
         arguments = {
             "config": self.config,
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             CACHE: cache,
-            "position_ids": position_ids,
         }
-        if not self.config.is_causal and attention_mask is None:
-            documents = find_packed_sequence_indices(position_ids)
-            if documents is not None:
-                documents = documents.expand(inputs_embeds.shape[0], -1)
-                arguments["and_mask_function"] = packed_sequence_mask_function(documents)
+        documents = None
+        if position_ids is not None:
+            documents = self._documents(inputs_embeds, attention_mask, position_ids, cache)
+        if documents is not None:
+            arguments["and_mask_function"] = packed_sequence_mask_function(documents)
         make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
         return {kind: make[kind](**arguments) for kind in dict.fromkeys(self.config.layer_types)}
+
+    def _documents(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor,
+        cache: Cache | None,
+    ) -> torch.Tensor | None:
+        """Which document of its row each token belongs to, (B, T), where rows are packed with several, else None.
+
+        transformers looks for that itself, but only without a mask of padding, and not in an encoder. Raises
+        `ValueError` where the documents could not be kept apart.
+        """
+        is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        is_compiling, has_flash = torch.compiler.is_compiling(), "flash" in str(self.config._attn_implementation)
+        if not (attention_mask is None or is_padding_mask) or (cache is not None and is_compiling):
+            return None
+        if cache is not None and cache.get_seq_length() > 0:
+            return None
+        documents = documents_of(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
+        if is_compiling:
+            return None if has_flash else documents
+        if not documents[:, -1].any():
+            return None
+        if cache is not None:
+            raise ValueError("position_ids start again in a row, which a static cache cannot keep apart: leave it out")
+        if has_flash and (len(documents) > 1 or (attention_mask is not None and not attention_mask.all())):
+            raise ValueError(
+                "position_ids start again in a row, which flash attention keeps apart only in one row without padding: "
+                'flatten the rows (DataCollatorWithFlattening) or choose attn_implementation="sdpa"'
+            )
+        return None if has_flash else documents
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing. A text grows by one vector at a time, and on a CPU torch multiplies a matrix with one vector on one thread.
+# While a text is written, and only then, every thread reads its part of each large matrix.
+
+LARGE_MATRIX = 2**19  # weights: fewer are read before a second thread has woken
+LINEAR_FORWARD = nn.Linear.forward
+
+
+def multiply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """What a linear layer gives; for a single vector on a CPU, with every thread at work."""
+    weight = layer.weight
+    is_one_vector = type(x) is torch.Tensor and x.numel() == layer.in_features and x.dtype == torch.float32
+    is_for_training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if not is_one_vector or is_for_training or not is_plain_weight(weight):
+        return LINEAR_FORWARD(layer, x)
+    threads = min(torch.get_num_threads(), layer.out_features)
+    rows = layer.out_features // threads
+    whole, rest = weight.split([threads * rows, layer.out_features - threads * rows])
+    parts = torch.bmm(x.view(1, 1, -1).expand(threads, 1, -1), whole.view(threads, rows, -1).mT).flatten()
+    product = torch.cat([parts, torch.mv(rest, x.flatten())]) if len(rest) else parts
+    if layer.bias is not None:
+        product += layer.bias
+    return product.view(*x.shape[:-1], -1)
+
+
+def is_plain_weight(weight: Any) -> bool:
+    """Whether a weight is numbers in memory: not quantised, not sparse, not elsewhere, not computed from others."""
+    is_here = type(weight) is nn.Parameter and weight.device.type == "cpu"
+    return is_here and weight.dtype == torch.float32 and weight.layout == torch.strided
+
+
+def is_untouched(module: nn.Module, forward: Callable) -> bool:
+    """Whether to call a module is to call `forward` on plain weights: no hook, nothing compiled or put in its place."""
+    everywhere = nn.modules.module
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    hooks_on_all = everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks
+    own = module.__dict__.get("forward")  # where accelerate, kernels and others put theirs
+    is_replaced = own is not None and getattr(own, "__func__", None) is not multiply
+    if is_replaced or module._compiled_call_impl is not None or any(hooks) or any(hooks_on_all):
+        return False
+    return type(module).forward is forward and all(map(is_plain_weight, module.parameters(recurse=False)))
+
+
+@contextlib.contextmanager
+def every_thread_reads(model: nn.Module) -> Iterator[None]:
+    """Multiply by `multiply` inside, in each large linear layer that is nothing but one; afterwards all is as before.
+
+    As an attribute of the layer: of another class it would no longer be what quantisers and adapters look for.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if type(layer) is nn.Linear and "forward" not in layer.__dict__ and is_untouched(layer, LINEAR_FORWARD)
+    ]
+    layers = [layer for layer in layers if layer.weight.numel() >= LARGE_MATRIX]
+    for layer in layers:
+        layer.forward = types.MethodType(multiply, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            if getattr(layer.__dict__.get("forward"), "__func__", None) is multiply:
+                layer.__dict__.pop("forward", None)
+
+
+class EndOfPositions(StoppingCriteria):
+    """Ends all texts once the longest has a token for the last of the learned positions and one after it."""
+
+    def __init__(self, positions: int, longest: int):
+        self.positions, self.longest = positions, longest
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """Whether each text of (B, T) ids ends."""
+        is_full = input_ids.shape[1] >= self.longest
+        if is_full:
+            logger.warning_once(
+                f"a text ends where this model's positions do, max_position_embeddings={self.positions}: "
+                "give a shorter prompt or ask for fewer tokens"
+            )
+        return torch.full((len(input_ids),), is_full, device=input_ids.device)
+
+
+class GroundupGenerationMixin(GenerationMixin):
+    """transformers' `generate`, fast for one text on a CPU, and with an end where learned positions have theirs."""
+
+    @functools.wraps(GenerationMixin.generate)
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Write as `GenerationMixin.generate` does."""
+        if self.config.position_embedding == "learned":
+            stopping_criteria = [*(stopping_criteria or []), self._end_of_positions(inputs, **kwargs)]
+        with every_thread_reads(self):
+            return super().generate(inputs, generation_config, logits_processor, stopping_criteria, *args, **kwargs)
+
+    def _end_of_positions(
+        self,
+        inputs: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **_: Any,
+    ) -> EndOfPositions:
+        """Padding takes no position; embeddings given without their ids are not among the ids that are counted."""
+        positions = self.config.max_position_embeddings
+        longest = positions + 1
+        if self.config.is_encoder_decoder:  # what was given is the encoder's
+            return EndOfPositions(positions, longest)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+            longest += int((attention_mask == 0).sum(-1).min())
+        if inputs_embeds is not None and inputs is None and input_ids is None:
+            longest -= inputs_embeds.shape[1]
+        return EndOfPositions(positions, longest)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -567,7 +717,7 @@ class GroundupModel(GroundupPreTrainedModel):
 
 
 @auto_docstring
-class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
+class GroundupForCausalLM(GroundupPreTrainedModel, GroundupGenerationMixin):
     """The language model: at each position, a score for every token that could come next."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -617,7 +767,7 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = multiply(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -795,6 +945,9 @@ class GroundupForQuestionAnswering(GenericForQuestionAnswering, GroundupPreTrain
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+
+# By this table of class names Trainer knows whether labels stand one token on, for which it smooths them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["groundup"] = "GroundupForCausalLM"
 
 __all__ = [
     "GroundupForCausalLM",

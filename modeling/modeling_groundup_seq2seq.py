@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_groundup import GroundupConfig
-from .modeling_groundup import CACHE, GroundupModel, GroundupPreTrainedModel, either_cache_name, multiply
+from .modeling_groundup import CACHE, GroundupGenerationMixin, GroundupModel, GroundupPreTrainedModel, either_cache_name
 
 
 def half_of(config: GroundupConfig, **fields: Any) -> GroundupConfig:
@@ -30,7 +29,7 @@ def half_of(config: GroundupConfig, **fields: Any) -> GroundupConfig:
 
 
 @auto_docstring
-class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin):
+class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerationMixin):
     """One text in, another out: at each position of the second, a score for every token that could come next."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "encoder.embed_tokens.weight"}
@@ -112,7 +111,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GenerationMixin)
             use_cache=use_cache,
             **kwargs,
         )
-        logits = multiply(self.lm_head, slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

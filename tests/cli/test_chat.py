@@ -43,8 +43,10 @@ def test_the_end_of_the_context_is_said_in_one_line(pretrained, capsys):
     command = ["generate", "--model", str(pretrained), "--prompt", "The cat", "--seed", "3", "--max-new-tokens"]
     assert main([*command, "400"]) == 0
     full = capsys.readouterr()
-    assert "fill the model's context of 48 tokens" in full.err
-    assert len(full.err.strip().splitlines()) == 1
+    assert "longer than the model's context of 48 tokens: from there on it saw only the latest 24 to 48" in full.err
+    assert len(full.err.strip().splitlines()) == 1 and len(full.out) > 100
+    assert main([*command[:4], "The cat sat. " * 40, *command[5:], "4"]) == 0
+    assert "tokens: only the last 48, the model's context, were read" in capsys.readouterr().err
     assert main([*command, "4"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -141,7 +143,7 @@ def test_a_saved_conversation_is_a_training_row_and_no_file_is_written_over(talk
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(talk, monkeypatch, capsys):
     pieces = iter(["The", " mat"])
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         yield next(pieces)
         yield next(pieces)
         raise KeyboardInterrupt

@@ -78,6 +78,28 @@ def test_a_full_context_ends_the_text_cleanly(name, tiny):
     assert len(drain(stream_tokens(tiny(name), full, sampling))[0]) == 1
 
 
+@pytest.mark.parametrize("name", ["qwen3", "groundup"])
+@pytest.mark.parametrize("prompt", [5, 33, 70])
+def test_where_positions_are_angles_a_text_goes_on_from_the_latest_half_of_the_context(name, prompt, tiny):
+    model, start = tiny(name), ([*range(40, 75)] * 2)[:prompt]
+    sampling = Sampling(temperature=0, max_new_tokens=90, stop_ids=(-1,))
+    ours, reason = drain(stream_tokens(model, start, sampling, past_context=True))
+    seen, expected = start[-CONTEXT:], []
+    while len(expected) < 90:
+        expected += one_after_another(model, seen, sampling, min(90 - len(expected), CONTEXT + 1 - len(seen)))
+        seen = (seen + expected)[-(CONTEXT // 2) :]
+    assert ours == expected and reason == "length"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "groundup-gpt2"])
+def test_where_positions_are_a_table_a_text_ends_with_it(name, tiny):
+    sampling = Sampling(temperature=0, max_new_tokens=90, stop_ids=(-1,))
+    ids, reason = drain(stream_tokens(tiny(name), PROMPT, sampling, past_context=True))
+    assert len(ids) == CONTEXT + 1 - len(PROMPT) and reason == "length"
+    with pytest.raises(InputError, match="the model takes 1 to 32"):
+        next(stream_tokens(tiny(name), [3] * 33, sampling, past_context=True))
+
+
 def test_a_prompt_that_is_empty_or_beyond_the_context_is_the_users_error(tiny):
     for prompt in ([], [3] * (CONTEXT + 1)):
         with pytest.raises(InputError, match="the model takes 1 to 32"):
@@ -159,7 +181,7 @@ def test_a_setting_outside_its_range_is_the_users_error(wrong):
 def played(ids):
     """A stand-in for `stream_tokens` that yields given ids."""
 
-    def stream(model, prompt, sampling):
+    def stream(model, prompt, sampling, **_):
         yield from ids
         return "stop"
 
@@ -205,6 +227,21 @@ def test_an_empty_prompt_begins_a_new_text(bpe, words):
     assert encode_prompt(bpe, "") == [bpe.eos_token_id]
     assert encode_prompt(words, " ") == [words.eos_token_id]
     assert encode_prompt(bpe, "The") == bpe.encode("The")
+
+
+@pytest.mark.parametrize("broken", ["caf\udce9 x", "\ud83d", "a\udc00", "x" * 5000 + "\udcff"])
+def test_half_a_character_in_a_prompt_is_the_users_error_in_one_line(broken, bpe, words):
+    for tokenizer in (bpe, words):
+        with pytest.raises(InputError, match=r"the prompt is not UTF-8: (byte 0x|half a character)") as raised:
+            encode_prompt(tokenizer, broken)
+        assert len(str(raised.value)) < 120
+
+
+@pytest.mark.parametrize(
+    "odd", ["\ufffe\uffff", "\ufdd00\ufdd1", "\ufffd", "\x00", "\u200b\u202e", "<|user|>", "\U0010ffff"]
+)
+def test_any_whole_text_is_a_prompt(odd, bpe):
+    assert bpe.decode(encode_prompt(bpe, odd + "a")) == odd + "a"
 
 
 # Speed

@@ -5,6 +5,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaModel, StaticCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import logging
 
 from groundup.modeling import (
     GroundupForCausalLM,
@@ -13,6 +14,7 @@ from groundup.modeling import (
     GroundupForSequenceClassification,
     GroundupModel,
 )
+from groundup.modeling.export import make_twin
 from groundup.modeling.modeling_groundup import CACHE
 
 DECODERS = ["modern", "gpt2", "sliding"]
@@ -195,9 +197,8 @@ def test_attention_weights_and_hidden_states_are_given_on_request(build, ids):
     assert len(output.hidden_states) == 3
 
 
-@pytest.mark.parametrize("kind", ["modern", "gpt2"])
-def test_a_sequence_longer_than_the_positions_is_an_error(kind, build):
-    model = build(kind)
+def test_a_sequence_longer_than_the_learned_positions_is_an_error(build):
+    model = build("gpt2")
     with pytest.raises(ValueError, match="65 tokens is longer than this model's max_position_embeddings=64: shorten"):
         model(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(ValueError, match="longer than"):
@@ -205,6 +206,18 @@ def test_a_sequence_longer_than_the_positions_is_an_error(kind, build):
     cache = model(torch.zeros(1, 60, dtype=torch.long), use_cache=True).past_key_values
     with pytest.raises(ValueError, match="longer than"):
         model(torch.zeros(1, 5, dtype=torch.long), past_key_values=cache)
+
+
+def test_angles_go_on_past_the_trained_length_as_in_a_stock_model_and_it_is_said(build, caplog):
+    model, row = build("modern"), torch.randint(1, 199, (1, 90), generator=torch.Generator().manual_seed(2))
+    stock = make_twin(model, "qwen3").eval()
+    logging.enable_propagation()
+    logging.warning_once.cache_clear()
+    caplog.set_level("WARNING")
+    torch.testing.assert_close(logits(model, row), logits(stock, row), **NEAR)
+    assert "longer than this model's max_position_embeddings=64" in caplog.text
+    packed = torch.tensor([[*range(45), *range(45)]])  # no position past the last one
+    torch.testing.assert_close(logits(model, row, position_ids=packed)[:, 45:], logits(model, row[:, 45:]), **NEAR)
 
 
 def test_a_padded_row_may_be_as_long_as_its_tokens_are_few(build, ids):

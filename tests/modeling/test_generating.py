@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import MaxLengthCriteria, StaticCache, StoppingCriteriaList
+from transformers.utils import logging
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.modeling.modeling_groundup import LARGE_MATRIX, multiply
+from groundup.modeling.export import make_twin
+from groundup.modeling.modeling_groundup import LARGE_MATRIX, EndOfPositions, every_thread_reads, multiply
 
 DECODERS = ["modern", "gpt2", "sliding"]
 GREEDY = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
@@ -86,9 +88,48 @@ def test_a_conversation_may_go_on_from_its_cache(kind, build, ids):
     )
 
 
-def test_generation_stops_at_the_last_position_with_an_error(build, ids):
-    with pytest.raises(ValueError, match="max_position_embeddings=64"):
-        build().generate(ids[:1], **{**GREEDY, "max_new_tokens": 30})
+@pytest.mark.parametrize("kind", ["modern", "sliding"])
+def test_angles_go_on_past_the_trained_length_as_in_transformers_own_models(kind, build, ids):
+    model = build(kind)
+    stock, long = make_twin(build("modern"), "qwen3"), {**GREEDY, "max_new_tokens": 40}
+    written = model.generate(ids[:1], **long)
+    assert written.shape == (1, 80)
+    if kind == "modern":
+        assert torch.equal(written, stock.generate(ids[:1], **long))
+        assert torch.equal(model.generate(ids[:1], use_cache=False, **long), written)
+
+
+@pytest.mark.parametrize("way", ["ids", "named", "embeddings", "left padding", "beams", "positional criteria"])
+def test_a_text_ends_where_learned_positions_do(way, build, ids):
+    model, long, row = build("gpt2"), {**GREEDY, "max_new_tokens": 40}, ids[:1]
+    mask = torch.ones_like(row)
+    if way == "embeddings":
+        written = model.generate(inputs_embeds=model.model.embed_tokens(row), attention_mask=mask, **long)
+        assert written.shape == (1, 65 - 40)
+        return
+    alone = model.generate(row, attention_mask=mask, **long)
+    if way == "left padding":
+        row = torch.cat((torch.zeros(1, 7, dtype=torch.long), row), 1)
+        mask = torch.cat((torch.zeros(1, 7, dtype=torch.long), mask), 1)
+        assert torch.equal(model.generate(row, attention_mask=mask, **long)[:, 7:], alone)
+    elif way == "named":
+        assert torch.equal(model.generate(input_ids=row, attention_mask=mask, **long), alone)
+    elif way == "beams":
+        assert model.generate(row, attention_mask=mask, num_beams=2, **long).shape == (1, 65)
+    elif way == "positional criteria":
+        criteria = StoppingCriteriaList([MaxLengthCriteria(52)])
+        assert model.generate(row, None, None, criteria, attention_mask=mask, **long).shape == (1, 52)
+    assert alone.shape == (1, 65)  # the last token was drawn after the last position, and is not looked up
+
+
+def test_where_learned_positions_end_is_said(build, ids, caplog):
+    logging.enable_propagation()
+    logging.warning_once.cache_clear()
+    caplog.set_level("WARNING")
+    EndOfPositions(64, 65)(ids[:, :40], None)
+    assert "max_position_embeddings=64" not in caplog.text
+    assert EndOfPositions(63, 40)(ids, None).tolist() == [True] * 3
+    assert "a text ends where this model's positions do, max_position_embeddings=63" in caplog.text
 
 
 def test_an_encoder_cannot_be_asked_to_write(build):
@@ -128,19 +169,65 @@ def test_more_threads_than_rows_are_no_harm():
         torch.set_num_threads(before)
 
 
-def test_a_layer_with_a_hook_on_it_is_called_itself():
-    layer, seen = torch.nn.Linear(1024, 1024), []
-    layer.register_forward_hook(lambda *_: seen.append(1))
-    with torch.inference_mode():
-        multiply(layer, torch.randn(1, 1, 1024))
-    assert seen == [1]
-
-
 def test_a_large_model_writes_the_same_text_with_and_without_the_cache():
-    torch.manual_seed(0)
-    config = GroundupConfig(vocab_size=2049, hidden_size=256, num_hidden_layers=1, intermediate_size=2048)
-    model = GroundupForCausalLM(config).eval()
+    model = large()
     prompts = torch.randint(1, 2049, (8, 5), generator=torch.Generator().manual_seed(0))
     for prompt in prompts[:, None]:
         texts = [model.generate(prompt, use_cache=use_cache, **GREEDY) for use_cache in (True, False)]
         assert torch.equal(*texts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is put in place while a text is written
+
+
+def large():
+    """A network whose every matrix is large enough to be read by several threads."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048, "num_hidden_layers": 1}
+    return GroundupForCausalLM(GroundupConfig(vocab_size=2049, **sizes, zero_init=False)).eval()
+
+
+def fast(model):
+    """The names of the layers that have another `forward` of ours at this moment."""
+    replaced = ((name, layer.__dict__.get("forward")) for name, layer in model.named_modules())
+    return {name for name, forward in replaced if getattr(forward, "__func__", None) is multiply}
+
+
+def test_what_is_put_in_place_leaves_every_class_and_is_taken_away_also_after_an_error():
+    model = large()
+    before = [dict(module.__dict__) for module in model.modules()]
+    with pytest.raises(KeyError), every_thread_reads(model):
+        assert len(fast(model)) == 8
+        assert all(type(model.get_submodule(name)) is torch.nn.Linear for name in fast(model))
+        with every_thread_reads(model):  # another text, written at the same time
+            assert len(fast(model)) == 8
+        assert len(fast(model)) == 8
+        raise KeyError
+    assert [dict(module.__dict__) for module in model.modules()] == before
+
+
+def test_nothing_stays_after_generate_and_after_an_error_in_it():
+    model, prompt = large(), torch.tensor([[5, 6, 7]])
+    seen = []
+    model.model.register_forward_hook(lambda *_: seen.append(len(fast(model))))
+    model.generate(prompt, attention_mask=torch.ones_like(prompt), **{**GREEDY, "max_new_tokens": 2})
+    assert seen == [8, 8] and not fast(model)
+    model.model.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **GREEDY)
+    assert not fast(model)
+
+
+@pytest.mark.parametrize("context", ["gradients", "autocast", "a batch"])
+def test_where_it_is_no_single_vector_being_written_the_layer_computes_as_ever(context):
+    layer, vector = torch.nn.Linear(1024, 1024), torch.randn(1, 1, 1024)
+    if context == "gradients":
+        multiply(layer, vector).sum().backward()
+        assert layer.weight.grad is not None
+    elif context == "autocast":
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert multiply(layer, vector).dtype == torch.bfloat16
+    else:
+        with torch.no_grad():
+            assert torch.equal(multiply(layer, vector.expand(2, 1, -1)), layer(vector.expand(2, 1, -1)))

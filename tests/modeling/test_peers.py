@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     DynamicCache,
     GPT2Config,
@@ -12,7 +13,10 @@ from transformers import (
     LlamaForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Trainer,
+    TrainingArguments,
 )
+from transformers.quantizers.base import get_keys_to_not_convert
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.gpt2 import from_gpt2, plain_names
@@ -157,3 +161,27 @@ def test_an_untrained_gpt2_small_knows_nothing():
     with torch.no_grad():
         # ln(50257) = 10.82 and the spread of the first logits; Raschka's chapter 5 gets 10.99 on a text.
         assert model(tokens, labels=tokens).loss.item() == pytest.approx(10.95, abs=0.15)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_trainer_treats_it_as_a_stock_causal_model_label_smoothing_included(smoothing, adapted, build, tmp_path):
+    # Trainer asks tables of its own for what it cannot ask a class: whether labels stand one token on, what it counts.
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(1, 199, (6, 12))]
+    rows[0]["labels"] = rows[0]["labels"].where(torch.arange(12) > 6, -100)
+    seen, ours = [], build()
+    for model in (ours, qwen3_of(ours)):
+        if adapted:
+            torch.manual_seed(0)
+            model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), label_smoothing_factor=smoothing, per_device_train_batch_size=3, max_steps=2,
+            gradient_accumulation_steps=2, logging_steps=1, learning_rate=0.01, use_cpu=True, report_to=[],
+            disable_tqdm=True, save_strategy="no",
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+        trainer.train()
+        losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+        facts = trainer.label_names, trainer.can_return_loss, trainer.model_accepts_loss_kwargs
+        seen.append((losses, *facts, trainer._loss_shifts_labels, get_keys_to_not_convert(model)))
+    assert seen[0][0] == pytest.approx(seen[1][0], rel=1e-5) and seen[0][1:] == seen[1][1:]
