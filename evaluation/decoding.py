@@ -227,7 +227,8 @@ def is_plain(model: PreTrainedModel) -> bool:
     """Whether `FlatDecoder` computes what a model computes: a decoder of ours, fp32 on a CPU, nothing put into it."""
     if type(model) is not GroundupForCausalLM or model.config.add_cross_attention:
         return False
-    attention = ALL_ATTENTION_FUNCTIONS.get_interface(model.config._attn_implementation, eager_attention_forward)
+    kernel: Any = model.config._attn_implementation
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager_attention_forward)
     if attention not in (sdpa_attention_forward, eager_attention_forward):
         return False  # a kernel of someone's own
     if model.config.position_embedding == "rotary" and model.model.rotary_emb.rope_type == "longrope":
