@@ -200,9 +200,20 @@ class Ledger:
         key = self._known[stage.name]["begun"]
         self._note(stage, {"key": key, "seconds": round(seconds, 1), "files": self._made(stage)})
 
+    def forget(self, stage: Stage) -> None:
+        """Take back that the stage began: it failed before it made anything."""
+        del self._known[stage.name]
+        self._write()
+
     def _note(self, stage: Stage, values: dict[str, Any]) -> None:
         self._known[stage.name] = values
-        atomic_write(self.path, (json.dumps(self._known, indent=2) + "\n").encode())
+        self._write()
+
+    def _write(self) -> None:
+        if self._known:
+            atomic_write(self.path, (json.dumps(self._known, indent=2) + "\n").encode())
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 def is_ledger_in(folder: Path) -> bool:

@@ -94,8 +94,13 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
         require_unused(folder)
         folder.rename(_retired(folder))
     ledger.begin(stage)
-    with clock.counting_from_now():  # a stage's minutes are its own
-        find(VERBS[stage.verb].function)(settings_class(**options))
+    try:
+        with clock.counting_from_now():  # a stage's minutes are its own
+            find(VERBS[stage.verb].function)(settings_class(**options))
+    except BaseException:
+        if not os.path.lexists(folder):
+            ledger.forget(stage)
+        raise
     ledger.finish(stage, time.monotonic() - started)
 
 

@@ -25,14 +25,14 @@ from groundup.common.settings import read_yaml
 STATE = ".groundup"
 RECIPE = "recipe.yaml"
 _NAME_BYTES = 100  # of a folder that is named here; file systems take 143 to 255
-_PATIENCE = 0.3  # seconds to wait for a command that is just ending
+_PATIENCE = 0.1  # seconds to wait for a command that is just ending
 
 
 class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
     """A folder that this command alone writes to; made by `claim`.
 
-    Leaving the context frees the lock and removes the folders that were made for it, if nothing is in them. A full disk
-    and a folder that cannot be written to leave it as an `InputError`.
+    Leaving the context frees the lock and removes the folders that were not there before, if nothing is in them. A full
+    disk and a folder that cannot be written to leave it as an `InputError`.
 
     Attributes:
         path: the folder.
@@ -45,7 +45,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         self.path, self._verb, self._resume, self._is_ours = path, verb, resume, is_ours
         self._state = path / STATE
         self._lock = FileLock(self._state / "lock", timeout=_PATIENCE)
-        self._made: list[Path] = []  # deepest first
+        self._new: list[Path] = []  # folders that were not there, deepest first
         self._left_by: str | None = None  # the verb that was killed here
         self._is_taken = False
         try:
@@ -121,15 +121,15 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
 
     def _make(self, is_named: bool) -> None:
         """Make the folder and those above it; one that was not named must not be there."""
-        missing = itertools.takewhile(lambda folder: not folder.exists(), [self.path, *self.path.parents])
-        for folder in reversed(list(missing)):
+        self._new = list(itertools.takewhile(lambda folder: not folder.exists(), [self.path, *self.path.parents]))
+        for folder in reversed(self._new):
             try:
                 folder.mkdir()
-                self._made.insert(0, folder)
             except FileExistsError as error:  # made by another command since, or a link to nothing
                 if not folder.is_dir():
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
                 if folder == self.path and not is_named:
+                    self._new.clear()
                     raise
 
     def _hold(self) -> None:
@@ -169,7 +169,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
             self._lock.release()
             if os.name == "nt":  # where an open file cannot be removed
                 remove(self._state)
-        for folder in self._made:
+        for folder in self._new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
