@@ -17,6 +17,7 @@ from groundup import __version__
 from groundup.cli.space import build_space, is_of_a_space, write_app
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.common.hub import Pushed, Target, fetch_model, push_folder, require_token
 from groundup.common.settings import read_yaml, verb
 from groundup.evaluation.card import CARD_FILE
@@ -52,9 +53,7 @@ def publish(settings: PublishSettings) -> Pushed | None:
         _check_space(settings)
     with contextlib.ExitStack() as stack:
         # Everything passes its gate before anything is sent.
-        parcels = [
-            (target, stack.enter_context(_gate(settings, Path(settings.checkpoint).expanduser(), target.repo_id)))
-        ]
+        parcels = [(target, stack.enter_context(_gate(settings, user_path(settings.checkpoint), target.repo_id)))]
         for kind in settings.with_twin:
             place = dataclasses.replace(target, repo_id=f"{target.repo_id}-{kind}")
             parcels.append((place, stack.enter_context(_twin(settings, parcels[0][1].folder, kind, place.repo_id))))
@@ -100,7 +99,7 @@ def _twin(settings: PublishSettings, original: Path, kind: Any, repo_id: str) ->
 
 
 def _check_space(settings: PublishSettings) -> None:
-    folder = Path(settings.checkpoint).expanduser()
+    folder = user_path(settings.checkpoint)
     if settings.pull_request:
         raise InputError("--space shows a model that is on the Hub: leave out --pull-request")
     if (folder / GGUF_WEIGHTS).is_file() or auto_class_of(folder) != "AutoModelForCausalLM":

@@ -13,6 +13,7 @@ from groundup.cli.settings import ChatSettings, GenerateSettings
 from groundup.cli.writing import Messages, Writing, can_converse, conversation_ids
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
+from groundup.common.files import user_path
 from groundup.common.settings import verb
 from groundup.evaluation.generation import Sampling, encode_prompt, lay_out_for_decoding
 from groundup.evaluation.language import context_of
@@ -146,7 +147,7 @@ class Conversation:
 
     def _save(self, name: str | None = None) -> None:
         free = (Path(f"chat-{number}.jsonl") for number in itertools.count(1))
-        path = Path(name).expanduser() if name else next(path for path in free if not path.exists())
+        path = user_path(name) if name else next(path for path in free if not path.exists())
         row = json.dumps({"messages": self.messages}, ensure_ascii=False)
         try:
             with path.open("x", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from groundup import __version__
 from groundup.cli import help
 from groundup.common import clock
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, near
+from groundup.common.files import user_path
 from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
 
 
@@ -195,7 +196,7 @@ def parse(name: str, arguments: list[str]) -> Any:
         print(help.verb_help(name, verb.positional, verb.example, settings_class))
         return None
     config = typed.pop("config", None)
-    from_file = {} if config is None else read_config(Path(config), settings_class)
+    from_file = {} if config is None else read_config(user_path(config), settings_class)
     try:
         return settings_class(**from_file | typed)
     except SettingError as error:

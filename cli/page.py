@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.cli.inspection import Inspection, Lens
 from groundup.cli.writing import Messages, Writing, conversation_ids
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.evaluation.generation import Sampling, encode_prompt
 from groundup.evaluation.language import context_of
 
@@ -315,7 +316,7 @@ def _about_tab(players: list[Player]) -> None:
         for player in players:
             with gr.Column(min_width=320):
                 gr.HTML(about_html(player))
-                if card := _card(Path(player.source).expanduser()):
+                if card := _card(user_path(player.source)):
                     with gr.Accordion("The card", open=len(players) == 1):
                         gr.Markdown(card, latex_delimiters=[], header_links=False)
 
@@ -336,7 +337,7 @@ def about_html(player: Player) -> str:
     rows = "".join(
         f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items() if value
     )
-    curve = Path(player.source).expanduser() / "curve.png"
+    curve = user_path(player.source) / "curve.png"
     image = ""
     if curve.is_file():
         data = base64.b64encode(curve.read_bytes()).decode()

@@ -15,6 +15,7 @@ from groundup.cli.settings import PlaygroundSettings
 from groundup.cli.writing import can_converse
 from groundup.common.console import say
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.common.hub import fetch_model
 from groundup.common.settings import verb
 from groundup.evaluation.generation import lay_out_for_decoding
@@ -62,7 +63,7 @@ def load_player(source: str, trust_remote_code: bool = False, name: str | None =
     """Load a model for the page, which calls it by `name`. Raises `InputError` where there is none."""
     model, tokenizer = load_model(source, trust_remote_code=trust_remote_code)
     lay_out_for_decoding(model)
-    name = name or ("/".join(Path(source).parts[-2:]) if Path(source).exists() else source)
+    name = name or ("/".join(Path(source).parts[-2:]) if user_path(source).exists() else source)
     player = Player(name, source, model, tokenizer, Lens(model, tokenizer), can_converse(source, tokenizer))
     player.lens.look(".")  # the first pass through a model is the slowest: nobody should have to wait for it
     return player

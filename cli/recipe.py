@@ -11,7 +11,7 @@ from groundup import __version__
 from groundup.cli.main import VERBS, find
 from groundup.common.contents import KEPT_APART, content_of, digest, files_of
 from groundup.common.errors import InputError, near
-from groundup.common.files import atomic_write
+from groundup.common.files import atomic_write, user_path
 from groundup.common.settings import Settings, read_yaml, settings_from, spelt
 
 LEDGER_FILE = "stages.json"
@@ -73,8 +73,8 @@ class Recipe:
 
 def find_recipe(name: str) -> Path:
     """A recipe's file: the path given, or the package's own of that name. Raises `InputError` if there is none."""
-    if Path(name).is_file():
-        return Path(name)
+    if (path := user_path(name)).is_file():
+        return path
     folder = Path(__file__).parent.parent / "recipes"
     own = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     stem = Path(name).stem.replace("-", "_")

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.common.settings import read_yaml
 from groundup.evaluation.generation import Sampling, can_slide, check_text, room_after, stream_text
 from groundup.evaluation.language import context_of
@@ -87,7 +87,7 @@ class Writing:
 
 def can_converse(source: str, tokenizer: PreTrainedTokenizerFast) -> bool:
     """Whether a model has a chat template and, if it is a checkpoint of ours, was trained further than pretraining."""
-    recipe = Path(source).expanduser() / "recipe.yaml"
+    recipe = user_path(source) / "recipe.yaml"
     only_pretrained = recipe.is_file() and read_yaml(recipe).get("verb") == "pretrain"
     return tokenizer.chat_template is not None and not only_pretrained
 

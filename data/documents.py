@@ -35,9 +35,12 @@ class FileText:
 
     def __getitem__(self, place: slice) -> bytes:
         first, last, _ = place.indices(len(self))
-        with self.path.open("rb") as file:
-            file.seek(self.start + first)
-            content = file.read(last - first)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.start + first)
+                content = file.read(last - first)
+        except OSError as error:
+            raise InputError(f"cannot read {self.path}: {error.strerror or error}") from error
         if len(content) < last - first:
             raise InputError(f"{self.path} has become shorter while it was read: leave it alone and start again")
         return content

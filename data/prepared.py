@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.common.settings import read_yaml
 from groundup.data.datatrove import DS_FILES, open_datatrove
 from groundup.data.parts import Share
@@ -33,10 +34,13 @@ class PreparedData:
 
 def is_prepared(item: str) -> bool:
     """Whether `item` names a folder that `open_prepared_data` opens, though it may not be whole."""
-    folder = Path(item).expanduser()
-    if not folder.is_dir():
+    folder = user_path(item)
+    try:
+        if not folder.is_dir():
+            return False
+        return (folder / TRAIN / "meta.json").is_file() or bool(_parts(folder)) or any(folder.glob(DS_FILES))
+    except OSError:  # whoever reads its files says which of them cannot be read
         return False
-    return (folder / TRAIN / "meta.json").is_file() or bool(_parts(folder)) or any(folder.glob(DS_FILES))
 
 
 def open_prepared_data(folder: Path, tokenizer: str | None = None, base: str | None = None) -> PreparedData:

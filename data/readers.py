@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import lzma
 import shutil
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,10 +28,11 @@ from huggingface_hub.utils import logging as hub_logging
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, sha256_of
+from groundup.common.files import atomic_folder, printable, sha256_of
 from groundup.data.csv_rows import find_form, read_csv
 from groundup.data.json_rows import read_json
 from groundup.data.tables import ArrowTable, FileTable, Table
+from groundup.data.values import listed
 
 TEXT_KINDS = (".txt", ".text", ".md", ".rst")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -63,8 +65,7 @@ def unpack(path: Path, sha256: str) -> Path:
         try:
             with atomic_folder(folder) as temporary:
                 if packing == ".zip":
-                    with zipfile.ZipFile(path) as archive:
-                        archive.extractall(temporary)
+                    _extract(path, temporary)
                 else:
                     with _opener(packing)(path) as packed, (temporary / "content").open("wb") as plain:
                         shutil.copyfileobj(packed, plain, _BLOCK_BYTES)
@@ -73,6 +74,19 @@ def unpack(path: Path, sha256: str) -> Path:
         except RuntimeError as error:  # zipfile's way to say that a password is needed
             raise InputError(f"{path} cannot be unpacked: {error}") from error
     return folder if packing == ".zip" else folder / "content"
+
+
+def _extract(path: Path, folder: Path) -> None:
+    """The members of an archive as files, but for links. Raises `ValueError` where two would be the same file."""
+    with zipfile.ZipFile(path) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        links = [member for member in members if stat.S_ISLNK(member.external_attr >> 16)]
+        if links:
+            names = listed((printable(link.filename) for link in links), 4)
+            say(f"{printable(path.name)}: passed over {len(links)} links ({names})")
+        places = [archive.extract(member, folder) for member in members if member not in links]
+        if len(set(places)) < len(places):
+            raise ValueError("two of its files have the same name")
 
 
 def _opener(packing: str) -> Callable[[Path], IO[bytes]]:

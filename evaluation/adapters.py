@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
 from groundup.common.errors import InputError
-from groundup.common.files import sha256_of
+from groundup.common.files import sha256_of, user_path
 from groundup.evaluation.kinds import OVERRIDES_FILE
 from groundup.evaluation.loading import load_network, new_modules, quiet_transformers
 from groundup.evaluation.report import METRICS_FILE
@@ -105,16 +105,16 @@ def adapt(model: PreTrainedModel, source: str | Path) -> PeftModel:
 def _check_base(source: str | Path, base: str) -> None:
     """Raise `InputError` where the base has other weights than those that the adapter was trained on."""
     known = json_of(source, METRICS_FILE).get("training", {}).get(BASE_SHA256)
-    weights = Path(base).expanduser() / "model.safetensors"
+    weights = user_path(base) / "model.safetensors"
     if known and weights.is_file() and sha256_of(weights) != known:
         raise InputError(f"{base} has other weights than those that the adapter {source} was trained on")
 
 
 def adapter_settings(source: str | Path) -> dict[str, Any]:
     """What adapter_config.json says. Raises `InputError` where there is none."""
-    path = find_adapter_config_file(str(Path(source).expanduser()))
+    path = find_adapter_config_file(str(user_path(source)))
     if path is None:
-        here = Path(source).expanduser().is_dir()
+        here = user_path(source).is_dir()
         why = "it has no adapter_config.json" if here else "there is no such folder, and none was found on the Hub"
         raise InputError(f"{source} is no adapter: {why}")
     return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -155,7 +155,7 @@ def _plain(layer: Any) -> Any:
 def file_of(source: str | Path, name: str) -> Path | None:
     """A file of an adapter's folder or repository, None where it has none of that name."""
     path = cached_file(
-        str(Path(source).expanduser()),
+        str(user_path(source)),
         name,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

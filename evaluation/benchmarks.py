@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError, near
+from groundup.common.files import user_path
 from groundup.evaluation.intervals import mean_interval
 from groundup.evaluation.language import context_of
 
@@ -49,7 +50,7 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
     """
     files = [name for name in names if name.endswith((".yaml", ".yml"))]
     for name in files:
-        if not Path(name).is_file():
+        if not user_path(name).is_file():
             raise InputError(f"no task file {name}: give a task's name or its YAML file")
     manager = TaskManager(include_path=str(TASKS_FOLDER), include_defaults=False)
     wanted = [name for name in names if name not in files]

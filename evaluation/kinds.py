@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 
 CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE = "config.json", "adapter_config.json", "config_overrides.json"
 MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS = "model.safetensors", "adapter_model.safetensors", "model.gguf"
@@ -59,7 +60,7 @@ def auto_class_of(folder: Path) -> str:
 
 def require_next_token(source: str) -> None:
     """Raise `InputError` for a folder whose config names a model of another kind than one that goes on with a text."""
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     try:
         is_pair = (folder / CONFIG_FILE).is_file() and read_json(folder / CONFIG_FILE).get("is_encoder_decoder")
         kind = "an encoder with a decoder" if is_pair else _OTHERS.get(auto_class_of(folder))

@@ -26,6 +26,7 @@ from transformers.utils import find_adapter_config_file, logging
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.console import say
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.tokenization.folder import load_tokenizer
 
 # What transformers says at length, or not at all, in one line: (words of its message, our reason).
@@ -72,7 +73,7 @@ def load_model(
 
 def is_adapter(source: str | Path) -> bool:
     """Whether a folder or a name on the Hub holds a LoRA adapter."""
-    return find_adapter_config_file(str(Path(source).expanduser())) is not None
+    return find_adapter_config_file(str(user_path(source))) is not None
 
 
 def stored_dtype(source: str | Path) -> torch.dtype | None:
@@ -82,7 +83,7 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
     """
     if is_adapter(source):
         return None
-    stored: Any = AutoConfig.from_pretrained(str(Path(source).expanduser())).dtype
+    stored: Any = AutoConfig.from_pretrained(str(user_path(source))).dtype
     return stored
 
 
@@ -97,7 +98,7 @@ def load_writer(
 
 def _is_pair(source: str | Path) -> bool:
     """Whether a model, or the one that an adapter is for, has an encoder and a decoder; False where there is none."""
-    path = str(Path(source).expanduser())
+    path = str(user_path(source))
     try:
         if adapter := find_adapter_config_file(path):
             return json.loads(Path(adapter).read_text(encoding="utf-8")).get("task_type") == "SEQ_2_SEQ_LM"
@@ -156,7 +157,7 @@ def new_modules(model: PreTrainedModel) -> list[str]:
 
 def _check_folder(source: str | Path) -> None:
     """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
     _check_place(source)
@@ -164,7 +165,7 @@ def _check_folder(source: str | Path) -> None:
 
 def _check_place(source: str | Path) -> None:
     """The same where a folder may be that of an adapter, which has no config.json."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file():
         raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
     if path.is_dir():

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Interrupted
-from groundup.common.files import sha256_of
+from groundup.common.files import sha256_of, user_path
 from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
@@ -280,7 +280,7 @@ class Loaded:
 
 def _about(loaded: Loaded) -> Part:
     """What a model is, for `training` in metrics.json."""
-    model, weights = loaded.model, Path(loaded.source).expanduser() / "model.safetensors"
+    model, weights = loaded.model, user_path(loaded.source) / "model.safetensors"
     return {
         "parameters": model.num_parameters(),
         "device": model.device.type,

@@ -14,7 +14,7 @@ from typing import Any
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, Interrupted, is_disk_full
-from groundup.common.files import atomic_write
+from groundup.common.files import atomic_write, user_path
 from groundup.common.output import remove
 from groundup.common.settings import write_yaml
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
@@ -104,7 +104,7 @@ class Parts:
 
 def name_of(source: str) -> str:
     """A name that says no more of a path than its last part; a name on the Hub stays whole."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     return path.resolve().name if path.exists() or path.is_absolute() else source
 
 
@@ -112,7 +112,7 @@ def names_of(sources: list[str]) -> list[str]:
     """A name for each of several sources, with the folder above where two would be the same, then with a number."""
     short = [name_of(source) for source in sources]
     names = [
-        f"{Path(source).expanduser().resolve().parent.name}/{name}" if short.count(name) > 1 else name
+        f"{user_path(source).resolve().parent.name}/{name}" if short.count(name) > 1 else name
         for name, source in zip(short, sources)
     ]
     return [f"{name} ({names[:at].count(name) + 1})" if name in names[:at] else name for at, name in enumerate(names)]

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from groundup.common.errors import InputError, near
+from groundup.common.files import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to stop
@@ -48,7 +49,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, context: in
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a folder or a Hub name. Raises `InputError` when there is none or it is no fast one."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists() and (len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())):
         known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(

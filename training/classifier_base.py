@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.data.example_rows import for_classifying
 from groundup.evaluation.kinds import AUTO_CLASSES
 from groundup.evaluation.language import context_of
@@ -131,7 +132,7 @@ def load_base(source: str | Path, names: list[str], trust_remote_code: bool = Fa
 
     `new_weights` of the result names the head, so that an adapter trains it in full and saves it. Raises `InputError`.
     """
-    known = PreTrainedConfig.get_config_dict(str(Path(source).expanduser()))[0].get("architectures")
+    known = PreTrainedConfig.get_config_dict(str(user_path(source)))[0].get("architectures")
     if not _is_classifier(known):
         fields["id2label"] = dict(enumerate(names))
         fields["label2id"] = {name: number for number, name in enumerate(names)}

@@ -29,7 +29,7 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, near
-from groundup.common.files import public_name, sha256_of, sync_file, sync_folder
+from groundup.common.files import public_name, sha256_of, sync_file, sync_folder, user_path
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import verb, write_yaml
 from groundup.evaluation.card import describe_twin, write_card
@@ -157,7 +157,7 @@ def _write_twin(
                 sync_folder(file.parent)
             else:
                 write_yaml(folder / RECIPE_FILE, _recipe("export", name, settings, checkpoint=name))
-                describe_twin(folder, Path(settings.checkpoint).expanduser(), twin.num_parameters(), difference)
+                describe_twin(folder, user_path(settings.checkpoint), twin.num_parameters(), difference)
     except ValueError as error:
         raise InputError(f"cannot export {settings.checkpoint} to {settings.to}: {_one_line(error)}") from error
     return twin, difference
@@ -172,7 +172,7 @@ def _no_need(checkpoint: str, model_type: str) -> str:
 
 def _fetch(source: str) -> Path:
     """The folder or file of a source: itself, or what is fetched of its repository on the Hub."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.exists():
         return path
     looks_local = path.is_absolute() or source.startswith((".", "~")) or path.suffix in _SUFFIXES

@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
-from groundup.common.files import sha256_of
+from groundup.common.files import sha256_of, user_path
 from groundup.evaluation.adapters import BASE_SHA256
 from groundup.evaluation.kinds import OVERRIDES_FILE
 from groundup.evaluation.loading import new_modules
@@ -101,7 +101,7 @@ def _base_name(model: PreTrainedModel) -> str:
             "LoRA adapts a model that is saved somewhere; this one is new, or an adapter folded into its base: "
             "train it without --lora, or write it out with groundup merge, first"
         )
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     return str(folder.resolve()) if folder.is_dir() else name
 
 

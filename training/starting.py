@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
+from groundup.common.files import user_path
 from groundup.common.settings import public_settings
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
@@ -135,7 +136,7 @@ def _corpus(settings: PretrainSettings) -> Corpus | PreparedData:
         return load_corpus(settings.data, settings.text_column)
     if len(settings.data) > 1:
         raise InputError(f"--data {' '.join(settings.data)}: a folder of shards must be the only data")
-    return open_prepared_data(Path(settings.data[0]).expanduser(), settings.tokenizer, settings.init_from)
+    return open_prepared_data(user_path(settings.data[0]), settings.tokenizer, settings.init_from)
 
 
 def _text_bytes(corpus: Corpus | PreparedData) -> int:
@@ -178,7 +179,7 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
 
 def _from_anywhere(name: str | None) -> str | None:
     """A path that holds in any folder; a name on the Hub and None stay as they are."""
-    path = Path(name or "").expanduser()
+    path = user_path(name or "")
     return str(path.resolve()) if name and path.exists() else name
 
 
