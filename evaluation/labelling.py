@@ -14,6 +14,7 @@ from groundup.evaluation.classification import predict
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_model
 
+PREDICTIONS_FILE = "predictions.csv"
 OURS = ("text", "label", "probability")  # columns, before those of the labels
 
 

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_write
 from groundup.common.output import claim
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, verb, write_yaml
@@ -36,7 +35,7 @@ from groundup.evaluation.classification import (
     standard_error,
     write_mistakes,
 )
-from groundup.evaluation.labelling import label_texts
+from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
 from groundup.evaluation.language import structure_ids
 from groundup.evaluation.loading import load_network
 from groundup.evaluation.report import RECIPE_FILE
@@ -52,14 +51,14 @@ from groundup.training.classifier_base import load_base
 from groundup.training.label_loss import LabelLoss
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
-from groundup.training.repeating import is_repeated, repeat
+from groundup.training.repeating import is_repeated, repeat, write_predictions
 from groundup.training.run import TrainingRun, carry_out, pusher_of, require_tracker
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import ClassifySettings
 from groundup.training.starting import SMOKE_TEST_ROWS, evenly
 
-CONFUSION_FILE, MISTAKES_FILE, PREDICTIONS_FILE = "confusion.png", "mistakes.jsonl", "predictions.csv"
+CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
 FINISH_SECONDS = 8.0  # and for the last files
 SMOKE_RUNS = 2  # at most averaged in a short try
@@ -82,8 +81,8 @@ def classify(settings: ClassifySettings) -> Path:
     if settings.predict is not None:
         load_texts(settings.predict, settings.text_column)  # what is wrong with it is said before anything is trained
     out = repeat(settings, _train) if is_repeated(settings) else _train(settings)
-    if settings.predict is not None and processes().is_main_process:
-        atomic_write(out / PREDICTIONS_FILE, _label(settings, str(out)).encode())
+    if settings.predict is not None and settings.resume and processes().is_main_process:
+        write_predictions(out, settings)  # asked for only now
     say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
     return out
 
@@ -271,6 +270,11 @@ class ClassificationRun(TrainingRun):
             rows = self._rows(test, "test", self.train_examples + selection, self.folder.out) + rows
         return rows
 
+    def complete(self, folder: Path) -> None:
+        """Label the texts of `--predict`, so that a run that goes on does what the first command asked for."""
+        if self.prepared.settings.predict is not None and not self.order:
+            write_predictions(folder, self.prepared.settings)
+
     def _test(self) -> Examples:
         """The rows to test on; `--eval-data` is read only now."""
         settings = self.prepared.settings
@@ -327,18 +331,13 @@ def freeze(model: PreTrainedModel, what: str) -> None:
             module.requires_grad_(True)
 
 
-def _label(settings: ClassifySettings, classifier: str) -> str:
-    """The CSV of `--predict` by a trained classifier."""
-    return label_texts(classifier, settings.predict or "", settings.text_column, settings.trust_remote_code)
-
-
 def _label_only(settings: ClassifySettings) -> Path:
     """Label a file with a trained classifier, into a new folder."""
     console.quiet = settings.quiet
     if settings.model is None:
         raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
     with claim(settings.out, "classify", short_name([settings.predict or ""]), resume=False) as output:
-        content = _label(settings, settings.model)
+        content = label_texts(settings.model, settings.predict or "", settings.text_column, settings.trust_remote_code)
         with output.filled() as folder:
             write_yaml(folder / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings, PATHS)})
             (folder / PREDICTIONS_FILE).write_bytes(content.encode())

@@ -9,13 +9,14 @@ from pathlib import Path
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder
+from groundup.common.files import atomic_folder, atomic_write
 from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
 from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows
+from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
 from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
 from groundup.training.classification_preparation import PATHS
 from groundup.training.run import finished_folder
@@ -96,6 +97,19 @@ def _each(settings: ClassifySettings, run: RunFolder) -> Iterator[ClassifySettin
         )
 
 
+def write_predictions(folder: Path, settings: ClassifySettings) -> None:
+    """Label the texts of `settings.predict` by the classifier in `folder`, into a file beside it.
+
+    Texts that cannot be read any more take nothing from a model that is trained: that is said, and what to do.
+    """
+    try:
+        content = label_texts(str(folder), settings.predict or "", settings.text_column, settings.trust_remote_code)
+    except InputError as error:
+        say(f"no {PREDICTIONS_FILE}: {error}; mend it and give --predict again with --model and the trained folder")
+        return
+    atomic_write(folder / PREDICTIONS_FILE, content.encode())
+
+
 def _begin(settings: ClassifySettings, run: RunFolder) -> ClassifySettings:
     """Keep the settings in the folder."""
     private = {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS}
@@ -125,6 +139,8 @@ def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings
         about = metrics[best]["training"] | {"seeds": len(folders), "kept": folders[best].name}
         write_metrics(final, [*means, *own], about, metrics[best]["weights_sha256"])
         write_card(final)
+        if settings.predict is not None:
+            write_predictions(final, settings)
     run.promote()
     console.print(summary_table(read_metrics(run.out)))
     say(f"kept: {folders[best].name}, the best of {len(folders)} on its own rows for selection")

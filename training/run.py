@@ -241,6 +241,9 @@ class TrainingRun(abc.ABC):
     def score(self) -> list[dict[str, Any]]:
         """Rows for metrics.json on the best weights; called once, at the end, on the first process."""
 
+    def complete(self, folder: Path) -> None:  # noqa: B027 (a kind of run may add something, and need not)
+        """Add to the finished checkpoint in `folder` what else was asked for; nothing, unless a kind of run does."""
+
     def describe(self, position: Position) -> dict[str, Any]:
         """What metrics.json says of how the model came to be."""
         return {
@@ -364,6 +367,6 @@ class TrainingRun(abc.ABC):
         if self.others:
             own, others = training["seconds"], [read_metrics(folder)["training"]["seconds"] for folder in self.others]
             training |= {"averaged_runs": 1 + len(others), "seconds_of_all_runs": round(own + sum(others), 1)}
-        self.folder.finish(self.saved_model, self.tokenizer, self.score(), training)
+        self.folder.finish(self.saved_model, self.tokenizer, self.score(), training, self.complete)
         if self.pusher is not None:
             self.pusher.after_the_end(self.folder.out)

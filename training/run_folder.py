@@ -115,11 +115,16 @@ class RunFolder:
         tokenizer: PreTrainedTokenizerFast,
         rows: list[dict[str, Any]],
         training: dict[str, Any],
+        complete: Callable[[Path], None],
     ) -> None:
-        """Put the final checkpoint into the folder, the scores last, and remove what only a running run needs."""
+        """Put the final checkpoint into the folder, the scores last, and remove what only a running run needs.
+
+        `complete` adds what else was asked for to the whole checkpoint, before it takes its place.
+        """
         with atomic_folder(self.out / "final") as folder:
             save_model(folder, model, tokenizer)
             self._describe(folder, rows, training)
+            complete(folder)
         self.promote()
 
     def promote(self) -> None:

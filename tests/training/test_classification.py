@@ -207,6 +207,33 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_goes_on_labels_what_the_first_command_asked_for(folder, tmp_path, monkeypatch, seeds):
+    (tmp_path / "new.txt").write_text("one\ntwo\n", encoding="utf-8")
+    given = {"data": [str(folder / "rows.jsonl")], "predict": str(tmp_path / "new.txt"), "out": str(tmp_path / "out")}
+    with monkeypatch.context() as stopped:
+        stopped.setattr(classification, "adapt", lambda *_: (_ for _ in ()).throw(Interrupted("stopped")))
+        with pytest.raises(Interrupted, match="stopped"):
+            package.classify(**given, max_steps=2, seeds=seeds, **TINY)
+    out = package.classify(out=given["out"], resume=True, quiet=True)
+    assert len((out / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_texts_to_label_that_are_gone_in_the_end_take_nothing_from_the_model(folder, tmp_path, monkeypatch, capsys):
+    texts = tmp_path / "new.txt"
+    texts.write_text("one\n", encoding="utf-8")
+    real = classification.ClassificationRun.score
+    monkeypatch.setattr(
+        classification.ClassificationRun, "score", lambda run: (texts.unlink(missing_ok=True), real(run))[1]
+    )
+    out = package.classify(
+        data=[str(folder / "rows.jsonl")], predict=str(texts), out=str(tmp_path / "out"), max_steps=2,
+        **TINY | {"quiet": False},
+    )  # fmt: skip
+    assert (out / "model.safetensors").is_file() and not (out / "predictions.csv").exists()
+    assert "no predictions.csv: no file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
