@@ -117,12 +117,14 @@ def _named_in(path: Path) -> Iterator[Any]:
 def _commit_of(name: str, kind: str) -> str | None:
     """The commit that a name on the Hub stands for, None where neither the Hub nor its cache knows it."""
     from huggingface_hub import HfApi, constants  # a second that a recipe of files alone need not wait for
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name
 
     name = name.split(":")[0]
     try:
-        info = HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
-        return info.sha
-    except Exception:  # unreachable, or no such name: whoever reads it will say so
+        return HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS).sha
+    except HFValidationError:  # no name that anything there can have
+        return None
+    except Exception:  # unreachable, or nothing there: whoever reads it will say so
         ref = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type=kind) / "refs" / "main"
         return ref.read_text(encoding="utf-8").strip() if ref.is_file() else None

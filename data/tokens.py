@@ -136,7 +136,7 @@ def write_shards(
     if end_of_text is None:
         raise InputError("the tokenizer has no end-of-text token (eos_token) to put between documents: set one")
     meta = {
-        **_content(documents),
+        **content_of_texts(documents),
         "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
         "tokenizer": fingerprint(tokenizer),
         "vocab_size": len(tokenizer),
@@ -216,8 +216,8 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def _content(documents: Documents) -> dict[str, Any]:
-    """Number, bytes and sha256 of the documents' texts: what decides whether shards can be used again."""
+def content_of_texts(documents: Documents) -> dict[str, Any]:
+    """Number, bytes and sha256 of the documents' texts: what decides whether something made from them still holds."""
     texts, lengths, total = hashlib.sha256(), hashlib.sha256(), 0
     for content in documents.contents():
         for block in blocks(content):

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
+from groundup.common.contents import content_of, digest
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of, user_path
 from groundup.common.output import claim, given_folder, is_begun
@@ -23,6 +24,7 @@ from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
+from groundup.data.tokens import content_of_texts
 from groundup.evaluation.comparison import compare_language, compare_tasks
 from groundup.evaluation.kinds import require_next_token
 from groundup.evaluation.language_parts import (
@@ -36,7 +38,7 @@ from groundup.evaluation.language_parts import (
 )
 from groundup.evaluation.loading import load_model
 from groundup.evaluation.page import write_page
-from groundup.evaluation.parts import VERB, Part, Parts, name_of, names_of
+from groundup.evaluation.parts import VERB, Key, Part, Parts, name_of, names_of
 from groundup.evaluation.report import read_metrics, summary_table, write_metrics
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.evaluation.token_scores import TokenScores, UnitSums
@@ -113,16 +115,21 @@ class Evaluation:
         kinds += [STRIDED] if self.text and settings.stride is not None else []
         self.kinds = [*kinds, *([BY_DOCUMENT] if self.text and settings.by_document else [])]
         # Before any process writes one, so that all agree.
-        self.to_score = {(name, kind) for name in self.names for kind in self.kinds if not parts.has(f"{name}: {kind}")}
+        self.inputs = self._inputs()
+        self.to_score = {
+            (name, kind) for name in self.names for kind in self.kinds if not parts.has(self._key(name, kind))
+        }
         if processes:
             processes.wait_for_everyone()
 
     def measure(self) -> None:
         """Do every part that is not done, model by model."""
         for name, source in zip(self.names, self.settings.model):
-            wanted = {part: work for part, work in self._work().items() if not self.parts.has(f"{name}: {part}")}
+            wanted = {part: work for part, work in self._work().items() if not self.parts.has(self._key(name, part))}
             if not wanted:
                 continue
+            if any(self.parts.is_old(self._key(name, part)) for part in wanted):
+                say(f"{name}, or what it is measured on, has changed since this evaluation began: it is measured again")
             try:
                 loaded = self._load(name, source)
             except InputError as error:
@@ -131,7 +138,7 @@ class Evaluation:
                 self.parts.fail(name, error)
                 continue
             for part, work in wanted.items():
-                self.parts.do(f"{name}: {part}", partial(work, loaded))
+                self.parts.do(self._key(name, part), partial(work, loaded))
 
     def help_with_text(self) -> None:
         """Do this process's share of the windows, in the order in which the first process asks for them."""
@@ -144,7 +151,7 @@ class Evaluation:
 
     def finish(self) -> Path:
         """Put the parts together, compare the models, write the files, and print the table."""
-        found = {name: [self.parts.get(f"{name}: {part}") or {} for part in self._work()] for name in self.names}
+        found = {name: [self.parts.get(self._key(name, part)) or {} for part in self._work()] for name in self.names}
         several = len(self.names) > 1
         rows = [
             row | ({"model": name} if several else {})
@@ -155,7 +162,7 @@ class Evaluation:
         if not rows:
             raise InputError("; ".join(f"{part}: {reason}" for part, reason in self.parts.failures.items()))
         rows += self._comparison(found) if several else []
-        about = {name: self.parts.get(f"{name}: about") or {} for name in self.names}
+        about = {name: self.parts.get(self._key(name, "about")) or {} for name in self.names}
         hashes = [values.pop("weights_sha256", None) for values in about.values()]
         out = self.parts.out
         write_metrics(
@@ -187,10 +194,24 @@ class Evaluation:
             work["tokenizer"] = self._tokenizer
         return work
 
+    def _inputs(self) -> dict[str, str]:
+        """Of each model a hash of its content and of the contents of all that it is measured with."""
+        settings, text = self.settings, self.text
+        texts = [content_of_texts(part) for part in (text.documents, text.training) if part is not None] if text else []
+        self._xz = Key("xz", digest(texts))
+        names = ("stride", "limit", "samples", "seed", "smoke")
+        shared = [texts, {name: getattr(settings, name) for name in names}]
+        shared += [[name, content_of(name)] for name in settings.tasks]
+        shared += [[name, content_of(name, "model")] for name in settings.compare_tokenizer]
+        return {name: digest([content_of(source, "model"), shared]) for name, source in zip(self.names, settings.model)}
+
+    def _key(self, name: str, part: str) -> Key:
+        return Key(f"{name}: {part}", self.inputs[name])
+
     def _load(self, name: str, source: str) -> "Loaded":
         require_next_token(source)
         model, tokenizer = load_model(source, trust_remote_code=self.settings.trust_remote_code)
-        return Loaded(name, source, model, tokenizer, self.parts.work / f"model-{self.names.index(name)}")
+        return Loaded(name, source, model, tokenizer, self.parts.work / f"model-{self.inputs[name]}")
 
     def _score(self, kind: str, loaded: "Loaded") -> tuple[TokenScores, Windows]:
         assert self.text is not None
@@ -209,8 +230,8 @@ class Evaluation:
         assert self.text is not None
         scores, windows = self._score(kind, loaded)
         if kind == HEADLINE:
-            self.parts.do("xz", partial(xz_part, self.text))
-        xz = self.parts.get("xz") or {}
+            self.parts.do(self._xz, partial(xz_part, self.text))
+        xz = self.parts.get(self._xz) or {}
         return language_part(scores, windows, loaded.tokenizer, self.text, kind, loaded.folder, xz)
 
     def _task(self, task: str, shots: int, loaded: "Loaded") -> Part:

@@ -6,13 +6,14 @@ OUT/metrics.json     at the end
 """
 
 import dataclasses
+import itertools
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from groundup.common.console import say
+from groundup.common.contents import digest
 from groundup.common.errors import InputError, Interrupted, is_disk_full
 from groundup.common.files import atomic_write, user_path
 from groundup.common.output import remove
@@ -24,6 +25,14 @@ VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
 
 Part = dict[str, Any]  # "rows" for metrics.json and what else a later part needs, all in types that JSON has
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a part is called, and a hash of all that decides what it gives: the contents of its model and its texts."""
+
+    name: str
+    inputs: str
 
 
 class Parts:
@@ -63,18 +72,23 @@ class Parts:
             remove(self.work)
             remove(self.out / RECIPE_FILE)
 
-    def has(self, name: str) -> bool:
-        """Whether a part is done."""
-        return self._path(name).is_file()
+    def has(self, key: Key) -> bool:
+        """Whether a part is done, with the inputs that it has now."""
+        return self.get(key) is not None
 
-    def get(self, name: str) -> Part | None:
-        """What a part gave, None if it is not done."""
-        path = self._path(name)
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    def get(self, key: Key) -> Part | None:
+        """What a part gave, None if it is not done or was done with other inputs."""
+        known = self._known(key)
+        return known["part"] if known is not None and known["inputs"] == key.inputs else None
 
-    def do(self, name: str, work: Callable[[], Part]) -> None:
+    def is_old(self, key: Key) -> bool:
+        """Whether a part was done with other inputs than it has now."""
+        known = self._known(key)
+        return known is not None and known["inputs"] != key.inputs
+
+    def do(self, key: Key, work: Callable[[], Part]) -> None:
         """Do a part unless it is done; if it fails, say so, keep the reason and go on."""
-        if self.has(name):
+        if self.has(key):
             return
         try:
             part = work()
@@ -83,9 +97,10 @@ class Parts:
         except Exception as error:
             if is_disk_full(error):
                 raise
-            self.fail(name, error)
+            self.fail(key.name, error)
         else:
-            atomic_write(self._path(name), json.dumps(part, allow_nan=True).encode())
+            kept = {"name": key.name, "inputs": key.inputs, "part": part}
+            atomic_write(self._path(key.name), json.dumps(kept, allow_nan=True).encode())
 
     def fail(self, name: str, error: Exception) -> None:
         """Note that a part failed, and why, in one line."""
@@ -98,8 +113,13 @@ class Parts:
         if not self.failures:
             remove(self.work)
 
+    def _known(self, key: Key) -> dict[str, Any] | None:
+        path = self._path(key.name)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def _path(self, name: str) -> Path:
-        return self.work / "parts" / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+        """The file of a part: no two names share one, whatever letters they have."""
+        return self.work / "parts" / f"{digest(name)}.json"
 
 
 def name_of(source: str) -> str:
@@ -111,11 +131,13 @@ def name_of(source: str) -> str:
 def names_of(sources: list[str]) -> list[str]:
     """A name for each of several sources, with the folder above where two would be the same, then with a number."""
     short = [name_of(source) for source in sources]
-    names = [
-        f"{user_path(source).resolve().parent.name}/{name}" if short.count(name) > 1 else name
-        for name, source in zip(short, sources)
-    ]
-    return [f"{name} ({names[:at].count(name) + 1})" if name in names[:at] else name for at, name in enumerate(names)]
+    names: list[str] = []
+    for name, source in zip(short, sources):
+        if short.count(name) > 1:
+            name = f"{user_path(source).resolve().parent.name}/{name}"
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        names.append(name if name not in names else next(other for other in numbered if other not in names))
+    return names
 
 
 def _public(name: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ from groundup.cli.recipe import find_recipe, read_recipe
 from groundup.common.errors import InputError, Interrupted
 from groundup.evaluation import measuring
 from groundup.evaluation.measuring import evaluate
-from groundup.evaluation.parts import names_of
+from groundup.evaluation.parts import Key, Parts, names_of
 from groundup.evaluation.report import read_metrics
 from groundup.evaluation.task_rows import documents
 from groundup.tokenization.folder import save_tokenizer
@@ -121,6 +121,57 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(models, te
     content = (out / "metrics.json").read_bytes()
     evaluate(out=str(out), resume=True, quiet=True)
     assert (out / "metrics.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["the weights", "the tokenizer", "the text"])
+def test_what_was_measured_with_other_inputs_is_measured_again(change, models, text_file, tmp_path, tiny, monkeypatch):
+    """The replaced file has the old one's time and size: a key of these would mix two models under one hash."""
+
+    def fail(*_):
+        raise RuntimeError("no samples")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(measuring, "writing_part", fail)
+        out = evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "out"), quiet=True)
+    before = {row["model"]: row["value"] for row in rows(out, name="loss", baseline=None)}
+    path = {"the weights": "model.safetensors", "the tokenizer": "tokenizer.json"}.get(change)
+    path = tmp_path / "gpt2-model" / path if path else tmp_path / "held-back.txt"
+    stamp, content = path.stat(), path.read_bytes()
+    if change == "the weights":
+        content = bytearray(content)
+        content[-4096:] = bytes(4096)
+    elif change == "the tokenizer":
+        known = json.loads(content)
+        ids = known["model"]["vocab"]
+        known["model"]["vocab"] = dict(zip(ids, [*list(ids.values())[:6], *reversed(list(ids.values())[6:])]))
+        content = json.dumps(known).encode()
+    else:
+        content = content.replace(b"The cat", b"Tea sat")
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    evaluate(out=str(out), resume=True, quiet=True)
+    after = {row["model"]: row["value"] for row in rows(out, name="loss", baseline=None)}
+    assert after["gpt2-model"] != before["gpt2-model"]
+    assert (after["groundup-model"] == before["groundup-model"]) == (change != "the text")
+    fresh = evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "fresh"), quiet=True)
+    assert read_metrics(out) == read_metrics(fresh)
+
+
+def test_no_two_names_share_a_part_and_no_two_models_a_name(tmp_path):
+    parts, names = (
+        Parts(tmp_path),
+        ["lr=1", "lr-1", "lr 1", "lr/1", "LR-1", "é", "e\u0301", "x" * 300, "x" * 301, "", "."],
+    )
+    (tmp_path / "work" / "parts").mkdir(parents=True)
+    for name in names:
+        parts.do(Key(name, "as it is"), lambda name=name: {"rows": [name]})
+    assert [parts.get(Key(name, "as it is"))["rows"] for name in names] == [[name] for name in names]
+    assert not parts.has(Key("lr=1", "changed")) and parts.is_old(Key("lr=1", "changed"))
+    for place in ("p/a", "q/a"):
+        (tmp_path / place).mkdir(parents=True)
+    here, there = str(tmp_path / "p/a"), str(tmp_path / "q/a")
+    for sources in ([here, here, here], [here, there, "p/a"], ["m", "m", "m (2)"], ["m (2)", "m", "m"]):
+        assert len(set(names_of(sources))) == len(sources)
 
 
 def test_what_is_wrong_from_the_start_leaves_no_folder_and_touches_none(models, text_file, tmp_path):
