@@ -197,10 +197,13 @@ def comparable_bytes(
         return None, None
     if note := _lost(stream, token_bytes):
         return None, f"{note}: bits per byte cannot be compared"
-    if seen is None:
+    if stream.meta["bytes"] is None and not token_bytes.exact:
+        return None, "the shards do not say how many bytes of text they hold: there are no bits per byte"
+    if seen is None and stream.meta["bytes"] is not None:
         return stream.meta["bytes"], None
     share = bytes_by_id(stream, special_ids, token_bytes)
-    return round(float(seen @ share[: len(seen)])), None
+    counts = stream.counts if seen is None else seen
+    return round(float(counts @ share[: len(counts)])), None
 
 
 def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes) -> npt.NDArray[np.float64]:
@@ -210,7 +213,8 @@ def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: 
     lengths[: len(token_bytes.lengths)] = token_bytes.lengths
     lengths[[index for index in special_ids if index < len(lengths)]] = 0
     total = float(counts @ lengths[: len(counts)])
-    return lengths * (stream.meta["bytes"] / total) if total else lengths
+    known = stream.meta["bytes"]  # None of shards that do not say it
+    return lengths if known is None or not total else lengths * (known / total)
 
 
 def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
@@ -219,7 +223,7 @@ def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
         return f"{lost:,} of the text's {stream.meta['bytes']:,} bytes are in no token"
     unknown = sum(int(stream.counts[index]) for index in token_bytes.unknown if index < len(stream.counts))
     if stream.meta.get("end_of_text") in token_bytes.unknown:
-        unknown -= stream.meta["documents"] + 1
+        unknown -= stream.meta.get("documents", unknown - 1) + 1
     return f"{unknown:,} of {len(stream):,} tokens stand for words the tokenizer does not know" if unknown else None
 
 

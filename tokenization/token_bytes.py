@@ -29,11 +29,12 @@ _BATCH_PIECES = 256
 class TokenBytes:
     """How many bytes each token id stands for, `lengths` (vocabulary,), and the ids that stand for what was lost.
 
-    `lengths` are in proportion: to be multiplied so that the tokens of a text together have the bytes of the text.
+    Unless they are `exact`, `lengths` are to be multiplied so that the tokens of a text have the bytes of the text.
     """
 
     lengths: npt.NDArray[np.int64]
-    unknown: frozenset[int]
+    unknown: frozenset[int] = frozenset()
+    exact: bool = True
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "TokenBytes":
@@ -45,7 +46,7 @@ class TokenBytes:
         lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)
         for piece, index in vocabulary.items():
             lengths[index] = len(piece.encode()) if piece in added else _length(piece, state["model"], letters)
-        return cls(lengths, _unknown_ids(state["model"], vocabulary))
+        return cls(lengths, _unknown_ids(state["model"], vocabulary), letters)
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerFast) -> bool:

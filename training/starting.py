@@ -8,7 +8,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from torch import nn
@@ -157,7 +157,7 @@ def _streams(
         "folder": _from_anywhere(settings.data[0]),
         "tokenizer": _from_anywhere(settings.tokenizer),
         "base": _from_anywhere(settings.init_from),
-        "sha256": corpus.train.meta["sha256"],
+        "content": _content_of_shards(corpus),
     }
     (run.work / SHARDS_ELSEWHERE).write_text(json.dumps(note), encoding="utf-8")
     return corpus.train, corpus.validation
@@ -172,9 +172,16 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
     if not is_prepared(note["folder"]):
         raise InputError(f"{note['folder']}, from which {run.out} was trained, is not there: bring it back")
     data = open_prepared_data(Path(note["folder"]), note["tokenizer"], note.get("base"))
-    if data.train.meta["sha256"] != note["sha256"]:
-        raise InputError(f"{note['folder']} holds other text than {run.out} was begun with: choose a new --out")
+    if _content_of_shards(data) != note["content"]:
+        raise InputError(f"{note['folder']} holds other shards than {run.out} was begun with: choose a new --out")
     return data.train, data.validation
+
+
+def _content_of_shards(data: PreparedData) -> list[list[Any]]:
+    """Of both parts the text, and the tokenizer that made ids of it."""
+    return [
+        [stream.meta[name] for name in ("sha256", "tokens", "tokenizer")] for stream in (data.train, data.validation)
+    ]
 
 
 def _from_anywhere(name: str | None) -> str | None:

@@ -1,3 +1,4 @@
+import dataclasses
 import lzma
 import math
 
@@ -23,6 +24,7 @@ from groundup.data.tokens import TokenStream
 from groundup.evaluation import language
 from groundup.evaluation.language import (
     LanguageScore,
+    comparable_bytes,
     context_of,
     language_rows,
     plain_head,
@@ -189,6 +191,15 @@ def test_bits_per_byte_are_refused_only_for_words_that_are_unknown_and_counted(t
     assert score.bytes == len(known.encode()) and score.note is None
 
 
+def test_shards_that_do_not_say_their_bytes_are_counted_where_the_vocabulary_says_them(words, bpe, texts, stream_of):
+    for tokenizer, is_known in ((bpe, True), (words, False)):
+        stream = stream_of(["Hello" if is_known else "cat"], tokenizer)
+        about = (structure_ids(tokenizer), dataclasses.replace(TokenBytes.of(tokenizer), unknown=frozenset()))
+        stream.meta["bytes"] = None
+        found, note = comparable_bytes(stream, *about)
+        assert (found, note) == (5, None) if is_known else found is None and "do not say" in note
+
+
 def test_a_part_of_a_text_has_its_share_of_the_bytes_though_the_tokenizer_drops_white_space(tiny, stream_of):
     text = "the cat sat on a mat " * 40
     words = train_word_level([text], 20)
@@ -211,7 +222,7 @@ def test_an_unknown_word_is_text_and_an_end_of_text_is_not(bpe, words):
 def test_the_unigram_baseline_is_add_one_smoothed_over_text_tokens():
     train = TokenStream([np.array([0, 1, 1, 2, 0])], {"bytes": 3})
     validation = TokenStream([np.array([0, 1, 3, 3])], {"bytes": 9})
-    score = unigram_score(train, validation, 4, {0}, TokenBytes(np.array([0, 1, 2, 4]), frozenset()))
+    score = unigram_score(train, validation, 4, {0}, TokenBytes(np.array([0, 1, 2, 4])))
     assert score.nats == pytest.approx(-math.log(3 / 6) - 2 * math.log(1 / 6))
     assert (score.tokens, score.correct, score.bytes, score.context) == (3, 1, 9, None)
     assert score.bits_per_byte == pytest.approx(score.nats / math.log(2) / 9)

@@ -1,6 +1,7 @@
 """`pretrain --data` of a folder of shards."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import yaml
 
 from groundup.common.errors import InputError
 from groundup.data.preparation import prepare
+from groundup.data.prepared import open_prepared_data
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.word_level import train_word_level
+from groundup.training import starting
 from groundup.training.pretraining import pretrain
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
@@ -66,6 +69,26 @@ def test_shards_beside_other_data_or_with_another_tokenizer_are_refused(story, t
         with pytest.raises(InputError, match=message):
             pretrain(**options, out="run", **SMALL)
         assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("change", ["the tokenizer alone", "the text kept back", "nothing"])
+def test_a_run_goes_on_with_the_very_shards_that_it_was_begun_with(change, story, tokenizer, tmp_path):
+    made = {"data": [str(story)], "tokenizer": tokenizer, "out": "shards", "quiet": True}
+    run = RunFolder(tmp_path / "run")
+    run.work.mkdir(parents=True)
+    corpus = open_prepared_data(prepare(**made))
+    starting._streams(corpus, corpus.tokenizer, PretrainSettings(data=["shards"]), run)
+    shutil.rmtree("shards")
+    if change == "the tokenizer alone":
+        save_tokenizer(train_bpe([story.read_text()[:3000]], 290), tmp_path / "tok")
+    elif change == "the text kept back":
+        story.write_text(story.read_text()[:-5] + "here.")
+    prepare(**made)
+    if change == "nothing":
+        assert len(starting._kept_streams(run)[0]) == len(corpus.train)
+    else:
+        with pytest.raises(InputError, match="holds other shards than"):
+            starting._kept_streams(run)
 
 
 IDS = {
