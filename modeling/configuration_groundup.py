@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # Ways to scale the rotary angles to longer sequences, and what each needs to know. "dynamic" is not among them: it
-# scales beyond max_position_embeddings, which is the longest sequence here.
+# scales as a text grows, when keys turned by other angles are in the cache.
 ROPE_TYPES: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -322,22 +322,48 @@ class GroundupConfig(PreTrainedConfig):
 
     def validate_rope(self) -> None:
         """Refuse rotary settings that are unknown, incomplete or not positive; run by the base class, as above."""
-        rope, known = self.rope_parameters or {"rope_type": "default"}, {*RopeParameters.__annotations__, "type"}
+        rope = self.rope_parameters or {"rope_type": "default"}
+        known = {*RopeParameters.__annotations__, "type"} - {"mrope_section"}  # that of pictures, which none reads here
         if unknown := set(rope) - known:
-            raise ValueError(f"rope_parameters has {sorted(unknown)}: choose from {', '.join(sorted(known))}")
+            raise ValueError(f"rope_parameters has {sorted(map(str, unknown))}: choose from {', '.join(sorted(known))}")
         kind = rope["rope_type"]
-        if kind not in ROPE_TYPES:
+        if not isinstance(kind, str) or kind not in ROPE_TYPES:
             raise ValueError(f"rope_parameters has rope_type={kind!r}: choose one of {', '.join(ROPE_TYPES)}")
-        if missing := set(ROPE_TYPES[kind]) - set(rope):
+        if missing := {name for name in ROPE_TYPES[kind] if rope.get(name) is None}:
             raise ValueError(f"rope_parameters with rope_type={kind!r} needs {' and '.join(sorted(missing))}")
-        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        if rope.get("partial_rotary_factor") not in (None, 1):
             raise ValueError(
                 f"rope_parameters has partial_rotary_factor={rope['partial_rotary_factor']}: only whole heads turn, 1.0"
             )
-        for name, least in {"rope_theta": 1, "factor": 1, "original_max_position_embeddings": 1}.items():
-            value = rope.get(name, least)
-            if not isinstance(value, int | float) or not least <= value < float("inf"):
-                raise ValueError(f"rope_parameters has {name}={value!r}: it must be a number, at least {least}")
+        given = {name: value for name, value in rope.items() if value is not None or name == "rope_theta"}
+        for name, value in given.items():
+            if name in ("short_factor", "long_factor"):
+                self._check_factors(name, value)
+            elif name in ("rope_theta", "factor", "original_max_position_embeddings"):
+                _check_number(name, value, least=1)
+            elif name not in ("rope_type", "type", "truncate"):
+                _check_number(name, value, least=0)
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            least, most = given.get(low, 1), given.get(high, 32)
+            if least >= most:
+                raise ValueError(f"rope_parameters has {low}={least} and {high}={most}: the first must be the smaller")
+
+    def _check_factors(self, name: str, value: Any) -> None:
+        """Refuse factors of angles that are not one for each pair of a head's features."""
+        pairs = (self.head_dim or 0) // 2
+        if not isinstance(value, list | tuple) or len(value) != pairs:
+            found = f"{len(value)} factors" if isinstance(value, list | tuple) else repr(value)
+            raise ValueError(f"rope_parameters has {name} with {found}: give a list of head_dim / 2 = {pairs} numbers")
+        for factor in value:
+            _check_number(f"a {name}", factor, least=0)
+
+
+def _check_number(name: str, value: Any, least: int) -> None:
+    """Refuse a setting of the rotary angles that is no finite number from `least` on, or 0."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not least <= value < float("inf") or value == 0:
+        bound = f"at least {least}" if least else "above 0"
+        raise ValueError(f"rope_parameters has {name}={value!r}: it must be a number, {bound}")
 
 
 __all__ = ["PRESETS", "GroundupConfig"]

@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoConfig
+from transformers.modeling_rope_utils import RopeParameters
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.configuration_groundup import PRESETS
@@ -104,6 +108,64 @@ def test_one_of_several_ends_of_text_outside_the_vocabulary_is_found():
 )
 def test_what_cannot_work_together_is_refused_with_what_would_do(wrong, words):
     assert words in refusal(**wrong)
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+ANYTHING = st.sampled_from(
+    [
+        None,
+        True,
+        "2",
+        0,
+        -1,
+        0.5,
+        1,
+        2,
+        8.0,
+        float("nan"),
+        float("inf"),
+        [],
+        [1.0] * 8,
+        [1] * 7,
+        [0.0] * 8,
+        ["a"] * 8,
+        {},
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"long_factor": [2.0] * 7}, "long_factor with 7 factors: give a list of head_dim / 2 = 8 numbers"),
+        ({"short_factor": 1.0}, "short_factor with 1.0: give a list of head_dim / 2 = 8 numbers"),
+        ({"short_factor": [1.0] * 7 + ["1"]}, "a short_factor='1': it must be a number, above 0"),
+        ({"long_factor": [1.0] * 7 + [float("nan")]}, "a long_factor=nan"),
+        ({"long_factor": None}, "rope_type='longrope' needs long_factor"),
+        ({"attention_factor": -1}, "attention_factor=-1: it must be a number, above 0"),
+        ({"original_max_position_embeddings": "32"}, "original_max_position_embeddings='32'"),
+        ({"rope_type": ["longrope"]}, "rope_type=['longrope']: choose one of"),
+    ],
+)
+def test_malformed_scalings_of_the_angles_are_refused_with_what_would_do(wrong, words):
+    assert words in refusal(head_dim=16, rope_parameters=LONGROPE | wrong)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    kind=st.sampled_from(["default", "linear", "yarn", "llama3", "longrope", "dynamic", None]),
+    rest=st.dictionaries(st.sampled_from([*RopeParameters.__annotations__, "zork", 5]), ANYTHING, max_size=5),
+)
+def test_whatever_the_rotary_settings_a_config_is_refused_or_its_model_runs(kind, rest):
+    needed = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **LONGROPE}
+    try:
+        rope = {**needed, "rope_theta": 1e4, "rope_type": kind, **rest}
+        config = GroundupConfig(vocab_size=9, hidden_size=32, num_hidden_layers=1, head_dim=16, rope_parameters=rope)
+    except (StrictDataclassError, ValueError) as error:
+        assert "rope_parameters" in str(error)
+        return
+    with torch.no_grad():
+        assert GroundupForCausalLM(config)(torch.zeros(1, 40, dtype=torch.long)).logits.isfinite().all()
 
 
 def test_a_field_changed_later_is_looked_at_when_the_model_is_made():
