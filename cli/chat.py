@@ -62,6 +62,8 @@ def chat(settings: ChatSettings) -> Messages:
     if not conversation.answers:
         say("this model was not taught to converse: it goes on from what you write")
     say("/help shows what can be changed; an empty line ends")
+    with contextlib.suppress(AttributeError):  # a stand-in of somebody's
+        sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte is a message's error, not the end of the talk
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401 (arrow keys edit the line and bring earlier ones back)
     while line := _read_line():
@@ -101,7 +103,7 @@ class Conversation:
                 say(f"the first {left_out} messages no longer fit into the model's context and are left out")
         else:
             ids = encode_prompt(self.tokenizer, line)
-        writing = Writing(self.model, self.tokenizer, ids, self.sampling)
+        writing = Writing(self.model, self.tokenizer, ids, self.sampling, past_context=not self.answers)
         try:
             show(writing)
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 Exit status: 0 done; 2 what the user gave is wrong, said in one line; 130 interrupted, state saved; 1 anything else.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -137,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # scheduler's next turn: a small model trains many times slower (docs/performance.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # offline its client would warn of each retry, tens of lines
+    with contextlib.suppress(AttributeError):  # a stand-in of somebody's
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no é shows a ? for it
     name = arguments[0] if arguments else ""
     try:
         if name in ("", "-h", "--help"):

@@ -21,7 +21,7 @@ from groundup.cli.inspection import Inspection, Lens
 from groundup.cli.writing import Messages, Writing, conversation_ids
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
-from groundup.evaluation.generation import Sampling, encode_prompt
+from groundup.evaluation.generation import Sampling, can_slide, encode_prompt
 from groundup.evaluation.language import context_of
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
@@ -112,7 +112,10 @@ def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
 
     def complete(prompt: str, *values: Any) -> Iterator[list[Any]]:
         sampling = _sampling(*values)
-        writings = [_begin(player, lambda p: encode_prompt(p.tokenizer, prompt), sampling) for player in players]
+        writings = [
+            _begin(player, lambda p: encode_prompt(p.tokenizer, prompt), sampling, past_context=True)
+            for player in players
+        ]
         for _ in _rounds(writings):
             shown = [
                 _written(player if len(players) > 1 else None, prompt, writing, sampling)
@@ -125,13 +128,15 @@ def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
     return text, see_inside
 
 
-def _begin(player: Player, ids_of: Callable[[Player], list[int]], sampling: Sampling) -> Writing | str:
+def _begin(
+    player: Player, ids_of: Callable[[Player], list[int]], sampling: Sampling, *, past_context: bool = False
+) -> Writing | str:
     """A model's text about to be written, or what is wrong with what it was asked."""
     try:
         ids = ids_of(player)
-        if len(ids) > context_of(player.model):
+        if len(ids) > context_of(player.model) and not (past_context and can_slide(player.model)):
             raise InputError(f"{len(ids):,} tokens do not fit into the context of {context_of(player.model):,}")
-        return Writing(player.model, player.tokenizer, ids, sampling)
+        return Writing(player.model, player.tokenizer, ids, sampling, past_context=past_context)
     except InputError as error:
         return str(error)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -26,7 +27,7 @@ from transformers.utils import find_adapter_config_file, logging
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.files import printable, user_path
 from groundup.tokenization.folder import load_tokenizer
 
 # What transformers says at length, or not at all, in one line: (words of its message, our reason).
@@ -128,7 +129,7 @@ def load_network(
                 output_loading_info=True,
                 **config,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"cannot load a language model from {source}: {_reason(error, wanted)}") from error
     model, info = loaded
     if info["missing_keys"] and not new_head:
@@ -157,22 +158,29 @@ def new_modules(model: PreTrainedModel) -> list[str]:
 
 def _check_folder(source: str | Path) -> None:
     """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
-    path = user_path(source)
+    path = _check_place(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
-    _check_place(source)
 
 
-def _check_place(source: str | Path) -> None:
-    """The same where a folder may be that of an adapter, which has no config.json."""
+def _check_place(source: str | Path) -> Path:
+    """The same where a folder may be that of an adapter, which has no config.json; returns where it lies."""
     path = user_path(source)
     if path.is_file():
         raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
     if path.is_dir():
-        return
+        return path
     if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2:
         raise InputError(f"{source} does not exist: give the folder of a model or its name on the Hub (owner/name)")
+    try:
+        validate_repo_id(str(source))
+    except HFValidationError as error:
+        raise InputError(
+            f"{printable(str(source))[:100]} does not exist and cannot be a name on the Hub: give the folder of a "
+            "model or its name there (owner/name)"
+        ) from error
     _say_where(str(source))
+    return path
 
 
 @functools.cache  # once for a name, however many of its files are asked for

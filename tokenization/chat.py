@@ -90,6 +90,9 @@ class ChatEncoder:
         self.special = {str(token.content): index for index, token in added.items() if token.special}
         longest_first = sorted(self.special, key=len, reverse=True)
         self._spellings = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        # What begins a stand-in has one itself: a message may hold any character.
+        self._stood_in_for = [*self.special, "\ufdd0"]
+        self._shielding = re.compile("|".join(map(re.escape, [*longest_first, "\ufdd0"])))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation, ready for the assistant's next answer.
@@ -113,7 +116,7 @@ class ChatEncoder:
 
     def _encode_forged(self, text: str) -> list[int]:
         """The ids of a text in which stand-ins become the characters, and only real special tokens are special."""
-        spellings, ids, at = list(self.special), [], 0
+        spellings, ids, at = self._stood_in_for, [], 0
         ends = [*((found.start(), found.end()) for found in self._spellings.finditer(text)), (len(text), len(text))]
         for start, end in ends:
             part = _STAND_IN.sub(lambda found: spellings[int(found[1])], text[at:start])
@@ -124,14 +127,14 @@ class ChatEncoder:
 
     def _shielded(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with a stand-in for every special token that is spelt out in them."""
-        places = {spelling: place for place, spelling in enumerate(self.special)}
+        places = {spelling: place for place, spelling in enumerate(self._stood_in_for)}
         shielded = []
         for message in messages:
             content = message.get("content")
             if not isinstance(content, str) or not isinstance(message.get("role"), str):
                 raise ValueError("a message needs a role and a content, both text")
-            safe, count = self._spellings.subn(lambda found: f"\ufdd0{places[found[0]]}\ufdd1", content)
-            self.forged += count > 0
+            safe = self._shielding.sub(lambda found: f"\ufdd0{places[found[0]]}\ufdd1", content)
+            self.forged += self._spellings.search(content) is not None
             shielded.append({**message, "content": safe})
         return shielded
 

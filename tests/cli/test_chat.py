@@ -1,5 +1,6 @@
 """Writing and talking in the terminal."""
 
+import io
 import json
 
 import pytest
@@ -159,6 +160,35 @@ def test_a_talk_goes_on_after_a_mistake_and_ends_at_an_empty_line(taught, monkey
     assert main(["chat", "--model", str(taught), "--max-new-tokens", "3"]) == 0
     said = capsys.readouterr().err
     assert "unknown command /nothing" in said and "the model takes 1 to 48" in said and "tokens/s" in said
+
+
+@pytest.mark.parametrize("verb", [["generate"], ["generate", "--as-message"]])
+def test_a_prompt_with_a_bad_byte_is_the_users_error(verb, taught, capsys):
+    assert (
+        main([*verb, "--model", str(taught), "--prompt", "caf\udce9 x"]) == 2
+    )  # how Python hands on a byte it cannot read
+    said = capsys.readouterr().err
+    assert "is not UTF-8: byte 0xe9 after 3 characters" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("folder", ["pretrained", "taught"])
+def test_a_bad_byte_in_a_message_ends_no_talk(folder, folders, monkeypatch, capsys):
+    lines = io.TextIOWrapper(
+        io.BytesIO(b"caf\xe9 x\nThe cat\n\xff\xfe\na\xef\xb7\x90b\n"), "utf-8"
+    )  # the last is U+FDD0
+    monkeypatch.setattr("sys.stdin", lines)
+    assert main(["chat", "--model", str(folders / folder), "--max-new-tokens", "3"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("is not UTF-8: byte 0x") == 2 and said.count("tokens/s") + said.count("nothing written") == 2
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_what_a_terminal_cannot_show_ends_no_text(encoding, pretrained, monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", screen)
+    assert main(["generate", "--model", str(pretrained), "--prompt", "für 你好", "--max-new-tokens", "3"]) == 0
+    screen.flush()
+    assert b" ??" in screen.buffer.getvalue()
 
 
 def test_a_setting_out_of_range_is_said_before_the_model_is_loaded(capsys):

@@ -243,6 +243,25 @@ def test_a_place_that_is_no_folder_is_said_so(tmp_path):
         load_model(tmp_path / "file.txt")
 
 
+@pytest.mark.parametrize(
+    "name", ["a" * 300, "~nobody-here/x", "caf\udce9", "two words", "a\0b", "x" * 97, "-a", "a..b"]
+)
+def test_what_can_be_neither_a_folder_nor_a_name_on_the_hub_is_said_in_one_line(name):
+    with pytest.raises(InputError) as raised:
+        load_model(name)
+    assert len(str(raised.value).splitlines()) == 1 and len(str(raised.value)) < 250
+
+
+def test_weights_whose_library_is_missing_are_the_users_error(checkpoint):
+    folder = checkpoint("groundup")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="cannot load a language model") as raised:
+        load_model(folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_code_beside_the_weights_runs_only_when_asked_for(checkpoint, tmp_path):
     folder = checkpoint("qwen3")
     code = "from transformers import Qwen3Config as Base, Qwen3ForCausalLM as Model\n\nprint('the code ran')\n\n\n"

@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, pipeline
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
+from groundup.modeling.export import make_twin
 
 # One checkpoint each: the Auto class that reads it, the kind of network and its knobs.
 HEADS = {
@@ -200,6 +201,23 @@ def test_pipelines_write_classify_and_fill_in(model_of, tokenizer, tmp_path):
     assert 0.5 <= label["score"] <= 1
     fill = pipeline("fill-mask", str(tmp_path / "AutoModelForMaskedLM"))
     assert len(fill("w4 <mask> w6", top_k=3)) == 3
+
+
+@pytest.mark.parametrize("kind", ["modern", "gpt2"])
+def test_a_pipeline_asked_for_more_than_the_context_writes_on_or_ends_there(kind, build, tokenizer, tmp_path):
+    # Unasked it writes 256 tokens: models that were trained for minutes have contexts shorter than that.
+    model = build(kind)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    write = pipeline("text-generation", str(tmp_path))
+    assert write("w4 w5 w6")
+    text = write("w4 w5 w6", do_sample=False)[0]["generated_text"]
+    ids = tokenizer(text)["input_ids"]
+    if kind == "gpt2":
+        assert len(ids) <= 65
+    else:
+        twin = pipeline("text-generation", make_twin(model, "qwen3"), tokenizer=tokenizer)
+        assert text == twin("w4 w5 w6", do_sample=False)[0]["generated_text"] and len(ids) > 200
 
 
 @pytest.mark.slow

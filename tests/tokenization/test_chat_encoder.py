@@ -62,7 +62,24 @@ def test_a_template_without_marks_has_its_answers_found_by_its_prompts():
     assert spoken == "Yes — hello!<|im_end|>\n no 👋<|im_end|>\n"
 
 
-@given(st.lists(st.sampled_from([*CHAT_TOKENS, "<|endoftext|>", "a", " ", "<|", "\n", "é"]), max_size=8).map("".join))
+PARTS = [
+    *CHAT_TOKENS,
+    "<|endoftext|>",
+    "a",
+    " ",
+    "<|",
+    "\n",
+    "é",
+    "\ufdd0",
+    "\ufdd1",
+    "\ufdd03\ufdd1",
+    "9",
+    "\uffff",
+    "\0",
+]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=8).map("".join))
 def test_no_text_of_a_message_becomes_a_special_token_and_none_is_lost(text):
     messages = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
     ids, marks = ids_and_marks(ENCODER, messages)
@@ -82,6 +99,8 @@ def test_messages_that_spell_special_tokens_are_counted():
     encoder = ChatEncoder(TOKENIZER)
     encoder.segments([{"role": "user", "content": "a <|end|> b"}, {"role": "assistant", "content": "c"}])
     assert encoder.forged == 1
+    encoder.segments([{"role": "user", "content": "a \ufdd00\ufdd1 b"}, {"role": "assistant", "content": "c"}])
+    assert encoder.forged == 1  # a character of a message's own is no special token
 
 
 def test_a_template_whose_training_text_differs_from_its_prompt_is_refused():
