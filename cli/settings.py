@@ -8,12 +8,14 @@ from annotated_types import Interval
 from groundup.common.options import (
     DryRunOption,
     MaxNewTokens,
+    NameOrNone,
     Names,
     OutOption,
     QuietOption,
     SamplingOptions,
     SmokeOption,
     Temperature,
+    Text,
     TrustOption,
 )
 from groundup.common.settings import Settings
@@ -23,7 +25,7 @@ from groundup.common.settings import Settings
 class WritingOptions(TrustOption, SamplingOptions):
     """A model that writes, and how."""
 
-    model: str = ""
+    model: NameOrNone = ""
     """A model's folder or its name on the Hub: ours, or any that AutoModelForCausalLM loads."""
 
 
@@ -33,7 +35,7 @@ class GenerateSettings(WritingOptions):
 
     meaning: ClassVar[dict[str, str]] = {"seed": "The same seed writes the same text."}
 
-    prompt: str = ""
+    prompt: Text = ""
     """The text to go on from (default: the beginning of a new text)."""
     as_message: bool = False
     """Give the prompt as a user's message, in the model's chat template, and print the answer alone."""
@@ -45,7 +47,7 @@ class ChatSettings(WritingOptions):
 
     meaning: ClassVar[dict[str, str]] = {"seed": "The same seed gives the same answers."}
 
-    system: str = ""
+    system: Text = ""
     """What the model is told before the conversation, where its chat template has a place for it."""
     max_new_tokens: MaxNewTokens = 300
     """The most tokens of an answer."""
@@ -86,5 +88,5 @@ class RunSettings(QuietOption, SmokeOption, DryRunOption, OutOption):
         "smoke": "Walk the same path with tiny models in seconds.",
     }
 
-    recipe: str = ""
+    recipe: NameOrNone = ""
     """A YAML file, or the name of one of the recipes that come with the package (python_docs)."""

@@ -13,12 +13,19 @@ from groundup.common.settings import Settings
 MOST = 2**31 - 1  # of whatever is counted: every library takes so many
 
 
-def is_spelt_whole(text: str) -> bool:
-    """Whether a name can be one of a file: the system ends names at a NUL character."""
+def is_utf8(text: str) -> bool:
+    """Whether text can be written: a bad byte on the command line becomes half a character."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def has_no_nul(text: str) -> bool:
+    """Whether text can name a file: the system ends names at a NUL character."""
     return "\0" not in text
 
 
-Name = Annotated[str, MinLen(1), Predicate(is_spelt_whole)]  # of a file, a folder, a column, or on the Hub
+Text = Annotated[str, Predicate(is_utf8)]
+Name = Annotated[str, MinLen(1), Predicate(is_utf8), Predicate(has_no_nul)]  # of a file, a column, or on the Hub
+NameOrNone = Annotated[str, Predicate(is_utf8), Predicate(has_no_nul)]  # where empty means that none was given
 Names = list[Name]
 Count = Annotated[int, Interval(ge=1, le=MOST)]
 CountOrNone = Annotated[int, Interval(ge=0, le=MOST)]
@@ -68,7 +75,7 @@ class DryRunOption(Settings):
 class CheckpointOption(Settings):
     """What leaves here."""
 
-    checkpoint: str = ""
+    checkpoint: NameOrNone = ""
     """A checkpoint of ours, as a folder or a Hub name."""
 
 

@@ -114,6 +114,9 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
             return
         is_begun = self._left_by == self._verb or self._is_ours(self.path)
         if self._resume and not is_begun:
+            recipe = self.path / RECIPE
+            if recipe.is_file() and (maker := read_yaml(recipe).get("verb")):
+                raise InputError(f"{self.path} was made by `groundup {maker}`: go on with it by that verb")
             raise InputError(f"{self.path} holds something that `{self._verb}` did not write: choose a new --out")
         if not self._resume:
             or_else = ", or add --resume to go on with it" if is_begun and self._resume is not None else ""

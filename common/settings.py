@@ -208,7 +208,11 @@ def wanted_by(hint: Any, value: Any = None) -> str:
         return f"a list of which each item is {wanted_by(inner)}"
     if kind is typing.Literal:
         return " or ".join(", ".join(map(str, inner)).rsplit(", ", 1))
-    limits = ["that is not empty"] if kind is str and bounds else []
+    limits = []
+    if kind is str and value:
+        limits = ["in UTF-8 and without a NUL character"] if isinstance(value, str) else []
+    elif kind is str and bounds:
+        limits = ["that is not empty"]
     for bound in bounds:
         for name, words in _BOUNDS.items():
             limit = getattr(bound, name, None)

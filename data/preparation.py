@@ -11,6 +11,7 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, public_name
 from groundup.common.output import OutputFolder, claim, given_folder
+from groundup.common.resuming import refuse
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.data.parts import Share
 from groundup.data.prepared import RECIPE, TOKENIZER, TRAIN, VALIDATION
@@ -87,6 +88,10 @@ def _begin(output: OutputFolder, recipe: dict[str, Any], tokenizer: PreTrainedTo
     out = output.path
     if output.goes_on:
         known = read_yaml(out / RECIPE)
+        settings, kept = recipe["settings"], known.get("settings")
+        if isinstance(kept, dict):
+            others = {name: value for name, value in settings.items() if value != kept.get(name)}
+            refuse(others, kept, out, "goes on with the settings that it began with", "choose a new --out")
         differing = [key for key, value in recipe.items() if known.get(key) != value]
         if differing:
             what = " and ".join(differing).replace("_sha256", "")

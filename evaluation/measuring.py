@@ -66,6 +66,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     if settings.resume and settings.out:
         out = given_folder(settings.out)
         if is_begun(out, VERB) and Parts(out).is_finished:
+            Parts(out).refuse_changes(settings)
             say(f"{out} is finished: nothing to do")
             return out
     with contextlib.ExitStack() as held:  # on the first process alone

@@ -17,12 +17,15 @@ from groundup.common.contents import digest
 from groundup.common.errors import InputError, Interrupted, is_disk_full
 from groundup.common.files import atomic_write, user_path
 from groundup.common.output import remove
-from groundup.common.settings import write_yaml
+from groundup.common.resuming import differing, refuse
+from groundup.common.settings import read_yaml, settings_from, write_yaml
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
 from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
+
+CHANGEABLE = ("batch_rows", "trust_remote_code")  # of these no score depends
 
 Part = dict[str, Any]  # "rows" for metrics.json and what else a later part needs, all in types that JSON has
 
@@ -53,7 +56,11 @@ class Parts:
         kept = self.work / "settings.json"
         if settings.resume and kept.is_file():
             known = json.loads(kept.read_text(encoding="utf-8"))
-            return EvaluateSettings(**known | {"quiet": settings.quiet, "resume": True, "out": settings.out})
+            others = differing(settings, settings.given(), known, public=False)
+            now = {name: others.pop(name) for name in CHANGEABLE if name in others}
+            refuse(others, known, self.out, "goes on with the settings that it began with", "choose a new --out")
+            now |= {"quiet": settings.quiet, "resume": True, "out": settings.out}
+            return settings_from(kept, known | now, EvaluateSettings)
         if not settings.model or not (settings.data or settings.tasks):
             raise InputError(
                 "evaluate needs a model and something to measure it on: give --model, and --data or --tasks"
@@ -65,6 +72,12 @@ class Parts:
         public = {"verb": VERB} | {key: _public(key, value) for key, value in values.items()}
         write_yaml(self.out / RECIPE_FILE, public)
         return settings
+
+    def refuse_changes(self, settings: EvaluateSettings) -> None:
+        """Raise `InputError` if anything is asked of an evaluation that is finished."""
+        known = read_yaml(self.out / RECIPE_FILE)
+        others = differing(settings, settings.given(), known, public=True)
+        refuse(others, known, self.out, "is finished", "choose a new --out")
 
     def give_up(self) -> None:
         """Remove what `begin` wrote if nothing is done yet: the command can be mended and given again."""

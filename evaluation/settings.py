@@ -11,6 +11,7 @@ from groundup.common.options import (
     CountOrNone,
     DryRunOption,
     Name,
+    NameOrNone,
     Names,
     OutOption,
     QuietOption,
@@ -75,7 +76,7 @@ class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
         "trust_remote_code": "Run modeling files that are not this package's own, to prove that they work.",
     }
 
-    repo_id: str = ""
+    repo_id: NameOrNone = ""
     """The repository, as OWNER/NAME; it is made if it does not exist."""
     license: Name | None = None
     """The licence that the Hub shows, by its identifier there, such as apache-2.0 (default: the recipe's)."""

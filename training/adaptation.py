@@ -68,4 +68,5 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
         name=BASE,
         prepare=prepare_run,
         start=lambda run, began: Adaptation(open_prepared(run), run, began),
+        inner=True,
     )

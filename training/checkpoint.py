@@ -42,6 +42,7 @@ class Position:
     seconds: float = 0.0
     step_seconds: float = 0.0  # of the last step, with what was due after the one before
     budget_seconds: float | None = None
+    budget_minutes: float | None = None  # of the whole command, which `budget_seconds` are a part of
     best_value: float | None = None  # of the step that is kept
     best_step: int = 0
     peak_value: float | None = None  # the best seen

@@ -154,6 +154,7 @@ class ClassificationRun(TrainingRun):
             prepared.plan,
             seed=settings.seed,
             began=began,
+            minutes=settings.minutes,
             save_every=settings.save_every,
             pusher=None if order else pusher_of(settings),
             track="none" if order else settings.track,

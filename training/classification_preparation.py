@@ -113,10 +113,9 @@ def prepare_classification(settings: ClassifySettings, run: RunFolder, began: fl
 
 def open_classification(run: RunFolder) -> PreparedExamples:
     """Read back what `prepare_classification` left."""
-    recipe, private = run.read_recipe()
-    plan = ClassifyPlan(**recipe["plan"])
+    recipe, settings, plan = run.read(ClassifySettings, ClassifyPlan)
     return PreparedExamples(
-        settings=ClassifySettings(**recipe["settings"] | private),
+        settings=settings,
         plan=plan,
         columns=Columns(**recipe["columns"]),
         name=recipe["name"],

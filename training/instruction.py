@@ -133,6 +133,7 @@ def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
         name=BASE,
         prepare=prepare_run,
         start=lambda run, began: Pretraining(open_prepared(run), run, began),
+        inner=True,
     )
 
 
@@ -187,6 +188,7 @@ class InstructionRun(TrainingRun):
             prepared.plan,
             seed=settings.seed,
             began=began,
+            minutes=settings.minutes,
             save_every=settings.save_every,
             pusher=pusher_of(settings),
             track=settings.track,

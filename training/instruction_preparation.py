@@ -87,10 +87,10 @@ def prepare_instructions(settings: InstructSettings, run: RunFolder, began: floa
 
 def open_instructions(run: RunFolder) -> PreparedInstructions:
     """Read back what `prepare_instructions` left."""
-    recipe, private = run.read_recipe()
+    recipe, settings, plan = run.read(InstructSettings, InstructPlan)
     return PreparedInstructions(
-        settings=InstructSettings(**recipe["settings"] | private),
-        plan=InstructPlan(**recipe["plan"]),
+        settings=settings,
+        plan=plan,
         name=recipe["name"],
         tokenizer=load_tokenizer(run.work / "tokenizer"),
         train=ConversationRows.open(run.work / "train"),

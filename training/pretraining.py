@@ -107,6 +107,7 @@ class Pretraining(TrainingRun):
             prepared.plan,
             seed=settings.seed,
             began=began,
+            minutes=settings.minutes,
             save_every=settings.save_every,
             pusher=pusher_of(settings),
             track=settings.track,

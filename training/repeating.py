@@ -19,6 +19,7 @@ from groundup.evaluation.classification import mean_rows
 from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
 from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
 from groundup.training.classification_preparation import PATHS
+from groundup.training.resuming import take_changes
 from groundup.training.run import finished_folder
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings
@@ -119,6 +120,7 @@ def _begin(settings: ClassifySettings, run: RunFolder) -> ClassifySettings:
 
 def _kept(settings: ClassifySettings, run: RunFolder) -> ClassifySettings:
     """The settings that the folder has, for this process."""
+    take_changes(settings, run, fixed=True)
     recipe, private = run.read_recipe()
     now = {"out": settings.out, "resume": True, "quiet": settings.quiet}
     return ClassifySettings(**recipe["settings"] | private | now)

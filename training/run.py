@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -40,9 +40,10 @@ from groundup.training.compiling import compile_blocks, uncompiled
 from groundup.training.loop import Batches, Loop, Schedule
 from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization
+from groundup.training.resuming import keep_changes, refuse_for_finished, take_changes
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
-from groundup.training.settings import PushOptions
+from groundup.training.settings import PushOptions, TrainingOptions
 from groundup.training.sharding import asked_to_shard, run_within, shard, whole_weights, without_accelerates
 
 if TYPE_CHECKING:
@@ -51,18 +52,9 @@ if TYPE_CHECKING:
     from groundup.training.pushing import Pusher
 
 
-class RunSettings(Protocol):
-    """The settings that every verb that trains has."""
-
-    data: list[str]
-    out: str | None
-    resume: bool
-    quiet: bool
-
-
 FEW_UPDATES = 20  # fewer teach a model next to nothing
 
-S = TypeVar("S", bound=RunSettings)
+S = TypeVar("S", bound=TrainingOptions)
 
 
 def carry_out(
@@ -72,6 +64,7 @@ def carry_out(
     name: str,
     prepare: Callable[[S, RunFolder, float], None],
     start: Callable[[RunFolder, float], "TrainingRun"],
+    inner: bool = False,
 ) -> Path:
     """Do a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
 
@@ -79,6 +72,7 @@ def carry_out(
         verb, name: what the folder is called where `--out` is not given: `runs/VERB-NAME`.
         prepare: writes all that the run needs into its folder, the recipe last; on the first process alone.
         start: reads that back and makes the run; both get the moment at which the verb began [s since 1970].
+        inner: whether it is a run within a run, which goes on with what it has, whatever is asked of the outer one.
 
     Raises:
         InputError: for data, options or a folder that will not do; nothing that was there is lost.
@@ -88,16 +82,19 @@ def carry_out(
     began = clock.began()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: the folder of the run to go on with")
-    pusher_of(settings)  # options that will not do are said before anything is done
     state = processes()
     console.quiet = settings.quiet or not state.is_main_process
-    if finished := agreed(state, lambda: finished_folder(settings, verb)):
+    if finished := agreed(state, lambda: finished_folder(settings, verb, inner=inner)):
         say(f"{finished} is finished: nothing to do")
         return finished
     with contextlib.ExitStack() as held:  # on the first process alone
 
         def begin() -> tuple[Path, bool]:
             output = held.enter_context(claim(settings.out, verb, name, resume=settings.resume))
+            if not output.goes_on:
+                pusher_of(settings)  # options that will not do are said before anything is done
+            elif not inner:
+                _take_changes(settings, RunFolder(output.path))
             return output.path, output.goes_on
 
         # What the first process sees counts: another one may look when the recipe has just been written.
@@ -116,12 +113,28 @@ def carry_out(
     return run.out
 
 
-def finished_folder(settings: RunSettings, verb: str) -> Path | None:
-    """The folder to go on with, if the run in it has ended. Raises `InputError` for a name that is none."""
+def finished_folder(settings: TrainingOptions, verb: str, *, inner: bool = False) -> Path | None:
+    """The folder to go on with, if the run in it has ended.
+
+    Raises `InputError` for a name that is none, and, but for an `inner` run, for settings that ask it to change.
+    """
     if not settings.resume or settings.out is None:
         return None
     folder = given_folder(settings.out)
-    return folder if is_begun(folder, verb) and RunFolder(folder).is_finished else None
+    if not is_begun(folder, verb) or not RunFolder(folder).is_finished:
+        return None
+    if not inner:
+        refuse_for_finished(settings, folder, verb)
+    return folder
+
+
+def _take_changes(settings: TrainingOptions, run: RunFolder) -> None:
+    """Let the run that goes on have a longer budget, other saves, pushes or tracking, where they are given."""
+    changed = take_changes(settings, run)
+    if changed is not None:
+        pusher_of(changed)
+        require_tracker(changed.track)
+        keep_changes(run, changed)
 
 
 def pusher_of(settings: Any) -> "Pusher | None":
@@ -174,12 +187,13 @@ class TrainingRun(abc.ABC):
         *,
         seed: int,
         began: float,
+        minutes: float | None = None,
         save_every: int | None = None,
         pusher: "Pusher | None" = None,
         gradient_checkpointing: bool = False,
         track: str = "none",
     ):
-        self.folder, self.tokenizer, self.plan, self.began = folder, tokenizer, plan, began
+        self.folder, self.tokenizer, self.plan, self.began, self.minutes = folder, tokenizer, plan, began, minutes
         self.pusher = pusher
         self.save_every = save_every or (None if pusher is None else pusher.every)
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
@@ -291,6 +305,7 @@ class TrainingRun(abc.ABC):
         """Make the optimizers; weights, states and position are those of the newest saved folder, if there is one."""
         if newest is None:
             position = self.first_position()  # late, since it knows what is left of the time
+            position.budget_minutes = self.minutes
         else:
             say(f"going on from {newest.name}")
             load_weights(newest, self.saved_model)
@@ -306,6 +321,9 @@ class TrainingRun(abc.ABC):
             say("this process had no part in the run so far: its dropout begins anew")
         else:
             set_random_state(states)
+        if position.budget_seconds and position.budget_minutes and self.minutes:  # it may have been given more since
+            position.budget_seconds += 60 * (self.minutes - position.budget_minutes)
+            position.budget_minutes = self.minutes
         return position
 
     def _loop(self, objective: nn.Module, batches: Batches, position: Position) -> Loop:

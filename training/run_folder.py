@@ -13,20 +13,24 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, atomic_write, sha256_of, sync_folder
 from groundup.common.output import remove
-from groundup.common.settings import read_yaml, write_yaml
+from groundup.common.settings import Settings, check_names, read_yaml, write_yaml
 from groundup.evaluation.card import write_card
 from groundup.evaluation.report import RECIPE_FILE, log_rows, plot_curve, write_metrics
 from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+S = TypeVar("S", bound=Settings)
+P = TypeVar("P")
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
@@ -61,6 +65,22 @@ class RunFolder:
     def read_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `write_recipe` kept."""
         return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / "private.yaml")
+
+    def read(self, settings_class: type[S], plan_class: type[P]) -> tuple[dict[str, Any], S, P]:
+        """The recipe, and the settings and the plan in it. Raises `InputError` for one that is damaged."""
+        from pydantic import TypeAdapter
+
+        recipe, private = self.read_recipe()
+        try:
+            settings = settings_class(**check_names({**recipe["settings"], **private}, settings_class))
+            plan = TypeAdapter(plan_class).validate_python(check_names(recipe["plan"], plan_class))
+            return recipe | {"name": str(recipe["name"])}, settings, plan
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error).replace("\n", " ")
+            raise InputError(
+                f"{self.out / RECIPE_FILE} is damaged, or another version of this package wrote it ({reason}): choose "
+                "a new --out"
+            ) from error
 
     @contextlib.contextmanager
     def being_prepared(self) -> Iterator[None]:

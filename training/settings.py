@@ -18,6 +18,7 @@ from groundup.common.options import (
     DataOption,
     ModelConfigOption,
     Name,
+    NameOrNone,
     Names,
     NotNegative,
     Optimizer,
@@ -269,7 +270,7 @@ class PlanSettings(BatchOptions, ModelConfigOption, SizeOptions, PresetOption, B
 class MergeSettings(QuietOption, TrustOption, OutOption):
     """Fold a LoRA adapter into its base: one full checkpoint that computes the same."""
 
-    adapter: str = ""
+    adapter: NameOrNone = ""
     """An adapter's folder or its name on the Hub."""
     base: Name | None = None
     """The model that the adapter was trained on (default: the one that the adapter names)."""
@@ -283,7 +284,7 @@ class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
         "tokenizer": "The tokenizer, as a folder or a Hub name (default: the files that lie beside the weights)."
     }
 
-    source: str = ""
+    source: NameOrNone = ""
     """A folder or file with GPT-2's weights (safetensors, pytorch_model.bin, OpenAI's model.ckpt), or a Hub name."""
 
 

@@ -115,12 +115,12 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
 
 def open_prepared(run: RunFolder) -> Prepared:
     """Read back what `prepare_run` left."""
-    recipe, private = run.read_recipe()
+    recipe, settings, plan = run.read(PretrainSettings, Plan)
     baselines = json.loads((run.work / "baselines.json").read_text(encoding="utf-8"))
     train, validation = _kept_streams(run)
     return Prepared(
-        settings=PretrainSettings(**recipe["settings"] | private),
-        plan=Plan(**recipe["plan"]),
+        settings=settings,
+        plan=plan,
         name=recipe["name"],
         tokenizer=load_tokenizer(run.work / "tokenizer"),
         train=train,

@@ -1,0 +1,72 @@
+"""What a run that is gone on with takes of the settings given beside `--resume`: a longer budget, saves, pushes, track.
+
+All else is the run's own, from its recipe; a setting that says otherwise is refused by name.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from groundup.common.resuming import differing, is_longer, refuse
+from groundup.common.settings import read_yaml, settings_from
+from groundup.evaluation.report import RECIPE_FILE
+from groundup.training.run_folder import RunFolder
+from groundup.training.settings import TrainingOptions
+from groundup.training.starting import with_budget
+
+CHANGEABLE = ("save_every", "track")
+PUSHING = "push_"
+FROM = {"pretrain": "--init-from", "classify": "--model", "instruct": "--model"}
+
+
+def refuse_for_finished(settings: TrainingOptions, folder: Path, verb: str) -> None:
+    """Raise `InputError` if anything is asked of a run that has ended, which cannot change."""
+    kept = _kept(settings, folder, read_yaml(folder / RECIPE_FILE), {})
+    others = _asked(settings, kept, public=True)
+    instead = f"start from its weights: {FROM[verb]} {folder} and a new --out"
+    if any(name.startswith(PUSHING) for name in others):
+        instead = f"publish it: groundup publish {folder} OWNER/NAME"
+    refuse(others, kept, folder, "is finished", instead)
+
+
+def take_changes(settings: TrainingOptions, run: RunFolder, *, fixed: bool = False) -> TrainingOptions | None:
+    """Return the run's settings with what it can still take of those given, None where nothing is asked of it.
+
+    With `fixed` it can take nothing. Raises `InputError` naming those that it cannot take.
+    """
+    recipe, private = run.read_recipe()
+    kept = _kept(settings, run.out, recipe, private)
+    asked = _asked(settings, kept, public=False)
+    fixed = fixed or kept.get("average", 1) > 1 or (run.out / "final").is_dir()
+    others = {name: value for name, value in asked.items() if fixed or not _can_take(name, value, kept)}
+    refuse(others, kept, run.out, "goes on with the settings that it began with", "choose a new --out")
+    return settings_from(run.out / RECIPE_FILE, kept | asked, type(settings)) if asked else None
+
+
+def keep_changes(run: RunFolder, changed: TrainingOptions) -> None:
+    """Write changed settings into the run's recipe, from where everything in a run has them."""
+    recipe, private = run.read_recipe()
+    mine = {name: getattr(changed, name) for name in recipe["settings"] if name not in private}
+    run.write_recipe(recipe | {"settings": recipe["settings"] | mine}, private)
+
+
+def _kept(
+    settings: TrainingOptions, folder: Path, recipe: Mapping[str, Any], private: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings that a run has, as they are kept in its folder."""
+    kept = recipe.get("settings")
+    known = {**kept, **private} if isinstance(kept, dict) else kept
+    return dataclasses.asdict(settings_from(folder / RECIPE_FILE, known, type(settings)))
+
+
+def _asked(settings: TrainingOptions, kept: Mapping[str, Any], *, public: bool) -> dict[str, Any]:
+    """The settings given that the run does not have; what is to be labelled when it ends is no matter of the run."""
+    given = settings.given() - {"predict"}
+    if getattr(settings, "predict", None) is not None:
+        given -= {"text_column"}
+    return differing(with_budget(cast(Any, settings)), given, kept, public=public)
+
+
+def _can_take(name: str, value: Any, kept: Mapping[str, Any]) -> bool:
+    return name in CHANGEABLE or name.startswith(PUSHING) or is_longer(name, value, kept)
