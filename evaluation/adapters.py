@@ -1,6 +1,5 @@
 """A LoRA adapter's folder or Hub name -> its base with the adapter beside the weights, or folded into them."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +18,13 @@ from transformers import (
     AutoModelForTokenClassification,
     GenerationConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of, user_path
-from groundup.evaluation.kinds import OVERRIDES_FILE
+from groundup.evaluation.kinds import OVERRIDES_FILE, overrides_of, read_json
 from groundup.evaluation.loading import load_network, new_modules, quiet_transformers
 from groundup.evaluation.report import METRICS_FILE
 from groundup.tokenization.folder import load_tokenizer
@@ -59,19 +59,21 @@ def load_adapter(
     base = base or settings.get("base_model_name_or_path")
     if not base:
         raise InputError(f"{source} names no base: give the model that it was trained on with --base of groundup merge")
-    if file_of(source, SAFETENSORS_WEIGHTS_NAME) is None:
+    weights = file_of(source, SAFETENSORS_WEIGHTS_NAME)
+    if weights is None:
         raise InputError(f"{source} has no {SAFETENSORS_WEIGHTS_NAME}: save the adapter again")
     own_kind = KINDS.get(settings.get("task_type"))
     if own_kind is None or kind not in (None, own_kind):
         raise InputError(f"{source} is an adapter for {settings.get('task_type')}: give a model of another kind")
     _check_base(source, base)
-    overrides = json_of(source, OVERRIDES_FILE)
+    file_of(source, OVERRIDES_FILE)  # of one on the Hub it is fetched, to lie beside the weights
+    overrides = overrides_of(weights.parent)
     try:
         model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=True, **overrides)
     except InputError as error:
         raise InputError(f"the adapter {source} needs its base; {error}") from error
     new = new_modules(model)
-    tokens, embedding = len(load_tokenizer(source)), model.get_input_embeddings()
+    tokens, embedding = len(tokenizer_of(source, base)), model.get_input_embeddings()
     if tokens > cast(nn.Embedding, embedding).num_embeddings:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     try:
@@ -86,6 +88,13 @@ def load_adapter(
     if file_of(source, GENERATION_CONFIG_NAME) is not None:
         model.generation_config = GenerationConfig.from_pretrained(str(source))
     return adapted
+
+
+def tokenizer_of(source: str | Path, base: str | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer that came with an adapter, or its base's where it has none of its own."""
+    if file_of(source, "tokenizer.json") is not None:
+        return load_tokenizer(source)
+    return load_tokenizer(base or adapter_settings(source).get("base_model_name_or_path") or source)
 
 
 def adapt(model: PreTrainedModel, source: str | Path) -> PeftModel:
@@ -117,7 +126,7 @@ def adapter_settings(source: str | Path) -> dict[str, Any]:
         here = user_path(source).is_dir()
         why = "it has no adapter_config.json" if here else "there is no such folder, and none was found on the Hub"
         raise InputError(f"{source} is no adapter: {why}")
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return read_json(Path(path))
 
 
 def fold(adapted: PeftModel) -> PreTrainedModel:
@@ -166,4 +175,4 @@ def file_of(source: str | Path, name: str) -> Path | None:
 def json_of(source: str | Path, name: str) -> dict[str, Any]:
     """What a JSON file of an adapter's folder or repository says; nothing where there is none."""
     path = file_of(source, name)
-    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return {} if path is None else read_json(path)

@@ -2,23 +2,14 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from groundup.common.files import atomic_write, public_name, sha256_of
+from groundup.common.files import atomic_write, sha256_of
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.kinds import (
-    ADAPTER_FILE,
-    CONFIG_FILE,
-    GGUF_WEIGHTS,
-    MODEL_WEIGHTS,
-    auto_class_of,
-    overrides_of,
-    read_json,
-)
+from groundup.evaluation.kinds import GGUF_WEIGHTS, MODEL_WEIGHTS
 from groundup.evaluation.report import (
     RECIPE_FILE,
     family_lines,
@@ -30,48 +21,9 @@ from groundup.evaluation.report import (
     title,
     write_metrics,
 )
+from groundup.evaluation.usage import ModelKind, how_to_use, kind_of
 
 CARD_FILE, CURVE_FILE = "README.md", "curve.png"
-
-_USE = """\
-```python
-from transformers import {auto_class}, AutoTokenizer
-
-path = "{path}"{which}
-tokenizer = AutoTokenizer.from_pretrained(path{distrust})
-{load}
-{then}
-```
-"""
-
-_CODE = """
-`trust_remote_code=True` runs the modeling files that lie beside the weights: read them first. With the package
-`groundup` installed and `import groundup.modeling`, leave it out: the package's own code is used.
-"""
-
-# What to do with a model once it is loaded, by its Auto class.
-_THEN = {
-    "AutoModelForCausalLM": """
-prompt = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=50, do_sample=True, top_p=0.95)[0]))""",
-    "AutoModelForSeq2SeqLM": """
-question = tokenizer("Once upon a time", return_tensors="pt")
-print(tokenizer.decode(model.generate(**question, max_new_tokens=50)[0], skip_special_tokens=True))""",
-    "AutoModelForSequenceClassification": """
-text = tokenizer("Once upon a time", return_tensors="pt")
-print(model.config.id2label[model(**text).logits.argmax(-1).item()])""",
-}
-_ELSE = """
-text = tokenizer("Once upon a time", return_tensors="pt")
-print(model(**text)[0].shape)"""
-
-_USE_GGUF = """\
-```bash
-llama-cli -m model.gguf -p "Once upon a time"
-```
-
-The file is read by llama.cpp and what is built on it (LM Studio, Ollama, ...); no Python is needed.
-"""
 
 # What a kind of model cannot do.
 _LIMITS = {
@@ -88,15 +40,6 @@ about people.""",
 }
 _HOLDS = "The numbers above hold for text like the one they were taken on: measure it again for any other."
 
-_PIPELINES = {
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForSeq2SeqLM": "text-generation",
-    "AutoModelForMaskedLM": "fill-mask",
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForTokenClassification": "token-classification",
-    "AutoModelForQuestionAnswering": "question-answering",
-    "AutoModel": "feature-extraction",
-}
 _NAMES = {
     "text-generation": "causal language model",
     "fill-mask": "masked language model",
@@ -111,45 +54,18 @@ _SHOWN_ELSEWHERE = ("name", "license", "language", "base_model", "sources")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a folder holds, and how it is loaded."""
-
-    auto_class: str
-    is_gguf: bool
-    base: str | None  # of an adapter
-    overrides: dict[str, Any]
-    has_code: bool
-
-    @property
-    def pipeline(self) -> str:
-        return _PIPELINES[self.auto_class]
-
-
-def _kind_of(folder: Path) -> _Kind:
-    """The kind by the folder's config; a folder without one counts as a language model of ours."""
-    if (folder / ADAPTER_FILE).is_file():
-        base = public_name(str(read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")))
-        return _Kind(auto_class_of(folder), False, base, overrides_of(folder), True)
-    if (folder / CONFIG_FILE).is_file():
-        has_code = bool(read_json(folder / CONFIG_FILE).get("auto_map"))
-        return _Kind(auto_class_of(folder), False, None, {}, has_code)
-    is_gguf = (folder / GGUF_WEIGHTS).is_file()
-    return _Kind("AutoModelForCausalLM", is_gguf, None, {}, not is_gguf)
-
-
-def write_card(folder: Path, path: str = ".") -> Path:
+def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
     """Write the model card `README.md` from `metrics.json` and `recipe.yaml` alone, and return its path.
 
     Of the recipe it names `name`, `license`, `language`, `base_model` and `sources` (a list of name, bytes, sha256) are
     used where they are given; every other setting is listed as it is. How to load the model follows from its config;
-    `path` is where from: the folder itself, or its repository on the Hub.
+    `path` is where from: the folder itself, or its repository on the Hub; `base` is where an adapter's base lies.
     """
     folder = Path(folder)
     metrics, recipe = read_metrics(folder), read_yaml(folder / RECIPE_FILE)
-    name, kind = recipe.get("name") or "groundup", _kind_of(folder)
+    name, kind = recipe.get("name") or "groundup", kind_of(folder, base)
     sections = {
-        "Use": _use(kind, path),
+        "Use": how_to_use(kind, path),
         "Results": _results(metrics),
         "Samples": _samples(metrics),
         "Training data": _training_data(recipe),
@@ -189,27 +105,7 @@ def describe_twin(folder: Path, original: Path, parameters: int, difference: flo
     write_card(folder)
 
 
-def _use(kind: _Kind, path: str) -> str:
-    """How to load the model, to be copied as it is."""
-    if kind.is_gguf:
-        return _USE_GGUF
-    # Said outright, or transformers asks the person about the model's code when it loads a tokenizer that has none.
-    distrust = ", trust_remote_code=False" if kind.has_code else ""
-    trust = ", trust_remote_code=True" if kind.has_code else ""
-    load = f"model = {kind.auto_class}.from_pretrained(path{trust})"
-    if kind.base is not None:
-        told = "".join(f", {name}={value!r}" for name, value in kind.overrides.items())
-        load = f"base = {kind.auto_class}.from_pretrained({kind.base!r}{told}{trust})\n"
-        load += "model = PeftModel.from_pretrained(base, path)"
-    which = "  # this folder, or the name of its repository on the Hub" if path == "." else ""
-    then = _THEN.get(kind.auto_class, _ELSE)
-    text = _USE.format(auto_class=kind.auto_class, path=path, which=which, distrust=distrust, load=load, then=then)
-    if kind.base is not None:
-        text = text.replace("```python\n", "```python\nfrom peft import PeftModel\n")
-    return text + (_CODE if kind.has_code else "")
-
-
-def _card_data(name: str, kind: _Kind, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:
+def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:
     """What the Hub reads: how to load the model, what it is for, and the model's own results (no baselines).
 
     Results go into `model-index`, which holds numbers on any data set; `.eval_results/` takes only those that the Hub
@@ -243,7 +139,7 @@ def _card_data(name: str, kind: _Kind, recipe: dict[str, Any], rows: Sequence[di
     )
 
 
-def _base_model(kind: _Kind, recipe: dict[str, Any]) -> tuple[str | None, str | None]:
+def _base_model(kind: ModelKind, recipe: dict[str, Any]) -> tuple[str | None, str | None]:
     """The model that this one was made from, where it has a name on the Hub, and how they are related."""
     settings = recipe.get("settings") or {}
     candidates = (recipe.get("base_model"), kind.base, settings.get("model"), settings.get("init_from"))
@@ -255,7 +151,7 @@ def _base_model(kind: _Kind, recipe: dict[str, Any]) -> tuple[str | None, str | 
     return base, "quantized" if kind.is_gguf else None if is_twin else "finetune"
 
 
-def _summary(kind: _Kind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
+def _summary(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     parameters = metrics["training"].get("parameters")
     size = f" of {parameters:,} parameters" if parameters else ""
     what = f"A {_NAMES[kind.pipeline]}{size}, made with the package `groundup`."
@@ -269,7 +165,7 @@ def _summary(kind: _Kind, metrics: dict[str, Any], recipe: dict[str, Any]) -> st
     return what
 
 
-def _limits(kind: _Kind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
+def _limits(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     """What the model cannot do, and how much of its training text it gives back, where that was measured."""
     if kind.pipeline == "text-generation":
         text = _LIMITS["instructed" if recipe.get("verb") == "instruct" else "writes"]

@@ -104,7 +104,7 @@ def through_the_gate(
         base = _base_of(copy, fetch_base, trust_remote_code)
         with _named(checkpoint, copy):
             proof = None if (copy / GGUF_WEIGHTS).is_file() else prove(copy, "Once upon a time", base=base)
-        write_card(copy, repo_id)
+        write_card(copy, repo_id, base)
         sizes = {name: (copy / name).stat().st_size for name in sorted({*files, CARD_FILE})}
         yield Parcel(copy, sizes, sums_of(copy) | sha256, left_out, proof)
 

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
 
@@ -37,6 +39,7 @@ _OTHERS = {
     "AutoModelForTokenClassification": "a classifier of words",
     "AutoModelForQuestionAnswering": "a finder of answers",
 }
+_HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # the last layer of a classifier
 WRITERS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
@@ -85,5 +88,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def overrides_of(adapter: Path) -> dict[str, Any]:
-    """What the base of an adapter must be told when it is loaded (labels, pooling); empty for most."""
-    return read_json(adapter / OVERRIDES_FILE) if (adapter / OVERRIDES_FILE).is_file() else {}
+    """What the base of an adapter must be told when it is loaded (labels, pooling); empty for most.
+
+    Of a classifier's adapter that peft alone wrote it is the number of labels, by the shape of the head in it.
+    """
+    if (adapter / OVERRIDES_FILE).is_file():
+        told = read_json(adapter / OVERRIDES_FILE)
+        if isinstance(
+            names := told.get("id2label"), dict
+        ):  # JSON has no numbers for keys, and a config keeps what it gets
+            told["id2label"] = {int(number): name for number, name in names.items() if str(number).isdigit()}
+        return told
+    weights = adapter / ADAPTER_WEIGHTS
+    if read_json(adapter / ADAPTER_FILE).get("task_type") not in ("SEQ_CLS", "TOKEN_CLS") or not weights.is_file():
+        return {}
+    try:
+        with safe_open(weights, "pt") as tensors:
+            heads = [name for name in tensors.keys() if name.endswith(_HEADS)]  # noqa: SIM118
+            return {"num_labels": tensors.get_slice(heads[0]).get_shape()[0]} if heads else {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{ADAPTER_WEIGHTS} of {adapter} is no whole safetensors file: save the adapter again"
+        ) from error

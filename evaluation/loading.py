@@ -64,12 +64,11 @@ def load_model(
     """
     _check_place(source)
     if is_adapter(source):
-        from groundup.evaluation.adapters import fold, load_adapter  # peft takes a while to import
+        from groundup.evaluation.adapters import fold, load_adapter, tokenizer_of  # peft takes a while to import
 
         model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))
-    else:
-        model = load_network(source, kind, trust_remote_code=trust_remote_code)
-    return model, load_tokenizer(source)
+        return model, tokenizer_of(source)
+    return load_network(source, kind, trust_remote_code=trust_remote_code), load_tokenizer(source)
 
 
 def is_adapter(source: str | Path) -> bool:

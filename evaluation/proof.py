@@ -1,8 +1,8 @@
 """Whether a checkpoint is what it claims to be for someone who has never heard of this package.
 
 A second process, in which `groundup` cannot be imported and whose home is empty (`stranger.py`), loads the folder by
-every Auto class it names, with the code that travels in it, and must give the same token ids, the same logits and the
-same greedy text as this process.
+the very code on its card, and by every other Auto class it names, with the code that travels in it, and must give the
+same token ids, the same logits and the same greedy text as this process.
 """
 
 import json
@@ -16,23 +16,21 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.errors import InputError
-from groundup.evaluation.adapters import adapt
+from groundup.evaluation.adapters import load_adapter, tokenizer_of
 from groundup.evaluation.generation import encode_prompt
 from groundup.evaluation.kinds import (
-    ADAPTER_WEIGHTS,
     CONFIG_FILE,
     WRITERS,
     auto_class_of,
-    overrides_of,
     read_json,
 )
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import quiet_transformers
+from groundup.evaluation.usage import code_on_card
 from groundup.tokenization.folder import load_tokenizer
 
 TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
@@ -58,11 +56,10 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
     Raises:
         InputError: when it does not load there, or gives something else.
     """
-    tokenizer = load_tokenizer(folder if (folder / "tokenizer.json").is_file() or base is None else base)
+    tokenizer = load_tokenizer(folder) if base is None else tokenizer_of(folder, str(base))
     auto_class = auto_class_of(folder)
     place = base or folder
-    options = {} if base is None else _labels(folder)
-    model = _load(folder, base, auto_class, options)
+    model: Any = _load(folder, auto_class) if base is None else load_adapter(folder, base=str(base)).float().cpu()
     ids = encode_prompt(tokenizer, prompt)[: max(1, context_of(model) // 2)]
     probe_ids = tokenizer.encode(PROBE, verbose=False)  # of a classifier it may be longer than what that looks at
     if (highest := max(*ids, *probe_ids)) >= model.config.get_text_config().vocab_size:
@@ -71,12 +68,9 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
         )
     code = sorted(read_json(place / CONFIG_FILE).get("auto_map") or {})
     question = {
-        "base": base and str(base.resolve()),
-        "tokenizer": tokenizer.name_or_path,
-        "options": options,
-        "auto_class": auto_class,
+        "code": code_on_card(folder, str(folder.resolve()), base and base.resolve()),
+        "place": str(place.resolve()),
         "other_classes": [name for name in code if name.startswith("AutoModel") and name != auto_class],
-        "trust_remote_code": bool(code),
         "text": PROBE,
         "text_ids": probe_ids,
         "ids": ids,
@@ -113,39 +107,21 @@ def _compare(
     return Proof(difference, str(tokenizer.decode(new, skip_special_tokens=True)))
 
 
-def _load(folder: Path, base: Path | None, auto_class: str, options: dict[str, Any]) -> Any:
+def _load(folder: Path, auto_class: str) -> Any:
     """The model as this package loads it, fp32 on the CPU, every weight found and every one used."""
     try:
         with quiet_transformers():
             model, info = getattr(transformers, auto_class).from_pretrained(
-                base or folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
-            if base is not None:
-                _make_room(model, len(load_tokenizer(folder if (folder / "tokenizer.json").is_file() else base)))
-                return adapt(model, folder)
     except Exception as error:  # of a broken checkpoint transformers may raise anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{base or folder} does not load: {reason}") from error
+        raise InputError(f"{folder} does not load: {reason}") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = ", ".join(sorted(info[kind])[:3])
             raise InputError(f"{folder} has {kind.replace('_keys', '')} weights ({names}): save the model again")
     return model.eval()
-
-
-def _make_room(model: Any, tokens: int) -> None:
-    """Give the embedding a row for each token that came with an adapter."""
-    if tokens > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(tokens, mean_resizing=False)
-
-
-def _labels(adapter: Path) -> dict[str, Any]:
-    """What the base must be told; of an adapter that peft alone wrote, the number of labels by its head's shape."""
-    if overrides := overrides_of(adapter):
-        return overrides
-    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as weights:
-        heads = [name for name in weights.keys() if name.endswith(("score.weight", "classifier.weight"))]  # noqa: SIM118
-        return {"num_labels": weights.get_slice(heads[0]).get_shape()[0]} if heads else {}
 
 
 def _ask_a_stranger(folder: Path, question: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -155,10 +131,11 @@ def _ask_a_stranger(folder: Path, question: dict[str, Any]) -> dict[str, torch.T
         program = Path(__file__).with_name("stranger.py")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
         done = subprocess.run(
-            [sys.executable, "-I", str(program), str(folder.resolve()), str(question_path), str(answer_path)],
+            [sys.executable, "-I", str(program), str(question_path), str(answer_path)],
             env=kept | {"HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             stdin=subprocess.DEVNULL,
         )
         if done.returncode:

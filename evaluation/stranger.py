@@ -1,7 +1,7 @@
 """What somebody without this package does with a published folder: load it in every way it offers, and use it.
 
 Run as a program in a process of its own, with `groundup` made impossible to import:
-    python -I stranger.py FOLDER QUESTION.json ANSWER.safetensors
+    python -I stranger.py QUESTION.json ANSWER.safetensors
 It imports nothing of this package. Codes of exit: 0 and an answer, or 1 and the reason as the last line of stderr.
 """
 
@@ -11,29 +11,24 @@ import sys
 sys.modules["groundup"] = None  # type: ignore[assignment]  # from here on importing it fails
 
 
-def main(folder: str, question_path: str, answer_path: str) -> None:
-    """Load `folder` by every Auto class it names, and answer with the logits and the greedy text of the first."""
+def main(question_path: str, answer_path: str) -> None:
+    """Run the code on the card, load the model by every other Auto class it names, and answer.
+
+    The answer is the logits and the greedy text of the model that the card's code made, in fp32 on the CPU.
+    """
     import torch
     import transformers
     from safetensors.torch import save_file
 
     with open(question_path, encoding="utf-8") as file:
         question = json.load(file)
-    place, options = question["base"] or folder, question["options"]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(question["tokenizer"], trust_remote_code=True)
+    for name in question["other_classes"]:
+        getattr(transformers, name).from_pretrained(question["place"], trust_remote_code=True)
+    made: dict = {}
+    exec(compile(question["code"], "the code on the card", "exec"), made)
+    tokenizer, model = made["tokenizer"], made["model"].float().cpu().eval()
     if tokenizer.encode(question["text"]) != question["text_ids"]:
         sys.exit("the tokenizer gives other ids")
-    common = {"trust_remote_code": question["trust_remote_code"], "dtype": torch.float32, "use_safetensors": True}
-    for name in question["other_classes"]:
-        getattr(transformers, name).from_pretrained(place, **common)
-    model = getattr(transformers, question["auto_class"]).from_pretrained(place, **common, **options)
-    if question["base"]:
-        from peft import PeftModel
-
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        model = PeftModel.from_pretrained(model, folder)
-    model.eval()
     ids = torch.tensor([question["ids"]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():

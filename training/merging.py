@@ -17,12 +17,11 @@ from groundup.common.errors import InputError
 from groundup.common.files import public_name, sha256_of
 from groundup.common.output import claim
 from groundup.common.settings import read_yaml, verb, write_yaml
-from groundup.evaluation.adapters import adapter_settings, file_of, fold, json_of, load_adapter
+from groundup.evaluation.adapters import adapter_settings, file_of, fold, json_of, load_adapter, tokenizer_of
 from groundup.evaluation.card import write_card
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_network
 from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE, write_metrics
-from groundup.tokenization.folder import load_tokenizer
 from groundup.training.checkpoint import save_model
 from groundup.training.run_folder import CURVE_FILE, LOG_FILE, WEIGHTS_FILE
 from groundup.training.settings import MergeSettings
@@ -49,7 +48,7 @@ def merge(settings: MergeSettings) -> Path:
         model = fold(adapted)
         _require_equal(before, _probe(model), settings.adapter)
         with output.filled() as folder:
-            save_model(folder, model, load_tokenizer(settings.adapter))
+            save_model(folder, model, tokenizer_of(settings.adapter, settings.base))
             _describe(folder, model, settings)
             again = load_network(folder, type(model))
             difference = _require_equal(before, _probe(again), settings.adapter)
