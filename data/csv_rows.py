@@ -147,7 +147,8 @@ def _separator(path: Path, usual: str) -> str:
 def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, _Fit]:
     """Whether quotes hold fields together, and how the file fits then. Raises `InputError` where it fits neither way.
 
-    Where both ways fit, a row of several lines speaks against quotes: two lone ones have swallowed what is between.
+    Where both ways fit and rows of several lines would be held together, two lone quotes may have swallowed what is
+    between. Commas often stand in such a text and the lines fit by chance; tabs do not.
     """
     quoted = _fit(path, separator, True, skipped)
     if (not quoted.fault and (quoted.within_lines or quoted.width == 1)) or not _holds_quotes(path):
@@ -155,11 +156,13 @@ def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, 
             raise _ragged(quoted, name)
         return True, quoted
     plain = _fit(path, separator, False, skipped)
-    if not plain.fault and (plain.width > 1 or quoted.fault):
+    if not plain.fault and (quoted.fault or separator in "\t|"):
         say(f"{name}: its quotes do not go together in pairs, so they are read as characters of the text")
         return False, plain
     if quoted.fault:
         raise _ragged(max(quoted, plain, key=lambda fit: fit.line), name)
+    if not plain.fault:
+        say(f"{name}: quotes hold several lines together, so its {plain.rows:,} lines are {quoted.rows:,} rows")
     return True, quoted
 
 

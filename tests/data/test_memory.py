@@ -55,7 +55,7 @@ def text(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "json", "csv", "parquet"])
 def test_reading_a_text_takes_a_part_of_its_size(text, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     path = text
@@ -63,7 +63,12 @@ def test_reading_a_text_takes_a_part_of_its_size(text, kind, tmp_path, monkeypat
         rows = datasets.Dataset.from_dict({"text": [LINE * 140] * (MEGABYTES * 100)})
         path = tmp_path / f"rows.{kind}"
         # All rows in one group, the worst there is.
-        rows.to_json(path) if kind == "jsonl" else rows.to_pandas().to_parquet(path, row_group_size=len(rows))
+        if kind == "parquet":
+            rows.to_pandas().to_parquet(path, row_group_size=len(rows))
+        elif kind == "csv":
+            rows.to_csv(path)
+        else:
+            rows.to_json(path, lines=kind == "jsonl")
     size, growth = run(READ, path)
     assert size > 1.8 * MEGABYTES * 10**6
     assert growth < MEGABYTES * 10**6
