@@ -144,7 +144,7 @@ class SizeOptions(VocabularyOption):
     num_hidden_layers: Annotated[int, Interval(ge=1, le=2**12)] | None = None
     """Blocks of a model made here (default: by the plan)."""
     context_length: Annotated[int, Interval(ge=1, le=2**24)] | None = None
-    """Tokens in a training row, and the longest text the model can look at (default: by the plan)."""
+    """Tokens in a training row, and the longest text the model is made for (default: by the plan)."""
 
 
 @dataclass(kw_only=True)

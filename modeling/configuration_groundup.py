@@ -70,7 +70,8 @@ class GroundupConfig(PreTrainedConfig):
         num_key_value_heads: key and value heads; fewer than H is grouped-query attention (Ainslie et al. 2023).
             Default: H.
         head_dim: width of one head, D. Default: C / H.
-        max_position_embeddings: the longest sequence, in tokens.
+        max_position_embeddings: the longest sequence of training, in tokens. A table of learned positions ends there;
+            angles go on.
         position_embedding: "rotary" (Su et al. 2021) or "learned" (a table added to the token embedding).
         rope_parameters: base and scaling of the rotary angles, as transformers writes them.
         sliding_window: how many of the latest tokens a "sliding_attention" layer sees, itself included; at least 2.

@@ -592,68 +592,7 @@ class GroundupModel(GroundupPreTrainedModel):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Writing. A text grows by one vector at a time, and on a CPU torch multiplies a matrix with one vector on one thread.
-# While a text is written, and only then, every thread reads its part of each large matrix.
-
-LARGE_MATRIX = 2**19  # weights: fewer are read before a second thread has woken
-LINEAR_FORWARD = nn.Linear.forward
-
-
-def multiply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """What a linear layer gives; for a single vector on a CPU, with every thread at work."""
-    weight = layer.weight
-    is_one_vector = type(x) is torch.Tensor and x.numel() == layer.in_features and x.dtype == torch.float32
-    is_for_training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    if not is_one_vector or is_for_training or not is_plain_weight(weight):
-        return LINEAR_FORWARD(layer, x)
-    threads = min(torch.get_num_threads(), layer.out_features)
-    rows = layer.out_features // threads
-    whole, rest = weight.split([threads * rows, layer.out_features - threads * rows])
-    parts = torch.bmm(x.view(1, 1, -1).expand(threads, 1, -1), whole.view(threads, rows, -1).mT).flatten()
-    product = torch.cat([parts, torch.mv(rest, x.flatten())]) if len(rest) else parts
-    if layer.bias is not None:
-        product += layer.bias
-    return product.view(*x.shape[:-1], -1)
-
-
-def is_plain_weight(weight: Any) -> bool:
-    """Whether a weight is numbers in memory: not quantised, not sparse, not elsewhere, not computed from others."""
-    is_here = type(weight) is nn.Parameter and weight.device.type == "cpu"
-    return is_here and weight.dtype == torch.float32 and weight.layout == torch.strided
-
-
-def is_untouched(module: nn.Module, forward: Callable) -> bool:
-    """Whether to call a module is to call `forward` on plain weights: no hook, nothing compiled or put in its place."""
-    everywhere = nn.modules.module
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    hooks_on_all = everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks
-    own = module.__dict__.get("forward")  # where accelerate, kernels and others put theirs
-    is_replaced = own is not None and getattr(own, "__func__", None) is not multiply
-    if is_replaced or module._compiled_call_impl is not None or any(hooks) or any(hooks_on_all):
-        return False
-    return type(module).forward is forward and all(map(is_plain_weight, module.parameters(recurse=False)))
-
-
-@contextlib.contextmanager
-def every_thread_reads(model: nn.Module) -> Iterator[None]:
-    """Multiply by `multiply` inside, in each large linear layer that is nothing but one; afterwards all is as before.
-
-    As an attribute of the layer: of another class it would no longer be what quantisers and adapters look for.
-    """
-    layers = [
-        layer
-        for layer in model.modules()
-        if type(layer) is nn.Linear and "forward" not in layer.__dict__ and is_untouched(layer, LINEAR_FORWARD)
-    ]
-    layers = [layer for layer in layers if layer.weight.numel() >= LARGE_MATRIX]
-    for layer in layers:
-        layer.forward = types.MethodType(multiply, layer)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            if getattr(layer.__dict__.get("forward"), "__func__", None) is multiply:
-                layer.__dict__.pop("forward", None)
+# Writing: transformers' `generate`, and where a text ends
 
 
 class EndOfPositions(StoppingCriteria):
@@ -944,6 +883,71 @@ class GroundupForQuestionAnswering(GenericForQuestionAnswering, GroundupPreTrain
         self.model = GroundupModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing fast. A text grows by one vector at a time, and on a CPU torch multiplies a matrix with one on one thread.
+# While a text is written, and only then, every thread reads its part of each large matrix.
+
+LARGE_MATRIX = 2**19  # weights: fewer are read before a second thread has woken
+LINEAR_FORWARD = nn.Linear.forward
+
+
+def multiply(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """What a linear layer gives; for a single vector on a CPU, with every thread at work."""
+    weight = layer.weight
+    is_one_vector = type(x) is torch.Tensor and x.numel() == layer.in_features and x.dtype == torch.float32
+    is_for_training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if not is_one_vector or is_for_training or not is_plain_weight(weight):
+        return LINEAR_FORWARD(layer, x)
+    threads = min(torch.get_num_threads(), layer.out_features)
+    rows = layer.out_features // threads
+    whole, rest = weight.split([threads * rows, layer.out_features - threads * rows])
+    parts = torch.bmm(x.view(1, 1, -1).expand(threads, 1, -1), whole.view(threads, rows, -1).mT).flatten()
+    product = torch.cat([parts, torch.mv(rest, x.flatten())]) if len(rest) else parts
+    if layer.bias is not None:
+        product += layer.bias
+    return product.view(*x.shape[:-1], -1)
+
+
+def is_plain_weight(weight: Any) -> bool:
+    """Whether a weight is numbers in memory: not quantised, not sparse, not elsewhere, not computed from others."""
+    is_here = type(weight) is nn.Parameter and weight.device.type == "cpu"
+    return is_here and weight.dtype == torch.float32 and weight.layout == torch.strided
+
+
+def is_untouched(module: nn.Module, forward: Callable) -> bool:
+    """Whether to call a module is to call `forward` on plain weights: no hook, nothing compiled or put in its place."""
+    everywhere = nn.modules.module
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    hooks_on_all = everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks
+    own = module.__dict__.get("forward")  # where accelerate, kernels and others put theirs
+    is_replaced = own is not None and getattr(own, "__func__", None) is not multiply
+    if is_replaced or module._compiled_call_impl is not None or any(hooks) or any(hooks_on_all):
+        return False
+    return type(module).forward is forward and all(map(is_plain_weight, module.parameters(recurse=False)))
+
+
+@contextlib.contextmanager
+def every_thread_reads(model: nn.Module) -> Iterator[None]:
+    """Multiply by `multiply` inside, in each large linear layer that is nothing but one; afterwards all is as before.
+
+    As an attribute of the layer: of another class it would no longer be what quantisers and adapters look for.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if type(layer) is nn.Linear and "forward" not in layer.__dict__ and is_untouched(layer, LINEAR_FORWARD)
+    ]
+    layers = [layer for layer in layers if layer.weight.numel() >= LARGE_MATRIX]
+    for layer in layers:
+        layer.forward = types.MethodType(multiply, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            if getattr(layer.__dict__.get("forward"), "__func__", None) is multiply:
+                layer.__dict__.pop("forward", None)
 
 
 # By this table of class names Trainer knows whether labels stand one token on, for which it smooths them.
