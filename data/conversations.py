@@ -7,7 +7,7 @@ Everything that would train a model on nothing, or on the wrong thing, is an err
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerFast
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.data import instruction_tasks
+from groundup.data.conversation_forms import WEIGHT, Form, NoText, text_of
 from groundup.data.sources import load_tables
 from groundup.data.tables import ArrowTable, Table
+from groundup.data.text_columns import columns_read, say_columns
 from groundup.data.windows import IGNORED
 from groundup.tokenization.chat import ChatEncoder, Message
 
 ENCODED_AT_ONCE = 1000  # conversations
-_FORMS = "messages; prompt and completion; or instruction, output and perhaps input"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Conversation:
 
     messages: list[Message]
     family: str = ""
+    place: str = field(default="", compare=False)  # its file and row, for messages
 
     @property
     def prompt(self) -> list[Message]:
@@ -53,30 +55,64 @@ class Conversation:
 
 @dataclass
 class RowCounts:
-    """What became of the rows: how many there are, and what was done about those that are not as they should be."""
+    """What became of the rows: how many there are, and what was done about those that are not as they should be.
+
+    `first` has, of a count, the place and the reason of its first row.
+    """
 
     rows: int = 0
     without_answer: int = 0
+    without_question: int = 0
+    no_text: int = 0
+    answers_not_learnt: int = 0
+    refused: int = 0
     cut: int = 0
     cut_before_answer: int = 0
-    messages_with_special_tokens: int = 0
+    with_special_tokens: int = 0
+    first: dict[str, str] = field(default_factory=dict)
 
-    def warnings(self, context: int) -> list[str]:
+    def add(self, count: str, first: str) -> None:
+        """Count one more, and keep the place and reason of the first."""
+        setattr(self, count, getattr(self, count) + 1)
+        self.first.setdefault(count, first)
+
+    def numbers(self) -> dict[str, int]:
+        """The counts alone."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, int)}
+
+    def __add__(self, later: "RowCounts") -> "RowCounts":
+        """These counts and those of what was done to the same rows, or to some of them, afterwards."""
+        counts = {name: value + getattr(later, name) for name, value in self.numbers().items()}
+        return RowCounts(**counts | {"rows": self.rows}, first=later.first | self.first)
+
+    def warnings(self, context: int | None = None) -> list[str]:
         """A line for each thing that a person should know of rows that may have `context` ids."""
+        limit = f"{context or 0:,} tokens (--context-length)"
         said = {
             "without_answer": "have no answer and are left out",
-            "cut_before_answer": f"do not reach their answer within {context:,} tokens (--context-length): left out",
-            "cut": f"are longer than {context:,} tokens (--context-length) and were cut within their answer",
-            "messages_with_special_tokens": "messages spell special tokens; they were taken as plain text",
+            "no_text": "hold something else than text and are left out",
+            "without_question": "have an answer and no question: trained all the same",
+            "answers_not_learnt": "answers in them have weight 0 or no text: read and not learnt",
+            "refused": "are refused by the chat template and left out",
+            "cut_before_answer": f"do not reach their answer within {limit}: left out",
+            "cut": f"are longer than {limit} and were cut within their answer",
+            "with_special_tokens": "spell special tokens; they were taken as plain text",
         }
-        counts = asdict(self)
-        return [f"{counts[name]:,} of {self.rows:,} rows: {what}" for name, what in said.items() if counts[name]]
+        lines = []
+        for name, what in said.items():
+            if count := getattr(self, name):
+                first = f" (the first: {self.first[name]})" if name in self.first else ""
+                of = f"{count:,} in" if name == "answers_not_learnt" else f"{count:,} of"
+                lines.append(f"{of} {self.rows:,} rows: {what}{first}")
+        return lines
 
 
 def load_conversations(
     data: Sequence[str], input_joint: str, held_out: bool = False
 ) -> tuple[list[Conversation], RowCounts, list[dict[str, Any]]]:
     """Read `--data` as conversations, in its order, with counts and a row for each file.
+
+    Says which columns are read and which are not; the rows of the files have both, too.
 
     Args:
         data: files, folders, globs, Hub datasets of rows; or `instruction-tasks`, perhaps with `:family,family`.
@@ -88,62 +124,56 @@ def load_conversations(
     """
     if not data:
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or instruction-tasks")
-    tables, sources = [], []
+    conversations, counts, sources = [], RowCounts(), []
     for item in data:
         if instruction_tasks.is_tasks(item):
-            tables.append((item, ArrowTable.of(instruction_tasks.load(item, held_out), item)))
-            sources.append({"name": item, "rows": len(tables[-1][1])})
+            tables: list[tuple[str, Table]] = [(item, ArrowTable.of(instruction_tasks.load(item, held_out), item))]
+            files = [{"name": item, "rows": len(tables[0][1])}]
         else:
-            found, rows = load_tables([item])
-            tables += found
-            sources += rows
-    conversations, counts = [], RowCounts()
-    for name, table in tables:
-        for number, messages, family in _messages_of(table, name, input_joint):
-            counts.rows += 1
-            conversation = _ending_with_an_answer(messages, family, f"{name}, row {number}")
-            if conversation is None:
-                counts.without_answer += 1
-            else:
-                conversations.append(conversation)
+            tables, files = load_tables([item])
+        used = []
+        for name, table in tables:
+            form = Form.of(table.column_names, name)
+            conversations += _read(table, form, input_joint, counts)
+            used.append({"name": name} | columns_read(form.read, table) | form.unread)
+        say_columns(used)
+        sources += [row | _used_in(row["name"], used) for row in files]
     if not conversations:
-        raise InputError(f"no row of {', '.join(data)} has an answer: there is nothing to train on")
+        why = "".join(f"; {line}" for line in counts.warnings())
+        raise InputError(f"no row of {', '.join(data)} has an answer: there is nothing to learn or to test on{why}")
     return conversations, counts, sources
 
 
-def _messages_of(table: Table, name: str, joint: str) -> Iterator[tuple[int, list[Message], str]]:
-    """The rows' messages, numbered from 1. Raises `InputError` for columns of no known form."""
-    columns = set(table.column_names)
+def _used_in(name: str, used: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What was read of a file; of an archive, what was of the first table in it."""
+    found = next((one for one in used if one["name"] == name or one["name"].startswith(f"{name}/")), {})
+    return {key: value for key, value in found.items() if key != "name"}
+
+
+def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conversation]:
+    """The conversations of a table that end with an answer. Adds to `counts`."""
+    found = []
     for number, row in table.numbered():
-        family = str(row.get("family") or "")
-        if "messages" in columns:
-            yield number, row["messages"] or [], family
-        elif {"prompt", "completion"} <= columns:
-            yield number, _turn("user", row["prompt"]) + _turn("assistant", row["completion"]), family
-        elif {"instruction", "output"} <= columns:
-            given = row.get("input") or ""
-            asked = f"{row['instruction'] or ''}{joint if given else ''}{given}"
-            yield number, _turn("user", asked) + _turn("assistant", row["output"]), family
-        else:
-            raise InputError(f"{name} has the columns {', '.join(table.column_names)}: rows need {_FORMS}")
-
-
-def _turn(role: str, content: Any) -> list[Message]:
-    """A text as one message of `role`; a list of messages (TRL's conversational form) as it is."""
-    return content if isinstance(content, list) else [{"role": role, "content": content}]
-
-
-def _ending_with_an_answer(messages: Any, family: str, place: str) -> Conversation | None:
-    """The messages up to the last answer, None where there is none. Raises `InputError` for what is no message."""
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise InputError(f"{place}: messages must be a list of role and content")
-    for message in messages:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content") or "", str):
-            raise InputError(f"{place}: a message needs a role and a content, both text")
-    plain = [{"role": message["role"], "content": message.get("content") or ""} for message in messages]
-    while plain and not (plain[-1]["role"] == "assistant" and plain[-1]["content"].strip()):
-        plain.pop()
-    return Conversation(plain, family) if plain else None
+        counts.rows += 1
+        place = table.place(number)
+        try:
+            messages = form.messages(row, joint)
+            family = text_of(row[form.family]) if form.family else None
+        except NoText as error:
+            counts.add("no_text", f"{place}: {error}")
+            continue
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
+        while messages and not (messages[-1]["role"] == "assistant" and WEIGHT not in messages[-1]):
+            messages.pop()
+        if not messages:
+            counts.without_answer += 1
+            continue
+        counts.answers_not_learnt += sum(WEIGHT in message for message in messages)
+        if not any(message["content"].strip() for message in messages[:-1]):
+            counts.add("without_question", place)
+        found.append(Conversation(messages, family or "", place))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -232,46 +262,49 @@ def encode_conversations(
 ) -> tuple[ConversationRows, list[int], frozenset[int]]:
     """Turn conversations into rows of at most `context` ids. Adds to `counts`.
 
-    Returns the rows, the place of each row's conversation (those without a trained id within the context are left
-    out), and the end tokens: the last special token of each answer, which a model learns to stop with.
+    Returns the rows, the place of each row's conversation (those that the template refuses, and those without a
+    trained id within the context, are left out), and the end tokens: the last special token of each answer, which a
+    model learns to stop with.
 
-    Raises `InputError` where an answer has no end token in what is trained, where training text and generation text
-    differ, or where no id is trained at all.
+    Raises `InputError` where an answer has no end token in what is trained, or where no id is trained at all.
     """
-    encoder = ChatEncoder(tokenizer)
-    special = frozenset(encoder.special.values())
+    try:
+        encoder = ChatEncoder(tokenizer)
+    except ValueError as error:
+        raise InputError(f"these rows cannot be trained on: {error}") from error
     rows, places, ends = [], [], set()
     with ProgressBar("encoding", total=max(1, len(conversations))) as bar:
         for start in range(0, len(conversations), ENCODED_AT_ONCE):
             part = conversations[start : start + ENCODED_AT_ONCE]
-            for offset, (ids, trained, end) in enumerate(_encoded(encoder, part, special, start)):
+            for offset, ids, trained, end in _encoded(encoder, part, counts):
                 ends.add(end)
-                counts.cut += len(ids) > context
                 if any(trained[:context]):
+                    counts.cut += len(ids) > context
                     rows.append((ids[:context], trained[:context]))
                     places.append(start + offset)
                 else:
-                    counts.cut -= 1
                     counts.cut_before_answer += 1
             bar.update(start + len(part))
-    counts.messages_with_special_tokens += encoder.forged
+    counts.with_special_tokens += encoder.forged
     if not rows:
-        raise InputError(f"no token would be trained: no row reaches its answer within {context} tokens")
+        why = "".join(f"; {line}" for line in counts.warnings(context))
+        raise InputError(f"no token would be trained: no row reaches its answer within {context} tokens{why}")
     return ConversationRows.from_lists(rows), places, frozenset(ends)
 
 
 def _encoded(
-    encoder: ChatEncoder, part: Sequence[Conversation], special: frozenset[int], start: int
-) -> Iterator[tuple[list[int], list[bool], int]]:
-    """The ids, marks and end token of each conversation; `start` is the place of the first, for messages."""
-    segments = []
+    encoder: ChatEncoder, part: Sequence[Conversation], counts: RowCounts
+) -> Iterator[tuple[int, list[int], list[bool], int]]:
+    """The number in `part`, the ids, marks and end token of each conversation that the template takes."""
+    segments = {}
     for offset, conversation in enumerate(part):
         try:
-            segments.append(encoder.segments(conversation.messages))
+            segments[offset] = encoder.segments(conversation.messages)
         except ValueError as error:
-            raise InputError(f"row {start + offset + 1} cannot be trained on: {error}") from error
-    encoded = iter(encoder.encode([segment.text for row in segments for segment in row]))
-    for offset, row in enumerate(segments):
+            counts.add("refused", f"{conversation.place or f'row {offset + 1}'}, {error}")
+    special = frozenset(encoder.special.values())
+    encoded = iter(encoder.encode([segment.text for row in segments.values() for segment in row]))
+    for offset, row in segments.items():
         ids: list[int] = []
         trained: list[bool] = []
         end = None
@@ -283,8 +316,8 @@ def _encoded(
                 end = next((token for token in reversed(piece) if token in special), None)
                 if end is None:
                     raise InputError(
-                        f"row {start + offset + 1}: the chat template trains no end token, so a model would never "
-                        "learn to stop: put it inside the generation marks, or take another --layout"
+                        f"{part[offset].place or f'row {offset + 1}'}: the chat template trains no end token, so a "
+                        "model would never learn to stop: put it inside the generation marks, or take another --layout"
                     )
-        assert end is not None  # every conversation ends with an answer
-        yield ids, trained, end
+        assert end is not None  # every conversation ends with an answer that is learnt
+        yield offset, ids, trained, end

@@ -52,11 +52,13 @@ def say_columns(rows: Sequence[Mapping[str, Any]]) -> None:
     """
     alike: dict[str, list[str]] = {}
     for row in rows:
-        if "columns" in row and (row["columns_not_read"] or any(what != of for what, of in row["columns"].items())):
-            read = [what if what == name else f"{name} as {what}" for what, name in row["columns"].items()]
+        columns, others, keys = (row.get(key, ()) for key in ("columns", "columns_not_read", "message_keys_not_read"))
+        if others or keys or any(what != of for what, of in dict(columns).items()):
+            read = [what if what == name else f"{name} as {what}" for what, name in dict(columns).items()]
             line = f"reads {'the column' if len(read) == 1 else 'the columns'} {', '.join(read)}"
-            others = row["columns_not_read"]
-            alike.setdefault(f"{line}; not {listed(others)}" if others else line, []).append(row["name"])
+            line += f"; not {listed(others)}" if others else ""
+            line += f"; of messages not {listed(keys)}" if keys else ""
+            alike.setdefault(line, []).append(row["name"])
     for line, names in alike.items():
         say(f"{listed(names, 3)}: {line}")
 

@@ -15,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from groundup.tokenization.folder import ASSISTANT, END, SYSTEM, USER, plain_backend
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role and content; an answer of weight 0 is read and not learnt
 
 # The assistant's turn counts from after <|assistant|> up to and with <|end|>: a model must learn to stop, not to start.
 CHAT_TEMPLATE = f"""\
@@ -75,7 +75,8 @@ class ChatEncoder:
     """Messages to text and ids by a tokenizer's chat template.
 
     A special token that is spelt out in a message stays text: its characters get ids, never the special one. `forged`
-    counts the messages in which that happened. Raises `ValueError` for a tokenizer without a template.
+    counts the conversations of `segments` in which that happened. Raises `ValueError` for a tokenizer without a
+    template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -104,10 +105,14 @@ class ChatEncoder:
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The text of a conversation in turn read and spoken; the texts are for `encode`.
 
+        An answer of weight 0 is read: what is spoken is what a model learns to say.
+
         Raises `ValueError` for a message without role or text, for one that the template refuses, and where what the
         assistant says does not follow what stands there when it is asked to answer.
         """
-        return self._segments(self._shielded(messages))
+        shielded = self._shielded(messages)
+        self.forged += any(self._spellings.search(message["content"]) for message in messages)
+        return self._segments(shielded)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each segment's text. Segments are encoded apart, as they are when a model answers."""
@@ -134,7 +139,6 @@ class ChatEncoder:
             if not isinstance(content, str) or not isinstance(message.get("role"), str):
                 raise ValueError("a message needs a role and a content, both text")
             safe = self._shielding.sub(lambda found: f"\ufdd0{places[found[0]]}\ufdd1", content)
-            self.forged += self._spellings.search(content) is not None
             shielded.append({**message, "content": safe})
         return shielded
 
@@ -152,7 +156,9 @@ class ChatEncoder:
         if [begin for begin, _ in spans] != begins:
             raise ValueError("the template's generation marks do not begin where an answer is to be generated")
         segments, at = [], 0
-        for begin, end in spans:
+        for turn, (begin, end) in zip(turns, spans):
+            if messages[turn].get("weight") == 0:
+                continue
             segments += [Segment(text[at:begin], spoken=False), Segment(text[begin:end], spoken=True)]
             at = end
         return [*segments, Segment(text[at:], spoken=False)] if at < len(text) else segments

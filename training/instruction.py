@@ -331,7 +331,7 @@ class InstructionRun(TrainingRun):
         if len(fresh) < len(conversations):
             seen = len(conversations) - len(fresh)
             none_left = "" if fresh else ": none are left to score without them"
-            say(f"{seen:,} of {len(conversations):,} rows to test on are in training, too{none_left}")
+            say(f"{seen:,} of {len(conversations):,} rows to test on have prompts of training{none_left}")
         if 0 < len(fresh) < len(conversations):
             kept = [conversations[place] for place in fresh], [answers[place] for place in fresh]
             rows += answer_rows(*kept, trained_answers, about | {"split": f"{about['split']} without them"})

@@ -6,8 +6,10 @@ What is prepared is read back from the folder even by the run that made it, so t
 import dataclasses
 import itertools
 import json
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.settings import public_settings
+from groundup.data.conversation_forms import WEIGHT
 from groundup.data.conversations import (
     Conversation,
     ConversationRows,
@@ -116,6 +119,8 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     tokenizer = None if settings.model is None else load_tokenizer(settings.model)
     template = _template(settings, tokenizer)
     conversations, loaded, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
+    for line in loaded.warnings():
+        say(line)
     if settings.smoke:
         conversations = [conversations[place] for place in evenly(len(conversations), SMOKE_ROWS)]
     parts = _split(conversations, settings)
@@ -125,14 +130,16 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
         tokenizer = train_bpe(_texts(parts["train"]), vocab_size)
     _lay_out(tokenizer, template)
     context, width = _limits(settings)
-    counts = {"train": loaded, "validation": RowCounts(rows=len(parts["validation"]))}
+    counts = {part: RowCounts(rows=len(parts[part])) for part in ("train", "validation")}
     rows, stop_ids = {}, frozenset()
     for part in counts:
         rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, counts[part])
         parts[part] = [parts[part][place] for place in places]
         stop_ids |= ends
-    kept_back = [f"to validate on: {line}" for line in counts["validation"].warnings(context)]
-    for line in [*counts["train"].warnings(context), *kept_back, *_padding_warnings(tokenizer, stop_ids)]:
+    for part, what in (("train", "to train on"), ("validation", "to validate on")):
+        for line in counts[part].warnings(context):
+            say(f"{what}: {line}")
+    for line in _padding_warnings(tokenizer, stop_ids):
         say(line)
     settings = _with_minutes(settings, size)
     seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
@@ -149,7 +156,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
         "verb": "instruct",
         "settings": public_settings(settings, PATHS),
         "plan": dataclasses.asdict(plan),
-        "rows": dataclasses.asdict(counts["train"]) | {part: len(members) for part, members in parts.items()},
+        "rows": (loaded + counts["train"]).numbers() | {part: len(members) for part, members in parts.items()},
         "sources": sources,
         "tokenizer_sha256": fingerprint(tokenizer),
     }
@@ -175,23 +182,67 @@ def _lay_out(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
 
 
 def _split(conversations: list[Conversation], settings: InstructSettings) -> dict[str, list[Conversation]]:
-    """The conversations for training, validation and testing; one that is asked in training is not validated on."""
+    """The conversations for training, validation and testing; what is kept back is not trained on.
+
+    Whole prompts are kept back where there are enough different ones, else whole rows: new answers to known prompts.
+    """
     if settings.split:
         borders = [int(len(conversations) * share) for share in settings.split[:2]]
         train, test = conversations[: borders[0]], conversations[borders[0] : sum(borders)]
-        validation = conversations[sum(borders) :]
+        validation = _fresh(conversations[sum(borders) :], train)
     else:
-        chance = np.random.default_rng(settings.seed)
-        kept_back = chance.permutation(len(conversations)) < VALIDATION_SHARE * len(conversations)
-        train = [row for row, kept in zip(conversations, kept_back) if not kept]
-        validation, test = [row for row, kept in zip(conversations, kept_back) if kept], []
-    asked = {row.key for row in train}
-    fresh = [row for row in validation if row.key not in asked]
-    if len(fresh) < len(validation):
-        say(f"{len(validation) - len(fresh):,} of {len(validation):,} rows kept back are in training too: dropped")
-    if not train or not fresh:
-        raise InputError(f"{len(conversations)} rows leave none for training or none to keep back: give more")
-    return {"train": train, "validation": fresh, "test": test}
+        back = _kept_back(conversations, settings.seed)
+        train = [row for row, kept in zip(conversations, back) if not kept]
+        validation, test = [row for row, kept in zip(conversations, back) if kept], []
+    if not train or not validation:
+        different = len({(row.key, row.answer) for row in conversations})
+        raise InputError(
+            f"{len(conversations):,} rows, {different:,} different ones, leave none for training or none to keep back: "
+            "give more different ones"
+        )
+    return {"train": train, "validation": validation, "test": test}
+
+
+def _kept_back(conversations: list[Conversation], seed: int) -> list[bool]:
+    """Which rows are kept back: a tenth, by chance, and never one of two that are alike."""
+    order = np.argsort(np.random.default_rng(seed).permutation(len(conversations)))
+    wanted = math.ceil(VALIDATION_SHARE * len(conversations))
+    prompts = [row.key for row in conversations]
+    by_prompt = _whole_groups(prompts, order, wanted)
+    if 2 * sum(by_prompt) >= wanted:
+        return by_prompt
+    say(
+        f"{len(conversations):,} rows have {len(set(prompts)):,} different prompts: rows are kept back whose prompts "
+        "are in training too, with other answers"
+    )
+    rows = [(row.key, row.answer) for row in conversations]
+    by_row, sizes = _whole_groups(rows, order, wanted), Counter(rows)
+    if not any(by_row) and len(sizes) > 1:  # all stand there too often for a tenth
+        fewest = min(sizes, key=lambda row: sizes[row])
+        return [row == fewest for row in rows]
+    return by_row
+
+
+def _whole_groups(keys: Sequence[Hashable], order: Iterable[int], wanted: int) -> list[bool]:
+    """A mask of about `wanted` rows, such that rows with one key are on one side; in `order`, what is too much not."""
+    sizes, chosen, left = Counter(keys), set(), wanted
+    for place in order:
+        if keys[place] not in chosen and sizes[keys[place]] <= left:
+            chosen.add(keys[place])
+            left -= sizes[keys[place]]
+    return [key in chosen for key in keys]
+
+
+def _fresh(rows: list[Conversation], train: list[Conversation]) -> list[Conversation]:
+    """The rows with prompts that training has not; where those are less than half, with answers that it has not."""
+    asked, answered = {row.key for row in train}, {(row.key, row.answer) for row in train}
+    fresh = [row for row in rows if row.key not in asked]
+    if 2 * len(fresh) < len(rows):
+        fresh = [row for row in rows if (row.key, row.answer) not in answered]
+        say(f"most of the {len(rows):,} rows to validate on have prompts that are in training too, with other answers")
+    if len(fresh) < len(rows):
+        say(f"{len(rows) - len(fresh):,} of {len(rows):,} rows kept back are in training too: dropped")
+    return fresh
 
 
 def _limits(settings: InstructSettings) -> tuple[int, int | None]:
@@ -262,8 +313,11 @@ def _plan(
 
 
 def _texts(conversations: Iterable[Conversation]) -> Iterable[str]:
-    """The bare text of each conversation: what a tokenizer and a first pretraining learn from."""
-    return ("\n".join(message["content"] for message in row.messages) for row in conversations)
+    """The bare text of each conversation: what a tokenizer and a first pretraining learn from.
+
+    An answer of weight 0 is not in it: it is not to be learnt.
+    """
+    return ("\n".join(message["content"] for message in row.messages if WEIGHT not in message) for row in conversations)
 
 
 def write_texts(path: Path, conversations: Sequence[Conversation]) -> None:

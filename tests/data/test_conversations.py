@@ -62,16 +62,19 @@ def test_rows_without_an_answer_are_left_out_and_counted(write):
 
 
 def test_data_in_which_nothing_is_answered_is_an_error(write):
-    with pytest.raises(InputError, match="has an answer: there is nothing"):
+    with pytest.raises(InputError, match="has an answer: there is nothing to learn"):
         load_conversations(write({"instruction": "a", "output": ""}), "\n")
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"text": "a"}, "rows need messages; prompt and completion"),
-        ({"messages": [{"role": "user", "content": [3]}]}, "row 1: a message needs"),
-        ({"messages": "hello"}, "row 1: messages must be a list"),
+        ({"text": "a"}, "has the columns text: rows need messages .or conversations.; prompt and completion"),
+        ({"messages": [{"user": "a"}]}, "line 1: a message needs a role and a content .*this one has user"),
+        ({"messages": [{"role": "user"}]}, "line 1: a message needs a role and a content .*this one has role"),
+        ({"messages": "hello"}, "line 1: messages must be a list"),
+        ({"messages": [*ANSWERED, {"role": "assistant", "content": "a", "weight": 0.5}]}, "line 1: .* the weight 0.5"),
+        ({"instruction": "a", "output": "b", "history": [["one"]]}, "line 1: history must be a list of pairs"),
     ],
 )
 def test_rows_of_another_form_are_refused_in_one_sentence(write, row, says):
@@ -129,7 +132,7 @@ def test_an_end_token_outside_the_marks_is_an_error(tokenizer):
 
 def test_special_tokens_in_a_text_are_counted(tokenizer):
     counts = encode(tokenizer, [{"role": "user", "content": "<|end|>"}, {"role": "assistant", "content": "a"}])[-1]
-    assert counts.warnings(8) == ["1 of 1 rows: messages spell special tokens; they were taken as plain text"]
+    assert counts.warnings(8) == ["1 of 1 rows: spell special tokens; they were taken as plain text"]
 
 
 ROW = st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=2, max_size=12)

@@ -1,6 +1,7 @@
 """How rows are split before a model learns to answer, and how gently it is moved."""
 
 import json
+import math
 import time
 
 import pytest
@@ -53,6 +54,44 @@ def test_without_a_split_a_tenth_is_kept_back_by_the_seed():
     assert [(len(part["train"]), len(part["validation"]), len(part["test"])) for part in parts] == [(90, 10, 0)] * 3
     assert parts[0] == parts[1] != parts[2]
     assert sorted(row.key for row in parts[0]["train"] + parts[0]["validation"]) == sorted(row.key for row in rows)
+
+
+def asked_and_answered(pairs):
+    return [
+        Conversation([{"role": "user", "content": asked}, {"role": "assistant", "content": said}])
+        for asked, said in pairs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "of_prompts"),
+    [(1, 500, False), (2, 50, False), (3, 7, False), (20, 25, True), (100, 3, True), (1, 2, False), (5, 2, False)],
+)
+def test_what_is_kept_back_is_never_empty_and_never_trained_on(prompts, answers, of_prompts):
+    rows = asked_and_answered((f"ask {p}", f"{p} say {a}") for p in range(prompts) for a in range(answers))
+    for seed in range(3):
+        parts = _split(rows, settings_of(seed=seed))
+        train, back = ([(row.key, row.answer) for row in parts[part]] for part in ("train", "validation"))
+        assert not set(train) & set(back) and len(train) + len(back) == len(rows)
+        assert 0 < len(back) <= max(1, math.ceil(0.1 * len(rows)))
+        assert not of_prompts or not {key for key, _ in train} & {key for key, _ in back}
+
+
+@pytest.mark.parametrize("twice", [[("a", "b")] * 9 + [("c", "d")], [("a", "b"), ("a", "b"), ("a", "c")]])
+def test_rows_that_are_alike_are_on_one_side(twice):
+    parts = _split(asked_and_answered(twice), settings_of())
+    assert len({(row.key, row.answer) for row in parts["validation"]}) == len(parts["validation"]) == 1
+
+
+def test_rows_that_are_all_alike_leave_none_to_keep_back():
+    with pytest.raises(InputError, match="12 rows, 1 different ones, leave none"):
+        _split(asked_and_answered([("a", "b")] * 12), settings_of())
+
+
+def test_of_a_split_in_order_rows_with_new_answers_are_kept_where_all_prompts_are_the_same():
+    rows = asked_and_answered(("one style", f"post {number}") for number in range(20))
+    parts = _split(rows, settings_of(split=[0.8, 0.1, 0.1]))
+    assert parts["validation"] == rows[18:]
 
 
 def test_a_model_that_was_trained_before_is_moved_more_gently_and_an_adapter_is_not():
@@ -117,7 +156,7 @@ def test_a_model_that_can_look_far_gets_rows_and_updates_as_one_that_can_not(tmp
     far = plan(131072)
     assert far["context_length"] == 1024 and far == plan(1024)
     assert far["batch_rows"] < 180  # not all rows in one update
-    assert "1 of 200 rows: are longer than 1,024 tokens" in capsys.readouterr().err
+    assert "to train on: 1 of 180 rows: are longer than 1,024 tokens" in capsys.readouterr().err
     assert plan(131072, context_length=2048)["context_length"] == 2048
     assert "are longer" not in capsys.readouterr().err
 
