@@ -79,6 +79,10 @@ def load_adapter(
     try:
         adapted = adapt(model, source)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, SafetensorError):
+            raise InputError(
+                f"{SAFETENSORS_WEIGHTS_NAME} of {source} is cut short, or none: fetch or save it again"
+            ) from error
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the adapter {source} does not fit its base {base}: {reason}") from error
     brought = tuple(settings.get("modules_to_save") or ())
@@ -123,7 +127,7 @@ def adapter_settings(source: str | Path) -> dict[str, Any]:
     """What adapter_config.json says. Raises `InputError` where there is none."""
     path = find_adapter_config_file(str(user_path(source)))
     if path is None:
-        here = user_path(source).is_dir()
+        here = user_path(source).exists()
         why = "it has no adapter_config.json" if here else "there is no such folder, and none was found on the Hub"
         raise InputError(f"{source} is no adapter: {why}")
     return read_json(Path(path))

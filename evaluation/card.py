@@ -9,11 +9,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from groundup.common.files import atomic_write, sha256_of
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.kinds import GGUF_WEIGHTS, MODEL_WEIGHTS
+from groundup.evaluation.kinds import ADAPTER_WEIGHTS, GGUF_WEIGHTS, MODEL_WEIGHTS
 from groundup.evaluation.report import (
     RECIPE_FILE,
     family_lines,
     notes,
+    own_metrics,
     read_metrics,
     result_lines,
     section,
@@ -91,7 +92,9 @@ def describe_twin(folder: Path, original: Path, parameters: int, difference: flo
         difference: the largest between the logits of the two; None where nothing here can read the twin.
     """
     weights = next(name for name in (MODEL_WEIGHTS, GGUF_WEIGHTS) if (folder / name).is_file())
-    metrics, recipe = read_metrics(original), read_yaml(folder / RECIPE_FILE)
+    measured = (original / name for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS))
+    metrics = own_metrics(original, next((path for path in measured if path.is_file()), None))
+    recipe = read_yaml(folder / RECIPE_FILE)
     if (original / RECIPE_FILE).is_file():
         known = read_yaml(original / RECIPE_FILE)
         recipe |= {name: known[name] for name in ("license", "language", "sources") if known.get(name)}

@@ -99,12 +99,18 @@ def _look_for_dangers(path: Path, findings: Findings) -> None:
     name = shown(path.relative_to(findings.folder).as_posix())
     with path.open("rb") as file:
         start = file.read(4096)
-    if path.suffix.lower() in PICKLES or re.match(rb"\x80[\x02-\x05]", start) or _is_torch_archive(start):
+    if path.suffix.lower() in PICKLES or _is_pickle(start) or _is_torch_archive(start):
         findings.add(f"{name} is or may be a pickle, which can run code", "remove it")
     if path.name.lower() in TOKEN_FILES:
         findings.add(f"{name} is a file for secrets", "remove it")
     elif path.suffix not in (".safetensors", ".gguf", ".png") and _holds(path, SECRET):
         findings.add(f"{name} holds something like a token", "take it out, and make the token invalid")
+
+
+def _is_pickle(start: bytes) -> bool:
+    """Whether bytes begin as a pickle does; so do the length and the brace of a safetensors header of some lengths."""
+    is_header = start[3:9] == b"\0\0\0\0\0{"
+    return re.match(rb"\x80[\x02-\x05]", start) is not None and not is_header
 
 
 def _is_torch_archive(start: bytes) -> bool:

@@ -40,6 +40,7 @@ _REASONS = (
     ("an encoder cannot write", "it is an encoder, which sees the words that follow: give {wanted}"),
     ("couldn't connect", "there is no such folder, and the Hub cannot be reached"),
     ("is not a local folder", "there is no such folder, and on the Hub no such model that you may read"),
+    ("deserializing header", "its file of weights is cut short, or none: fetch or save the model again"),
     ("no file named", "it has no model.safetensors: give a folder with the weights"),
 )
 _WANTED = {
@@ -103,7 +104,7 @@ def _is_pair(source: str | Path) -> bool:
         if adapter := find_adapter_config_file(path):
             return json.loads(Path(adapter).read_text(encoding="utf-8")).get("task_type") == "SEQ_2_SEQ_LM"
         return bool(PreTrainedConfig.get_config_dict(path)[0].get("is_encoder_decoder"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # the last for a config.json that holds no names and values
         return False  # `load_model` says what is wrong
 
 
@@ -166,6 +167,8 @@ def _check_place(source: str | Path) -> Path:
     """The same where a folder may be that of an adapter, which has no config.json; returns where it lies."""
     path = user_path(source)
     if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            raise InputError(f"{source} is a file for llama.cpp: give the folder of the model that it was made of")
         raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
     if path.is_dir():
         return path

@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from rich.text import Text
 
+from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_write
+from groundup.common.files import atomic_write, sha256_of
 from groundup.evaluation.verdict import verdict, worth
 
 METRICS_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"
@@ -87,9 +88,21 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {"metrics": [], "training": {}, "versions": {}, "weights_sha256": None}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}): evaluate the model again") from error
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), list):
+        raise InputError(f"{path} has no list of metrics: evaluate the model again")
+    return metrics
+
+
+def own_metrics(folder: Path, weights: Path | None) -> dict[str, Any]:
+    """What `read_metrics` reads, without the scores where they were not made from these weights, which is said."""
+    metrics = read_metrics(folder)
+    if metrics["metrics"] and weights is not None and metrics.get("weights_sha256") != sha256_of(weights):
+        say(f"{METRICS_FILE} of {folder} was not made from its weights: its scores are left out")
+        return metrics | {"metrics": [], "samples": [], "weights_sha256": sha256_of(weights)}
+    return metrics
 
 
 def _is_finite(value: Any) -> bool:

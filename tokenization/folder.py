@@ -33,6 +33,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, context: in
     is told what a model takes, version 4 also hands it `token_type_ids`, at which `generate` raises, and which GPT-2
     adds to its embeddings.
     """
+    tokenizer.backend_tokenizer.no_truncation()  # the last call's, which would go into tokenizer.json
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(folder)
     path = Path(folder) / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -62,6 +64,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "instantiate the backend tokenizer" in reason:
+            reason = "it has no tokenizer.json"
         raise InputError(f"cannot load a tokenizer from {source}: {reason}") from error
     finally:
         library.setLevel(level)

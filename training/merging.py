@@ -17,11 +17,12 @@ from groundup.common.errors import InputError
 from groundup.common.files import public_name, sha256_of
 from groundup.common.output import claim
 from groundup.common.settings import read_yaml, verb, write_yaml
-from groundup.evaluation.adapters import adapter_settings, file_of, fold, json_of, load_adapter, tokenizer_of
+from groundup.evaluation.adapters import adapter_settings, file_of, fold, load_adapter, tokenizer_of
 from groundup.evaluation.card import write_card
+from groundup.evaluation.kinds import ADAPTER_WEIGHTS
 from groundup.evaluation.language import context_of
 from groundup.evaluation.loading import load_network
-from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE, write_metrics
+from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE, own_metrics, write_metrics
 from groundup.training.checkpoint import save_model
 from groundup.training.run_folder import CURVE_FILE, LOG_FILE, WEIGHTS_FILE
 from groundup.training.settings import MergeSettings
@@ -93,7 +94,8 @@ def _describe(folder: Path, model: PreTrainedModel, settings: MergeSettings) -> 
     for name in (LOG_FILE, CURVE_FILE):
         if file := file_of(settings.adapter, name):
             shutil.copyfile(file, folder / name)
-    metrics = {"metrics": [], "training": {}} | json_of(settings.adapter, METRICS_FILE)
+    known, weights = file_of(settings.adapter, METRICS_FILE), file_of(settings.adapter, ADAPTER_WEIGHTS)
+    metrics = {"metrics": [], "training": {}} | (own_metrics(known.parent, weights) if known else {})
     training: dict[str, Any] = metrics["training"] | {"parameters": model.num_parameters()}
     write_metrics(folder, metrics["metrics"], training, sha256_of(folder / WEIGHTS_FILE))
     write_card(folder)

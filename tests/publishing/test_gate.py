@@ -118,6 +118,16 @@ def test_what_is_wrong_is_said_of_the_folder_that_was_given(checkpoint):
     assert str(error.value).startswith(f"{folder} is not fit to be published: there is no file of weights")
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_no_pickle(length, checkpoint):
+    folder = checkpoint()
+    with_header(folder, b"{" + b" " * (length - 2) + b"}")
+    assert "model.safetensors" in sort_files(folder)[0]
+    (folder / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(InputError, match="may be a pickle"):
+        sort_files(folder)
+
+
 def test_a_link_inside_the_folder_is_as_good_as_a_file(checkpoint):
     folder = checkpoint()
     (folder / "tokenizer.json").rename(folder / "real")

@@ -125,6 +125,13 @@ def test_saving_a_loaded_tokenizer_again_changes_nothing(tokenizer, tmp_path):
         assert (tmp_path / "second" / path.name).read_text() == path.read_text()
 
 
+def test_the_last_calls_truncation_and_padding_are_not_saved(tokenizer, tmp_path):
+    tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=3)
+    save_tokenizer(tokenizer, tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert written["truncation"] is None and written["padding"] is None
+
+
 def test_the_last_calls_padding_does_not_change_the_fingerprint(tokenizer):
     before = fingerprint(tokenizer)
     tokenizer(["a", "a longer text"], padding=True, truncation=True, max_length=3)
