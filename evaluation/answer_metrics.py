@@ -8,6 +8,8 @@ import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 
+from groundup.evaluation.units import WordTokenizer
+
 
 class AnswerMetric(evaluate.Metric):
     """`exact_match` (share), `chrf` (0 to 100; Popović 2015) and `rouge_l` (F1, 0 to 1; Lin 2004) of answers.
@@ -27,7 +29,7 @@ class AnswerMetric(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:  # type: ignore[override]
         pairs = list(zip(predictions, references, strict=True))
-        rouge = RougeScorer(["rougeL"])
+        rouge = RougeScorer(["rougeL"], tokenizer=WordTokenizer())
         return {
             "exact_match": sum(written.strip() == right.strip() for written, right in pairs) / len(pairs),
             "chrf": CHRF().corpus_score(predictions, [references]).score,

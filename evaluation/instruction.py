@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.data.conversations import Conversation, ConversationRows
 from groundup.data.windows import IGNORED
 from groundup.evaluation.language import context_of, evaluating
+from groundup.evaluation.units import units
 
 BATCH_TOKENS = 2**13  # scored at once
 BATCH_PROMPTS = 64  # answered at once
@@ -149,8 +150,8 @@ def score_answers(
     """Measures of answers by name; all but chrF (0 to 100) are shares.
 
     `exact_match`, `chrf`, `rouge_l`: see `AnswerMetric`. `stopped`: answers that end by themselves. `repetition`:
-    sequences of four words that stood before in the same answer (Welleck et al. 2020). `copied`: wrong answers that
-    are an answer of `trained`, word for word.
+    sequences of four units (words, marks, letters where there are no blanks) that stood before in the same answer
+    (Welleck et al. 2020). `copied`: wrong answers that are an answer of `trained`, word for word.
     """
     from groundup.evaluation.answer_metrics import AnswerMetric  # a slow import that training does not need
 
@@ -167,8 +168,8 @@ def score_answers(
 
 
 def repetition(text: str, length: int = 4) -> float:
-    """The share of sequences of `length` words that stood before in the same text; 0 for a shorter text."""
-    words = text.split()
+    """The share of sequences of `length` units that stood before in the same text; 0 for a shorter text."""
+    words = units(text)
     sequences = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
 

@@ -4,7 +4,6 @@ Repetition after Li et al. 2016 (distinct-n) and Welleck et al. 2020 (repeated n
 al. 2023: a prefix of the training text is continued greedily and compared with what stands there.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,13 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.evaluation.generation import Sampling, encode_prompt, stream_tokens
 from groundup.evaluation.language import context_of
 from groundup.evaluation.language_parts import Text
+from groundup.evaluation.units import units
 
 COPIED_BYTES = 50  # a run of so many bytes that stands in the training text counts as copied
 PREFIX_TOKENS = 32
 NEW_TOKENS = 64
 PROMPT_CHARACTERS = 40
 _BLOCK = 2**22
-_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,12 @@ def _drawn(model: PreTrainedModel, ids: list[int], sampling: Sampling) -> tuple[
 
 
 def quality(texts: Sequence[str], stopped: Sequence[bool]) -> dict[str, float]:
-    """Measures of several texts, words and marks counted alike.
+    """Measures of several texts, words and marks counted alike, and letters where there are no blanks.
 
     `stopped` share that ended by itself; `repeated_4grams` share of 4-grams that stood in the same text before;
     `distinct_1`, `distinct_2` share of different words and pairs over all texts together; `words` mean length.
     """
-    words = [_WORD.findall(text) for text in texts]
+    words = [units(text) for text in texts]
     fours = [_ngrams(text, 4) for text in words]
     repeated, total = sum(len(some) - len(set(some)) for some in fours), sum(map(len, fours))
     measures = {"stopped": sum(stopped) / len(texts), "repeated_4grams": repeated / max(1, total)}

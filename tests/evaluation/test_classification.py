@@ -2,12 +2,14 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import f1_score
 
 from groundup.data.example_rows import ExampleRows
 from groundup.data.examples import MOST_LABELS, Examples
+from groundup.evaluation import lettering
 from groundup.evaluation.classification import (
     MAJORITY,
     SVM,
@@ -190,6 +192,40 @@ def test_the_numbers_in_the_confusion_are_those_of_the_rows_whose_label_is_known
 def test_the_labels_of_the_confusion_are_drawn_as_the_text_they_are(tmp_path, names):
     draw_confusion(np.array([0, 1]), np.array([1, 1]), names, tmp_path / "two.png")
     assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+
+
+SCRIPTS = [
+    "正面",
+    "负面",
+    "حسن",
+    "שלום",
+    "नमस्ते",
+    "สวัสดี",
+    "🙂 fine",
+    "a\x00b",
+    "x" * 300,
+    "",
+    "Ελλάδα",
+    "\ue000",
+    "e\u0301",
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("fonts", ["those that are installed", "no more than matplotlib's own"])
+def test_labels_in_any_script_are_drawn_or_numbered_and_never_boxes(tmp_path, monkeypatch, fonts):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: [figures.append(figure), save(figure, path)])
+    if fonts == "no more than matplotlib's own":
+        own = [entry for entry in font_manager.fontManager.ttflist if entry.name == lettering.OWN_FONT]
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    labels = np.arange(len(SCRIPTS))
+    draw_confusion(labels, labels, SCRIPTS, tmp_path / "confusion.png")
+    shown = [label.get_text() for label in figures[0].axes[0].get_yticklabels()]
+    for number, (name, words) in enumerate(zip(SCRIPTS, shown)):
+        assert words in (f"label {number}", name, name[:29] + "…")
+    assert shown[2:4] == ["label 2", "label 3"] and shown[10] == "Ελλάδα"  # from right to left, and Greek
+    assert "config.json" in figures[0].get_suptitle()
 
 
 def test_predictions_do_not_depend_on_the_batch_a_row_is_in():

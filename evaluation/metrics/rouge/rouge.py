@@ -7,6 +7,8 @@ import datasets
 import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 
+from groundup.evaluation.units import WordTokenizer
+
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -25,6 +27,7 @@ class Rouge(evaluate.Metric):
 
     def _compute(self, predictions, references, rouge_types=None, use_stemmer=False):
         kinds = list(rouge_types or KINDS)
-        scorer = RougeScorer(kinds, use_stemmer=use_stemmer)
+        tokenizer = None if use_stemmer else WordTokenizer()  # the stemmer is for English alone
+        scorer = RougeScorer(kinds, use_stemmer=use_stemmer, tokenizer=tokenizer)
         rows = [scorer.score(reference, prediction) for prediction, reference in zip(predictions, references)]
         return {kind: sum(row[kind].fmeasure for row in rows) / len(rows) for kind in kinds}

@@ -7,6 +7,8 @@ import datasets
 import evaluate
 from sacrebleu.metrics import BLEU
 
+from groundup.evaluation.units import is_unspaced
+
 FIELDS = ("score", "counts", "totals", "precisions", "bp", "sys_len", "ref_len")
 
 
@@ -24,5 +26,7 @@ class SacreBleu(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, lowercase=False, tokenize=None):
+        if tokenize is None and any(is_unspaced(text) for texts in references for text in texts):
+            tokenize = "char"  # by words a sentence without blanks would be one
         found = BLEU(lowercase=lowercase, tokenize=tokenize).corpus_score(predictions, list(zip(*references)))
         return {name: getattr(found, name) for name in FIELDS}
