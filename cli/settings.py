@@ -15,7 +15,6 @@ from groundup.common.options import (
     SamplingOptions,
     SmokeOption,
     Temperature,
-    Text,
     TrustOption,
 )
 from groundup.common.settings import Settings
@@ -35,7 +34,7 @@ class GenerateSettings(WritingOptions):
 
     meaning: ClassVar[dict[str, str]] = {"seed": "The same seed writes the same text."}
 
-    prompt: Text = ""
+    prompt: str = ""
     """The text to go on from (default: the beginning of a new text)."""
     as_message: bool = False
     """Give the prompt as a user's message, in the model's chat template, and print the answer alone."""
@@ -47,7 +46,7 @@ class ChatSettings(WritingOptions):
 
     meaning: ClassVar[dict[str, str]] = {"seed": "The same seed gives the same answers."}
 
-    system: Text = ""
+    system: str = ""
     """What the model is told before the conversation, where its chat template has a place for it."""
     max_new_tokens: MaxNewTokens = 300
     """The most tokens of an answer."""

@@ -3,29 +3,32 @@
 A verb's settings inherit the groups they need. Importing this costs nothing.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from annotated_types import Interval, MinLen, Predicate
+from annotated_types import Interval, Predicate
 
 from groundup.common.settings import Settings
 
 MOST = 2**31 - 1  # of whatever is counted: every library takes so many
 
 
-def is_utf8(text: str) -> bool:
-    """Whether text can be written: a bad byte on the command line becomes half a character."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+def is_name(text: str) -> bool:
+    """Whether text can name a file, of which a system knows but bytes without a NUL; bad UTF-8 is no hindrance."""
+    try:
+        return b"\0" not in os.fsencode(text) and text != ""
+    except UnicodeEncodeError:  # half a character
+        return False
 
 
-def has_no_nul(text: str) -> bool:
-    """Whether text can name a file: the system ends names at a NUL character."""
-    return "\0" not in text
+def is_name_or_empty(text: str) -> bool:
+    """Whether text can name a file, or says that there is none."""
+    return text == "" or is_name(text)
 
 
-Text = Annotated[str, Predicate(is_utf8)]
-Name = Annotated[str, MinLen(1), Predicate(is_utf8), Predicate(has_no_nul)]  # of a file, a column, or on the Hub
-NameOrNone = Annotated[str, Predicate(is_utf8), Predicate(has_no_nul)]  # where empty means that none was given
+Name = Annotated[str, Predicate(is_name)]  # of a file, a folder, a column, or on the Hub
+NameOrNone = Annotated[str, Predicate(is_name_or_empty)]
 Names = list[Name]
 Count = Annotated[int, Interval(ge=1, le=MOST)]
 CountOrNone = Annotated[int, Interval(ge=0, le=MOST)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.common.errors import InputError
-from groundup.common.files import public_name
+from groundup.common.files import public_name, user_path
 from groundup.common.settings import Settings
 
 OF_THE_CALL = ("out", "resume", "quiet")
@@ -52,14 +52,7 @@ def _same(value: Any, kept: Any, public: bool) -> bool:
         return len(value) == len(kept) and all(_same(one, other, public) for one, other in zip(value, kept))
     if value == kept or not (isinstance(value, str) and isinstance(kept, str)):
         return value == kept
-    return public_name(value) == kept if public else _place(value) == _place(kept)
-
-
-def _place(name: str) -> Path:
-    try:
-        return Path(name).expanduser().resolve()
-    except (OSError, RuntimeError):
-        return Path(name)
+    return public_name(value) == kept if public else user_path(value).resolve() == user_path(kept).resolve()
 
 
 def _said(value: Any) -> str:

@@ -210,7 +210,7 @@ def wanted_by(hint: Any, value: Any = None) -> str:
         return " or ".join(", ".join(map(str, inner)).rsplit(", ", 1))
     limits = []
     if kind is str and value:
-        limits = ["in UTF-8 and without a NUL character"] if isinstance(value, str) else []
+        limits = ["that can be a name"] if isinstance(value, str) else []
     elif kind is str and bounds:
         limits = ["that is not empty"]
     for bound in bounds:

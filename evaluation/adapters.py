@@ -25,7 +25,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of, user_path
 from groundup.evaluation.kinds import OVERRIDES_FILE, overrides_of, read_json
-from groundup.evaluation.loading import load_network, new_modules, quiet_transformers
+from groundup.evaluation.loading import check_place, load_network, new_modules, quiet_transformers
 from groundup.evaluation.report import METRICS_FILE
 from groundup.tokenization.folder import load_tokenizer
 
@@ -125,7 +125,7 @@ def _check_base(source: str | Path, base: str) -> None:
 
 def adapter_settings(source: str | Path) -> dict[str, Any]:
     """What adapter_config.json says. Raises `InputError` where there is none."""
-    path = find_adapter_config_file(str(user_path(source)))
+    path = find_adapter_config_file(str(check_place(source)))
     if path is None:
         here = user_path(source).exists()
         why = "it has no adapter_config.json" if here else "there is no such folder, and none was found on the Hub"

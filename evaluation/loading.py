@@ -63,7 +63,6 @@ def load_model(
     with `trust_remote_code`; our own models never need theirs. Raises `InputError`, in one sentence, for a source that
     is missing, not whole, or no causal language model.
     """
-    _check_place(source)
     if is_adapter(source):
         from groundup.evaluation.adapters import fold, load_adapter, tokenizer_of  # peft takes a while to import
 
@@ -73,8 +72,8 @@ def load_model(
 
 
 def is_adapter(source: str | Path) -> bool:
-    """Whether a folder or a name on the Hub holds a LoRA adapter."""
-    return find_adapter_config_file(str(user_path(source))) is not None
+    """Whether a folder or a name on the Hub holds a LoRA adapter. Raises `InputError` for what can be neither."""
+    return find_adapter_config_file(str(check_place(source))) is not None
 
 
 def stored_dtype(source: str | Path) -> torch.dtype | None:
@@ -92,7 +91,7 @@ def load_writer(
     source: str | Path, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """What `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
-    _check_place(source)
+    check_place(source)
     kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
     return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
 
@@ -158,12 +157,12 @@ def new_modules(model: PreTrainedModel) -> list[str]:
 
 def _check_folder(source: str | Path) -> None:
     """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
-    path = _check_place(source)
+    path = check_place(source)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
 
 
-def _check_place(source: str | Path) -> Path:
+def check_place(source: str | Path) -> Path:
     """The same where a folder may be that of an adapter, which has no config.json; returns where it lies."""
     path = user_path(source)
     if path.is_file():

@@ -116,7 +116,13 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(models, te
         with pytest.raises(Interrupted, match="--resume"):
             evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "out"), quiet=True)
     assert not (tmp_path / "out" / "metrics.json").exists()
-    out = evaluate(out=str(tmp_path / "out"), resume=True, quiet=True)
+    for other in ({"samples": 3}, {"seed": 1}, {"data": __file__}, {"model": models[:1]}, {"by_document": True}):
+        option = "--" + next(iter(other)).replace("_", "-")
+        with pytest.raises(InputError, match=f"leave out {option} .* choose a new --out"):
+            evaluate(out=str(tmp_path / "out"), resume=True, quiet=True, **other)
+        with pytest.raises(InputError, match=f"is finished: leave out {option}"):
+            evaluate(out=str(whole), resume=True, quiet=True, **other)
+    out = evaluate(out=str(tmp_path / "out"), resume=True, quiet=True, samples=1, batch_rows=8)  # no score hangs on it
     assert read_metrics(out)["metrics"] == read_metrics(whole)["metrics"]
     content = (out / "metrics.json").read_bytes()
     evaluate(out=str(out), resume=True, quiet=True)
