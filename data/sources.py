@@ -97,6 +97,8 @@ def load_corpus(
     if len(others) < len(data):
         if share is not None:
             raise InputError(f"--part divides files and rows, and {PYTHON_DOCS} has none: leave one of them out")
+        if os.path.lexists(PYTHON_DOCS):
+            say(f"{PYTHON_DOCS} is the built-in corpus; what is called so here is ./{PYTHON_DOCS}")
         docs = python_docs.load()
         train, validation = (Documents.of(docs[split]) for split in ("train", "validation"))
         sources.append(python_docs.source())

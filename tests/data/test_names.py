@@ -93,6 +93,15 @@ def test_a_path_of_names_like_a_hub_dataset_is_itself_where_it_is_there(tmp_path
     assert texts("owner/name") == TEXTS[:1]
 
 
+def test_a_built_in_name_is_built_in_and_that_is_said_where_a_file_has_it_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "python-docs", ".txt")
+    with console.capture() as said:
+        assert load_corpus(["python-docs"]).sources[0]["name"].startswith("python-docs (")
+    assert "what is called so here is ./python-docs" in said.get()
+    assert texts("./python-docs") == TEXTS[:1]
+
+
 def test_a_member_of_an_archive_may_have_any_name(tmp_path):
     with zipfile.ZipFile(tmp_path / "all [v2].zip", "w") as archive:
         archive.writestr("a::b*.jsonl", "\n".join(map(json.dumps, ROWS)))
