@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-from groundup.cli.recipe import Ledger, Recipe, Stage
+from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe, Stage
 from groundup.common.console import console, say
 from groundup.common.files import atomic_write
 from groundup.evaluation.generation import Sampling, complete
@@ -20,7 +20,7 @@ from groundup.evaluation.kinds import (
     read_json,
 )
 from groundup.evaluation.loading import load_writer
-from groundup.evaluation.page import PAGE_FILE, document, sections, table
+from groundup.evaluation.page import document, sections, table
 from groundup.evaluation.proof import prove
 from groundup.evaluation.report import read_metrics, summary_table
 

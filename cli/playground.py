@@ -20,6 +20,7 @@ from groundup.common.hub import fetch_model
 from groundup.common.settings import verb
 from groundup.evaluation.generation import lay_out_for_decoding
 from groundup.evaluation.loading import load_model
+from groundup.evaluation.parts import names_of
 
 HOST = "127.0.0.1"
 VISITORS = 8  # texts written at once; more wait in line
@@ -38,7 +39,8 @@ def playground(settings: PlaygroundSettings) -> None:
     """Show one or two models on a web page until Ctrl-C."""
     if not 1 <= len(settings.model) <= 2:
         raise InputError("the playground takes one or two models: give --model FOLDER, or --model FOLDER FOLDER")
-    players = [load_player(source, settings.trust_remote_code) for source in settings.model]
+    names = names_of(settings.model)
+    players = [load_player(source, settings.trust_remote_code, name) for source, name in zip(settings.model, names)]
     page = build_page(players)
     url = serve(page, settings.port)
     say(f"open {url} in a browser; Ctrl-C ends")

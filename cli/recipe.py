@@ -2,6 +2,7 @@
 
 import json
 import platform
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_write, user_path
 from groundup.common.settings import Settings, read_yaml, settings_from, spelt
 
-LEDGER_FILE = "stages.json"
+LEDGER_FILE, PAGE_FILE = "stages.json", "report.html"
 # Options whose words may also be a pattern of files or a dataset on the Hub, and those that may be a model there.
 DATA_OPTIONS = ("data", "eval_data", "train_data", "predict")
 MODEL_OPTIONS = ("model", "init_from", "tokenizer", "compare_tokenizer", "source", "checkpoint", "adapter", "base")
@@ -93,11 +94,22 @@ def read_recipe(path: Path) -> Recipe:
     for name, options in given.stages.items():
         stage = _read_stage(path, name, options)
         earlier = [known.name for known in stages]
+        if taken := _same_name(name, [LEDGER_FILE, PAGE_FILE, *earlier]):
+            raise InputError(f"{path}, stage {name}: the run has {taken} beside it, and some disks tell no case apart")
         for reference in stage.references():
             if reference not in earlier:
                 raise InputError(f"{path}, stage {name}: {{{reference}}} is no earlier stage{near(reference, earlier)}")
         stages.append(stage)
     return Recipe(given.name or path.stem, stages, tuple(given.prompts))
+
+
+def _same_name(name: str, taken: list[str]) -> str | None:
+    """The one of `taken` that a disk may take for `name`: the same but for case or for how accents are written."""
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    return next((other for other in taken if plain(other) == plain(name)), None)
 
 
 def _read_stage(path: Path, name: str, options: Any) -> Stage:

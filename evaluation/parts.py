@@ -8,7 +8,7 @@ OUT/metrics.json     at the end
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def name_of(source: str) -> str:
     return path.resolve().name if path.exists() or path.is_absolute() else source
 
 
-def names_of(sources: list[str]) -> list[str]:
+def names_of(sources: Sequence[str]) -> list[str]:
     """A name for each of several sources, with the folder above where two would be the same, then with a number."""
     short = [name_of(source) for source in sources]
     names: list[str] = []

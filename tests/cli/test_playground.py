@@ -1,15 +1,18 @@
 """The parts of the page that need no browser."""
 
 import json
+import shutil
 import subprocess
 import sys
 import urllib.request
 
 import pytest
 
+from groundup.cli import playground as playground_module
 from groundup.cli.main import main, parse
 from groundup.cli.page import about_html, build_page, lens_value
 from groundup.cli.playground import load_player, serve
+from groundup.common.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,19 @@ def test_a_port_that_is_taken_is_the_users_error(player, capsys):
         assert "choose another --port" in capsys.readouterr().err
     finally:
         page.close(verbose=False)
+
+
+def test_two_models_of_one_name_stand_on_the_page_as_two(folders, tmp_path, monkeypatch):
+    """By the last two parts of their paths they were one, and the second was never asked."""
+    shown = []
+    for place in ("one", "two"):
+        shutil.copytree(folders / "pretrained", tmp_path / place / "run" / "final")
+
+    def build(players):
+        shown.extend(player.name for player in players)
+        raise InputError("seen enough")
+
+    monkeypatch.setattr(playground_module, "build_page", build)
+    with pytest.raises(InputError, match="seen enough"):
+        playground_module.playground(model=[str(tmp_path / place / "run" / "final") for place in ("one", "two")])
+    assert len(set(shown)) == 2

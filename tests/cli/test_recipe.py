@@ -129,3 +129,11 @@ def test_a_stage_without_settings_of_its_own_must_not_be_a_word(tmp_path):
     path.write_text("stages: {tokenizer: five}")
     with pytest.raises(InputError, match="settings are wanted"):
         read_recipe(path)
+
+
+@pytest.mark.parametrize("name", ["report.html", "STAGES.json", "Base", "b\u00e4r"])
+def test_a_stage_shares_its_name_with_no_file_of_the_run_and_no_other_stage_whatever_the_disk(name, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"stages: {{base: {{verb: plan}}, ba\u0308r: {{verb: plan}}, {name}: {{verb: plan}}}}")
+    with pytest.raises(InputError, match=r"beside it|names a folder"):
+        read_recipe(path)

@@ -25,3 +25,10 @@ def test_tokenizers_named_stand_beside_and_gpt2s_only_where_it_is_at_hand(bpe, t
     cached = str(tmp_path / "theirs" / "tokenizer.json")
     monkeypatch.setattr("groundup.evaluation.tokenizer_cost.try_to_load_from_cache", lambda *_: cached)
     assert [*other_tokenizers([])] == ["GPT-2's tokenizer"]
+
+
+def test_tokenizers_in_folders_of_one_name_are_told_apart(bpe, tmp_path):
+    folders = [str(tmp_path / place / "tokenizer") for place in ("one", "two")]
+    for folder in folders:
+        save_tokenizer(bpe, folder)
+    assert [*other_tokenizers(folders)] == ["tokenizer of one/tokenizer", "tokenizer of two/tokenizer"]
