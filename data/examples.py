@@ -4,6 +4,7 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +20,15 @@ from groundup.data.example_rows import same_text
 from groundup.data.readers import TEXT_KINDS, check_text
 from groundup.data.sources import Source, find_files, is_hub_name, load_tables
 from groundup.data.tables import ArrowTable, Table, check_column, texts_of
-from groundup.data.text_columns import find_text_column
+from groundup.data.text_columns import columns_read, find_text_column, say_columns
+from groundup.data.values import listed
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
 MOST_LABELS = 1000
+
+_TO_LABEL = "rows to test on need labels; to have texts labelled give them by --predict"
+_NUMBER, _FRACTION, _SEPARATOR = re.compile(r"-?\d+(\.\d+)?"), re.compile(r"-?\d+\.\d+"), re.compile("[,;|]")
+_MOST_FRACTIONS = 20  # different ones that may be classes; more are amounts
 
 Places = npt.NDArray[np.int64]
 
@@ -61,7 +67,7 @@ def load_examples(
 
     A name is a table (JSON, CSV, TSV, Parquet; packed or not), a folder or glob of them, a Hub dataset, a text file of
     lines `label TAB text` without a header, or the built-in task `library-areas`. Rows without a label are left out
-    and counted.
+    and counted. Which columns are read is said, and stands beside the name of each table.
 
     Args:
         columns: the columns of text and label that the user named; found where they are not.
@@ -78,10 +84,40 @@ def load_examples(
         for name, table, row in _tables(item, held_out):
             found = find_columns(table, columns, name, like)
             examples += _examples_of(table, found, name)
+            row |= columns_read({"text": found.text or "", "label": found.label or ""}, table)
             sources += [row] if row not in sources else []
+    say_columns(sources)
     if not len(examples):
-        raise InputError(f"no row of {', '.join(data)} has a label")
+        raise InputError(f"no row of {', '.join(data)} has a label" + (f": {_TO_LABEL}" if like is not None else ""))
+    for line in _doubts(examples.labels):
+        say(f"{', '.join(data)}: {line}")
     return examples, sources, found
+
+
+def _doubts(labels: Sequence[str]) -> list[str]:
+    """What a person should know of labels that are taken as they are, and may be meant otherwise."""
+    counts, said = Counter(labels), []
+    alike: dict[str, list[str]] = {}
+    for label in counts:
+        alike.setdefault(same_text(label), []).append(label)
+    if several := [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]:
+        said.append(f"labels that differ in capitals or blanks alone are different labels: {listed(several, 4)}")
+    of_others = [label for label in counts if _parts(label) and _parts(label) <= counts.keys()]
+    if of_others:
+        rows = sum(counts[label] for label in of_others)
+        said.append(
+            f"{rows:,} of {len(labels):,} rows have several labels, such as {of_others[0]!r}: a classifier gives one, "
+            "so each such combination is taken as a label of its own"
+        )
+    if any(_FRACTION.fullmatch(label) for label in counts) and all(_NUMBER.fullmatch(label) for label in counts):
+        said.append(f"{len(counts):,} numbers are taken as classes, of which none is nearer to another")
+    return said
+
+
+def _parts(label: str) -> set[str]:
+    """The labels that a label with separators in it is made of; none where there are not two of them."""
+    parts = {part.strip() for part in _SEPARATOR.split(label.strip("[]"))}
+    return parts if len(parts) > 1 else set()
 
 
 def load_texts(data: str, text_column: str | None) -> list[str]:
@@ -159,6 +195,8 @@ def find_columns(table: Table, given: Columns, name: str, like: Columns | None =
         both = Columns(given.text or like.text, given.label or like.label)
         if {both.text, both.label} <= set(columns):
             return both
+        if both.label not in columns and _usual_label(columns, given.text) is None:
+            raise InputError(f"{name} has no column {both.label!r}, it has {listed(columns)}: {_TO_LABEL}")
     if given == Columns() and table.doubt:
         raise InputError(table.doubt)
     label = given.label or _usual_label(columns, given.text)
@@ -200,6 +238,12 @@ def _examples_of(table: Table, columns: Columns, name: str) -> Examples:
     if len(rows) < len(table):
         say(f"{name}: {len(table) - len(rows):,} of {len(table):,} rows have no label and are left out")
     different = len({label for _, label in rows})
+    numbers = all(_NUMBER.fullmatch(label) for _, label in rows)
+    if numbers and different > _MOST_FRACTIONS and any(_FRACTION.fullmatch(label) for _, label in rows):
+        raise InputError(
+            f"column {columns.label!r} of {name} has {different:,} different numbers with fractions: these are "
+            "amounts, no classes; give --label-column, or put the amounts into a few classes"
+        )
     if different > MOST_LABELS or (len(rows) > 20 and different > len(rows) / 2):
         raise InputError(
             f"column {columns.label!r} of {name} has {different:,} different values in {len(rows):,} rows: "

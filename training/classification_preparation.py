@@ -25,6 +25,7 @@ from groundup.data.examples import (
     stratified,
 )
 from groundup.data.sources import check_exists, short_name
+from groundup.data.values import listed
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
@@ -148,6 +149,7 @@ def _check(settings: ClassifySettings) -> None:
 def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
     columns = Columns(settings.text_column, settings.label_column)
     examples, sources, columns = load_examples(settings.data, columns)
+    tested = _look_at_tests(settings, columns, examples.labels)
     if settings.smoke:
         examples = examples.take(evenly(len(examples), SMOKE_ROWS))
     parts, dropped = _split(examples, settings)
@@ -171,9 +173,28 @@ def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
         "columns": dataclasses.asdict(columns),
         "rows": {part: len(rows) for part, rows in parts.items()} | {"dropped_from_selection": dropped},
         "sources": sources,
+        **({"eval_sources": tested} if tested else {}),
         "tokenizer_sha256": fingerprint(tokenizer),
     }
     run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS})
+
+
+def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[str]) -> list[dict[str, Any]]:
+    """Where the rows of `--eval-data` come from; what is wrong with them is said before anything is trained.
+
+    Nothing else of them is looked at now. Raises `InputError` for rows that nothing can be measured on.
+    """
+    if not settings.eval_data:
+        return []
+    named = Columns(settings.text_column, settings.label_column)
+    tests, sources, _ = load_examples(settings.eval_data, named, like=columns, held_out=True)
+    known, asked = set(labels), set(tests.labels)
+    if not known & asked:
+        raise InputError(
+            f"no label of {', '.join(settings.eval_data)} is one of --data: {listed(sorted(asked), 4)} there, "
+            f"{listed(sorted(known), 4)} here"
+        )
+    return sources
 
 
 def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Examples], int]:

@@ -145,6 +145,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
     plan = _plan(settings, rows["train"], context, width, size, seconds)
     plan.stop_ids = sorted(stop_ids)
+    tested = _look_at_tests(settings, parts["test"], tokenizer, plan.context_length)
     write_texts(run.work / TEXTS_FILE, parts["train"])
     for part, members in parts.items():
         write_conversations(run.work / f"{part}.jsonl", members)
@@ -158,9 +159,30 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
         "plan": dataclasses.asdict(plan),
         "rows": (loaded + counts["train"]).numbers() | {part: len(members) for part, members in parts.items()},
         "sources": sources,
+        **({"eval_sources": tested} if tested else {}),
         "tokenizer_sha256": fingerprint(tokenizer),
     }
     run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS})
+
+
+def _look_at_tests(
+    settings: InstructSettings, split_off: list[Conversation], tokenizer: PreTrainedTokenizerFast, context: int
+) -> list[dict[str, Any]]:
+    """Where the rows of `--eval-data` come from; what is wrong with them is said before anything is trained.
+
+    Nothing else of them is looked at now. Raises `InputError` for rows that nothing can be measured on.
+    """
+    if settings.eval_data:
+        joint = INPUT_JOINTS.get(str(tokenizer.chat_template), "\n")
+        tests, counts, sources = load_conversations(settings.eval_data, joint, held_out=True)
+    else:
+        tests, counts, sources = split_off, RowCounts(rows=len(split_off)), []
+    if tests:
+        try:
+            encode_conversations(tests, tokenizer, context, counts)
+        except InputError as error:
+            raise InputError(f"the rows to test on: {error}") from error
+    return sources
 
 
 def _template(settings: InstructSettings, tokenizer: PreTrainedTokenizerFast | None) -> str:

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 
 import datasets
@@ -156,6 +157,57 @@ def test_a_test_table_with_names_of_its_own_follows_on_lines_without_a_header(tm
     _, _, found = load_examples([str(tmp_path / "train.txt")], Columns())
     test, _, _ = load_examples([str(tmp_path / "test.csv")], Columns(), like=found)
     assert test == Examples(["fine", "good", "money"], ["ham", "ham", "spam"])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"id": "1", "text": "win"}, {"id": "2", "text": "hi"}],
+        [{"text": "win"}, {"text": "hi"}],
+        [{"text": "win", "target": ""}, {"text": "hi", "target": None}],
+    ],
+)
+def test_rows_to_test_on_without_labels_are_refused_with_what_to_do(tmp_path, rows):
+    path = written(tmp_path / "test.jsonl", rows)
+    with pytest.raises(InputError, match=r"test\.jsonl has (no column 'target'|a label): .*|give them by --predict"):
+        load_examples([str(path)], Columns(), like=Columns("text", "target"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["27", "2", "14", "2,14"], "1 of 8 rows have several labels, such as '2,14'"),
+        (["joy", "anger", "joy|anger", "anger; joy"], "2 of 8 rows have several labels"),
+        (["[1]", "1", "2", "[1, 2]"], "1 of 8 rows have several labels, such as '.1, 2.'"),
+        (["Ham", "ham", "spam", "spam"], "different labels: 'Ham' and 'ham'"),
+        (["a  b", "a b", "c", "c"], "different labels: 'a  b' and 'a b'"),
+        (["0.5", "1", "1.5", "2"], "4 numbers are taken as classes"),
+    ],
+)
+def test_labels_that_may_be_meant_otherwise_are_told(tmp_path, capsys, labels, says):
+    load(written(tmp_path / "rows.jsonl", [{"text": f"t {n}", "label": labels[n % 4]} for n in range(4)] + [
+        {"text": f"u {n}", "label": labels[0]} for n in range(4)
+    ]))  # fmt: skip
+    assert re.search(says, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("labels", [["red, blue", "green"], ["1", "2"], ["true", "false"], ["a;b", "c|d"], ["x", "y"]])
+def test_of_plain_labels_nothing_is_told(tmp_path, capsys, labels):
+    load(written(tmp_path / "rows.jsonl", [{"text": f"t {n}", "label": labels[n % 2]} for n in range(8)]))
+    assert capsys.readouterr().err == ""
+
+
+def test_amounts_are_no_classes(tmp_path):
+    path = written(tmp_path / "rows.jsonl", [{"text": f"t {n}", "label": (n % 40) / 8} for n in range(400)])
+    with pytest.raises(InputError, match="40 different numbers with fractions: these are amounts"):
+        load(path)
+
+
+def test_columns_that_are_not_read_are_told_and_kept(tmp_path, capsys):
+    rows = [{"id": str(n), "title": "a title", "text": f"t {n}", "label": "ab"[n % 2]} for n in range(8)]
+    _, (source,), _ = load_examples([str(written(tmp_path / "rows.jsonl", rows))], Columns())
+    assert source["columns"] == {"text": "text", "label": "label"} and source["columns_not_read"] == ["id", "title"]
+    assert "rows.jsonl: reads the columns text, label; not id, title" in capsys.readouterr().err
 
 
 def test_one_label_alone_is_no_task():

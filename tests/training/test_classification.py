@@ -207,6 +207,23 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([{"id": "1", "text": "win"}], "has no column 'label', it has id, text: .* --predict"),
+        ([{"text": "win", "label": ""}], "has a label: rows to test on need labels"),
+        ([{"text": "win", "label": "else"}], "no label of .* is one of --data: else there, neg, pos here"),
+    ],
+)
+def test_rows_that_nothing_can_be_measured_on_are_refused_before_training(folder, tmp_path, monkeypatch, rows, says):
+    monkeypatch.setattr(classification, "adapt", lambda *_: pytest.fail("trained"))
+    write(tmp_path / "test.jsonl", rows)
+    given = {"data": [str(folder / "rows.jsonl")], "eval_data": [str(tmp_path / "test.jsonl")], **TINY}
+    with pytest.raises(InputError, match=says):
+        package.classify(**given, out=str(tmp_path / "out"), max_steps=2)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_labels_what_the_first_command_asked_for(folder, tmp_path, monkeypatch, seeds):
     (tmp_path / "new.txt").write_text("one\ntwo\n", encoding="utf-8")

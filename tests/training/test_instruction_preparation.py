@@ -239,3 +239,21 @@ def test_a_short_try_takes_rows_from_the_whole_table(tmp_path):
     assert counts["train"] + counts["validation"] == SMOKE_ROWS
     asked = {row.messages[0]["content"] for row in read_conversations(run.work / "train.jsonl")}
     assert {"What is 0?", f"What is {2 * SMOKE_ROWS - 2}?"} & asked
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"prompt": "What is 3?", "completion": ""}, "has an answer"),
+        ({"text": "What is 3?"}, "has the columns text: rows need"),
+        ({"prompt": "What is 3? " * 100, "completion": "blue"}, "the rows to test on: no token would be trained"),
+        ({"messages": [{"role": "user", "content": "What?"}]}, "has an answer"),
+    ],
+)
+def test_rows_that_nothing_can_be_measured_on_are_refused_before_training(tmp_path, row, says):
+    train, test = tmp_path / "rows.jsonl", tmp_path / "test.jsonl"
+    train.write_text("".join(json.dumps({"prompt": f"What is {n}?", "completion": "blue"}) + "\n" for n in range(40)))
+    test.write_text(json.dumps(row) + "\n")
+    settings = InstructSettings(data=[str(train)], eval_data=[str(test)], vocab_size=300, max_steps=1)
+    with pytest.raises(InputError, match=says):
+        prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time())
