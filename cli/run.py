@@ -17,7 +17,7 @@ from groundup.cli.settings import RunSettings
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.output import claim, given_folder, require_unused
+from groundup.common.output import claim, given_folder, next_free, require_unused
 from groundup.common.settings import verb
 
 
@@ -92,7 +92,7 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     options = stage.filled(out) | {name: value for name, value in shared.items() if name in fields}
     if folder.exists() and not (begun and "resume" in fields):
         require_unused(folder)
-        folder.rename(_retired(folder))
+        folder.rename(next_free(folder))  # nothing that was trained is thrown away
     ledger.begin(stage)
     try:
         with clock.counting_from_now():  # a stage's minutes are its own
@@ -102,14 +102,6 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
             ledger.forget(stage)
         raise
     ledger.finish(stage, time.monotonic() - started)
-
-
-def _retired(folder: Path) -> Path:
-    """A name for a folder that a changed stage leaves behind: nothing that was trained is thrown away."""
-    number = 1
-    while (old := folder.with_name(f"{folder.name}.old-{number}")).exists():
-        number += 1
-    return old
 
 
 def _overview(recipe: Recipe, ledger: Ledger) -> Table:

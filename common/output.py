@@ -211,7 +211,7 @@ def claim(
             continue
         try:
             return OutputFolder(path, verb, resume, ours, is_named=False)
-        except FileExistsError:  # made by another command since
+        except (FileExistsError, InputError):  # made, or even filled, by another command since
             continue
         except (OSError, ValueError) as error:
             raise _unwritable(path, error) from error
@@ -245,6 +245,12 @@ def require_unused(folder: Path) -> None:
                 pass
         except Timeout:
             raise InputError(f"{folder} is in use by another command: wait for its end") from None
+
+
+def next_free(path: Path) -> Path:
+    """The first of PATH.old-1, PATH.old-2 ... that is not there: where to move what nobody may lose."""
+    places = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
+    return next(place for place in places if not os.path.lexists(place))
 
 
 def remove(path: Path) -> None:

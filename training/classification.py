@@ -100,7 +100,7 @@ def _train(settings: ClassifySettings) -> Path:
 def _start(run: RunFolder, began: float) -> "ClassificationRun":
     """The run of a prepared folder; the model has gone through its pretraining on the texts before."""
     prepared = open_classification(run)
-    if (run.out / "final").is_dir():
+    if run.final.is_dir():
         return ClassificationRun(prepared, run, began)
     if prepared.plan.base is not None:
         adapt(prepared, began)

@@ -132,7 +132,7 @@ def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings
     means = mean_rows([one["metrics"] for one in metrics])
     best = max(range(len(folders)), key=lambda number: metrics[number]["training"]["selection"])
     own = [row | {"dataset": f"{row['dataset']} (this model)"} for row in metrics[best]["metrics"]]
-    with atomic_folder(run.out / "final") as final:
+    with atomic_folder(run.final) as final:
         for path in folders[best].iterdir():
             if path.is_file():
                 shutil.copyfile(path, final / path.name)

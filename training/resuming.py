@@ -38,7 +38,7 @@ def take_changes(settings: TrainingOptions, run: RunFolder, *, fixed: bool = Fal
     recipe, private = run.read_recipe()
     kept = _kept(settings, run.out, recipe, private)
     asked = _asked(settings, kept, public=False)
-    fixed = fixed or kept.get("average", 1) > 1 or (run.out / "final").is_dir()
+    fixed = fixed or kept.get("average", 1) > 1 or run.final.is_dir()
     others = {name: value for name, value in asked.items() if fixed or not _can_take(name, value, kept)}
     refuse(others, kept, run.out, "goes on with the settings that it began with", "choose a new --out")
     return settings_from(run.out / RECIPE_FILE, kept | asked, type(settings)) if asked else None

@@ -276,7 +276,7 @@ class TrainingRun(abc.ABC):
 
     def run(self, resume: bool) -> None:
         """Train until the budget is used, take the best weights, score them and write the checkpoint."""
-        if (self.folder.out / "final").is_dir():
+        if self.folder.final.is_dir():
             self.folder.promote()
             return
         batches = self.make_batches()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, atomic_write, sha256_of, sync_folder
-from groundup.common.output import remove
+from groundup.common.output import next_free, remove
 from groundup.common.settings import Settings, check_names, read_yaml, write_yaml
 from groundup.evaluation.card import write_card
 from groundup.evaluation.report import RECIPE_FILE, log_rows, plot_curve, write_metrics
@@ -44,6 +45,7 @@ class RunFolder:
     def __init__(self, out: Path):
         self.out = out
         self.work = out / "work"
+        self.final = self.work / "final"  # the last checkpoint, whole, before it is moved up
         self.log_path = out / LOG_FILE
 
     @property
@@ -141,19 +143,25 @@ class RunFolder:
 
         `complete` adds what else was asked for to the whole checkpoint, before it takes its place.
         """
-        with atomic_folder(self.out / "final") as folder:
+        with atomic_folder(self.final) as folder:
             save_model(folder, model, tokenizer)
             self._describe(folder, rows, training)
             complete(folder)
         self.promote()
 
     def promote(self) -> None:
-        """Move the whole `final/` up into the folder; done again by a resumed run that was stopped in between."""
-        final = self.out / "final"
-        for path in sorted(final.iterdir(), key=lambda path: path.name == "metrics.json"):
-            os.replace(path, self.out / path.name)
-        final.rmdir()
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Move the whole last checkpoint up into the folder; done again by a resumed run that was stopped in between.
+
+        What somebody put there under the name of a file of it meanwhile is kept under another.
+        """
+        for path in sorted(self.final.iterdir(), key=lambda path: path.name == "metrics.json"):
+            target = self.out / path.name
+            if os.path.lexists(target) and path.name not in (RECIPE_FILE, LOG_FILE):
+                aside = next_free(target)
+                target.rename(aside)
+                say(f"{target} was there, and is {aside.name} now")
+            os.replace(path, target)
+        remove(self.work)
         sync_folder(self.out)
 
     def _describe(self, folder: Path, rows: list[dict[str, Any]], training: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def test_a_folder_with_something_of_somebody_else_is_refused_and_stays_as_it_was
             path /= "theirs"
         path.write_bytes(content)
     before = contents(folder)
-    with pytest.raises(InputError, match="choose a new --out"):
+    with pytest.raises(InputError):
         claim(folder, verb, "x", resume=resume)
     assert contents(folder) == before
 
@@ -85,7 +85,7 @@ def test_only_the_verb_that_began_a_folder_goes_on_with_it_and_only_when_told(of
         with claim(tmp_path, "pretrain", "x", resume=True) as output:
             assert output.goes_on
     else:
-        with pytest.raises(InputError, match="`pretrain` did not write"):
+        with pytest.raises(InputError, match="was made by `groundup classify`"):
             claim(tmp_path, "pretrain", "x", resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "theirs"}
 
