@@ -57,6 +57,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         raise InputError(
             f"no folder {source}{near(path.name, known)}: give a tokenizer's folder or its name on the Hub"
         )
+    if path.is_file():
+        raise InputError(f"{source} is a file: give the folder of a tokenizer or a model")
     library = logging.getLogger("transformers")
     level = library.level
     library.setLevel(logging.ERROR)
@@ -66,6 +68,8 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "instantiate the backend tokenizer" in reason:
             reason = "it has no tokenizer.json"
+        elif "must be a mapping" in reason:
+            reason = "its config.json holds no names and values"
         raise InputError(f"cannot load a tokenizer from {source}: {reason}") from error
     finally:
         library.setLevel(level)

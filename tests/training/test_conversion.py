@@ -659,7 +659,7 @@ def test_a_twin_loads_where_this_package_is_not(bpe, source, out):
         ("qwen3", {"sliding_window": 8}, r"sliding_window=8"),
         ("gpt2", {}, r"position_embedding='rotary' where it has 'learned'"),
         ("gguf", {"attention_bias": True}, r"attention_bias=True where it has no biases"),
-        ("qwen3", {"is_causal": False}, r"is_causal=True"),
+        ("qwen3", {"is_causal": False}, r"it is an encoder, which sees the words that follow"),
     ],
 )
 def test_what_cannot_be_exact_is_refused_and_nothing_is_left(to, knobs, message, bpe, source, out):
@@ -709,5 +709,5 @@ def test_both_verbs_take_their_source_without_an_option_and_fail_with_status_2(
     assert main(["import-gpt2", str(source), "--out", str(out)]) == 2
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 4
-    assert "--to: one of 'gpt2', 'llama', 'qwen3', 'arcee', 'gguf' is wanted, not 'lama'" in said[2]
+    assert "--to 'lama': gpt2, llama, qwen3, arcee or gguf is wanted" in said[2]
     assert Path(out / "model.safetensors").is_file() and not (tmp_path / "no").exists()
