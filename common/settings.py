@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import yaml
 
 from groundup.common.errors import InputError, near
-from groundup.common.files import public_name
+from groundup.common.files import atomic_write, public_name
 
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
@@ -268,7 +268,7 @@ def public_settings(settings: Any, paths: Container[str]) -> dict[str, Any]:
 
 def write_yaml(path: Path, values: dict[str, Any]) -> None:
     """Write `values` as YAML in their own order, readable by a person."""
-    path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    atomic_write(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

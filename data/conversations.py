@@ -20,7 +20,7 @@ from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.data import instruction_tasks
 from groundup.data.conversation_forms import WEIGHT, Form, NoText, text_of
-from groundup.data.sources import load_tables
+from groundup.data.sources import Once, load_tables
 from groundup.data.tables import ArrowTable, Table
 from groundup.data.text_columns import columns_read, say_columns
 from groundup.data.windows import IGNORED
@@ -124,13 +124,15 @@ def load_conversations(
     """
     if not data:
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or instruction-tasks")
-    conversations, counts, sources = [], RowCounts(), []
+    conversations, counts, sources, once = [], RowCounts(), [], Once()
     for item in data:
-        if instruction_tasks.is_tasks(item):
-            tables: list[tuple[str, Table]] = [(item, ArrowTable.of(instruction_tasks.load(item, held_out), item))]
+        if not instruction_tasks.is_tasks(item):
+            tables, files = load_tables([item], once)
+        elif once.new(item, item):
+            tables = [(item, ArrowTable.of(instruction_tasks.load(item, held_out), item))]
             files = [{"name": item, "rows": len(tables[0][1])}]
         else:
-            tables, files = load_tables([item])
+            continue
         used = []
         for name, table in tables:
             form = Form.of(table.column_names, name)
@@ -138,6 +140,7 @@ def load_conversations(
             used.append({"name": name} | columns_read(form.read, table) | form.unread)
         say_columns(used)
         sources += [row | _used_in(row["name"], used) for row in files]
+    once.say()
     if not conversations:
         why = "".join(f"; {line}" for line in counts.warnings())
         raise InputError(f"no row of {', '.join(data)} has an answer: there is nothing to learn or to test on{why}")

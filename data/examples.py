@@ -18,7 +18,7 @@ from groundup.common.errors import InputError
 from groundup.data import labelled_tasks
 from groundup.data.example_rows import same_text
 from groundup.data.readers import TEXT_KINDS, check_text
-from groundup.data.sources import Source, find_files, is_hub_name, load_tables
+from groundup.data.sources import Once, Source, find_files, is_hub_name, load_tables
 from groundup.data.tables import ArrowTable, Table, check_column, texts_of
 from groundup.data.text_columns import columns_read, find_text_column, say_columns
 from groundup.data.values import listed
@@ -79,13 +79,14 @@ def load_examples(
     """
     if not data:
         raise InputError("no --data given: name a table of texts and labels, a Hub dataset or library-areas")
-    examples, sources, found = Examples(), [], columns
+    examples, sources, found, once = Examples(), [], columns, Once()
     for item in data:
-        for name, table, row in _tables(item, held_out):
+        for name, table, row in _tables(item, held_out, once):
             found = find_columns(table, columns, name, like)
             examples += _examples_of(table, found, name)
             row |= columns_read({"text": found.text or "", "label": found.label or ""}, table)
             sources += [row] if row not in sources else []
+    once.say()
     say_columns(sources)
     if not len(examples):
         raise InputError(f"no row of {', '.join(data)} has a label" + (f": {_TO_LABEL}" if like is not None else ""))
@@ -153,16 +154,18 @@ def _lines(source: Source) -> list[str]:
 # Tables
 
 
-def _tables(item: str, held_out: bool) -> list[tuple[str, Table, dict[str, Any]]]:
+def _tables(item: str, held_out: bool, once: Once) -> list[tuple[str, Table, dict[str, Any]]]:
     """The tables that a name leads to: the name of each, its rows, and where they come from."""
     if item == labelled_tasks.LIBRARY_AREAS:
+        if not once.new(item, item):
+            return []
         rows = labelled_tasks.library_areas()["test" if held_out else "train"]
         return [(item, ArrowTable.of(rows, item), labelled_tasks.source())]
     if is_hub_name(item):
-        tables, rows = load_tables([item])
+        tables, rows = load_tables([item], once)
         return [(name, table, row) for (name, table), row in zip(tables, rows)]
     found = []
-    for source in find_files(item):
+    for source in find_files(item, once):
         table = _table_of_lines(source) if source.kind in TEXT_KINDS else source.table()
         found.append((source.name, table, source.row()))
     return found

@@ -74,6 +74,29 @@ class Source:
         return {"name": self.name, "bytes": sum(file.stat().st_size for file in files), "sha256": self.sha256}
 
 
+class Once:
+    """Passes every content on once: the same file given again, by whatever path, pattern or name, is left out."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str], str] = {}
+        self._again: list[str] = []
+
+    def new(self, name: str, content: str, kind: str = "") -> bool:
+        """Whether that content was not there before; text is text whatever its ending says."""
+        key = (content, ".txt" if kind in TEXT_KINDS else kind)
+        if key in self._first:
+            self._again.append(f"{name} is {self._first[key]} again")
+            return False
+        self._first[key] = name
+        return True
+
+    def say(self) -> None:
+        """Say what was left out."""
+        if self._again:
+            more = f", and {len(self._again) - 3:,} more" if len(self._again) > 3 else ""
+            say(f"given more than once, read once: {', '.join(self._again[:3])}{more}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """Documents to learn from and documents kept back."""
@@ -110,28 +133,31 @@ def load_corpus(
     return Corpus(train, validation, sources, short_name(data))
 
 
-def load_documents(data: Sequence[str], text_column: str | None = None) -> Documents:
-    """Find documents to measure on, unsplit. Raises `InputError` where something is missing or unreadable.
+def load_documents(data: Sequence[str], text_column: str | None = None) -> tuple[Documents, list[dict[str, Any]]]:
+    """Find documents to measure on, unsplit, and a row for each file or dataset they came from.
 
-    Of `python-docs` these are the ones kept back: the others are what a model was trained on.
+    Of `python-docs` these are the ones kept back: the others are what a model was trained on. Raises `InputError` where
+    something is missing or unreadable.
     """
-    return _read(data, text_column)[0]
+    return _read(data, text_column)
 
 
-def load_tables(data: Sequence[str]) -> tuple[list[tuple[str, Table]], list[dict[str, Any]]]:
+def load_tables(data: Sequence[str], once: Once | None = None) -> tuple[list[tuple[str, Table]], list[dict[str, Any]]]:
     """Open files, saved or Hub datasets as tables with all their columns: (name, table) of each, and their origin.
 
-    Raises `InputError` for what cannot be read, and for text files, which have no columns.
+    What `once` has seen is left out. Raises `InputError` for what cannot be read, and for text files, which have no
+    columns.
     """
     tables: list[tuple[str, Table]] = []
     rows = []
     for item in data:
         if is_hub_name(item):
-            table, row = _load_hub(item)
-            tables.append((item, table))
-            rows.append(row)
+            if once is None or once.new(item, item):
+                table, row = _load_hub(item)
+                tables.append((item, table))
+                rows.append(row)
         else:
-            sources = find_files(item)
+            sources = find_files(item, once)
             tables.extend((source.name, source.table()) for source in sources)
             rows.extend(_file_rows(sources))
     return tables, rows
@@ -158,12 +184,14 @@ def sample_texts(documents: Documents, limit: int) -> Iterator[str]:
     return (piece.text for piece in sample(documents, limit).pieces())
 
 
-def find_files(item: str) -> list[Source]:
+def find_files(item: str, once: Once | None = None) -> list[Source]:
     """The readable files that a file name, a folder or a glob stands for, sorted by name, unpacked where packed.
 
-    In a folder, and for a glob that leaves the ending open, files of other kinds are passed over and counted.
+    In a folder, and for a glob that leaves the ending open, files of other kinds are passed over and counted. What
+    `once` has seen is left out.
     """
-    return [source for path, name in list_files(item) for source in _open(path, name)]
+    found = [source for path, name in list_files(item) for source in _open(path, name)]
+    return [source for source in found if once is None or once.new(source.name, source.content, source.kind)]
 
 
 def check_exists(data: Sequence[str]) -> None:
@@ -205,8 +233,10 @@ def _read(
         listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else list_files(item))
     of_files = share is not None and len(listed) >= share.count
     parts: list[Part] = []
-    rows = []
+    rows, once = [], Once()
     for entry in share.of(listed) if share is not None and of_files else listed:
+        if isinstance(entry, str) and not once.new(entry, entry):
+            continue
         if entry == PYTHON_DOCS:
             parts.append(Documents.of(python_docs.load()["validation"]))
             rows.append(python_docs.source())
@@ -216,10 +246,11 @@ def _read(
             parts.append(part)
             rows.append(row | columns)
         else:
-            sources = _open(*entry)
+            sources = [each for each in _open(*entry) if once.new(each.name, each.content, each.kind)]
             found = [_read_file(source, text_column) for source in sources]
             parts.extend(part for part, _ in found)
             rows.extend(_file_rows(sources, [columns for _, columns in found]))
+    once.say()
     say_columns(rows)
     documents = Documents(parts)
     if len(documents) == 0:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
+from groundup.common.settings import read_yaml
 from groundup.data.documents import Documents
+from groundup.data.sources import PYTHON_DOCS
 from groundup.data.tokens import write_shards
 from groundup.evaluation.causality import check_causal
 from groundup.evaluation.intervals import draws, interval, language_draws
@@ -23,6 +26,7 @@ from groundup.evaluation.language import (
     xz_bits_per_byte,
 )
 from groundup.evaluation.ngram import ngram_score
+from groundup.evaluation.report import RECIPE_FILE
 from groundup.evaluation.token_scores import TokenScores, UnitSums
 from groundup.evaluation.windows import Windows, disjoint, document_ends, each_document_alone, strided
 from groundup.tokenization.token_bytes import TokenBytes
@@ -32,12 +36,36 @@ HEADLINE, STRIDED, BY_DOCUMENT = "language", "language, strided", "language, eac
 
 @dataclass(frozen=True)
 class Text:
-    """The text to predict and, where it was given, the text that was trained on; `dataset` is its name in the rows."""
+    """The text to predict and, where it was given, the text that was trained on; `dataset` is its name in the rows.
+
+    `sources` are rows for the files and datasets that it came from.
+    """
 
     documents: Documents
     training: Documents | None
     dataset: str
     seed: int
+    sources: Sequence[Mapping[str, Any]] = ()
+
+    def trained_on_by(self, model: str) -> list[str]:
+        """Which of its sources a model was trained on, by the hashes in the recipe of the model's folder.
+
+        Of `python-docs` only what is held out is ever measured on.
+        """
+        try:
+            known = read_yaml(Path(model).expanduser() / RECIPE_FILE).get("sources")
+        except InputError:  # none there, or one of another tool
+            return []
+        rows = known if isinstance(known, list) else []
+        identities = {_identity(row) for row in rows if isinstance(row, dict)} - {None}
+        return [row["name"] for row in self.sources if row["name"] != PYTHON_DOCS and _identity(row) in identities]
+
+
+def _identity(source: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """What tells a source from any other: a file's hash, a Hub dataset's name and revision."""
+    if source.get("sha256"):
+        return (source["sha256"],)
+    return (source.get("name"), source["revision"]) if source.get("revision") else None
 
 
 def score_text(

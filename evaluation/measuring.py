@@ -43,6 +43,7 @@ from groundup.evaluation.report import read_metrics, summary_table, write_metric
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.evaluation.token_scores import TokenScores, UnitSums
 from groundup.evaluation.tokenizer_cost import kinds_of_text, other_tokenizers, tokenizer_rows
+from groundup.evaluation.verdict import TRAINED
 from groundup.evaluation.windows import Windows
 from groundup.evaluation.writing import writing_part
 from groundup.tokenization.word_level import train_word_level
@@ -163,6 +164,7 @@ class Evaluation:
         if not rows:
             raise InputError("; ".join(f"{part}: {reason}" for part, reason in self.parts.failures.items()))
         rows += self._comparison(found) if several else []
+        self._label_trained(rows)
         about = {name: self.parts.get(self._key(name, "about")) or {} for name in self.names}
         hashes = [values.pop("weights_sha256", None) for values in about.values()]
         out = self.parts.out
@@ -181,6 +183,20 @@ class Evaluation:
             say(f"{len(self.parts.failures)} parts failed; try them again: groundup evaluate --resume --out {out}")
         say(f"written to {out}: metrics.json, report.html")
         return out
+
+    def _label_trained(self, rows: list[dict[str, Any]]) -> None:
+        """Say which models were trained on the text itself; mark their scores on it and what is compared by them."""
+        if self.text is None:
+            return
+        trained = set()
+        for name, source in zip(self.names, self.settings.model):
+            if files := self.text.trained_on_by(source):
+                say(f"{name} was trained on {', '.join(files)}, as its recipe says: its score there is no test")
+                trained.add(name)
+        for row in rows:
+            involved = {row.get("model", self.names[0]), row.get("against")}
+            if involved & trained and (row.get("dataset"), row.get("split")) == (self.text.dataset, "test"):
+                row["split"] = TRAINED
 
     def _work(self) -> dict[str, Callable[["Loaded"], Part]]:
         """The parts of one model's evaluation, in order: what each is called, and the function that does it."""
@@ -313,9 +329,9 @@ def _about(loaded: Loaded) -> Part:
 
 def _read_text(settings: EvaluateSettings) -> Text:
     """The documents to predict, and of those trained on the part that `pretrain` does not keep back."""
-    documents = load_documents(settings.data, settings.text_column)
+    documents, sources = load_documents(settings.data, settings.text_column)
     training = load_corpus(settings.train_data, settings.text_column).train if settings.train_data else None
     if settings.smoke:
         documents = sample(documents, SMOKE_BYTES)
         training = None if training is None else sample(training, 10 * SMOKE_BYTES)
-    return Text(documents, training, name_of(settings.data[0]), settings.seed)
+    return Text(documents, training, name_of(settings.data[0]), settings.seed, sources)

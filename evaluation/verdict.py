@@ -5,6 +5,8 @@ from typing import Any
 
 MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"  # the baselines of a classifier
 
+TRAINED = "training"  # the split of a text that a model was trained on, where it is no test
+
 BETTER_WHEN_SMALLER = ("bits_per_byte", "loss", "perplexity", "word_perplexity", "byte_perplexity")
 
 
@@ -18,7 +20,8 @@ def verdict(row: Mapping[str, Any]) -> str:
         return "no difference shown"
     measure = row["name"].removesuffix("_difference")
     better = (row["value"] < 0) == (measure in BETTER_WHEN_SMALLER)
-    return f"{'better' if better else 'worse'} than {row['against']}"
+    where = ", on text that was trained on" if row.get("split") == TRAINED else ""
+    return f"{'better' if better else 'worse'} than {row['against']}{where}"
 
 
 def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -265,10 +265,10 @@ class ClassificationRun(TrainingRun):
         if self.order:
             return []
         selection = self.prepared.examples("selection")
-        rows = self._rows(selection, "validation", self.train_examples)
-        test = self._test()
+        rows = self._rows(selection, "validation", self.train_examples, self.prepared.name)
+        test, name = self._test()
         if len(test):
-            rows = self._rows(test, "test", self.train_examples + selection, self.folder.out) + rows
+            rows = self._rows(test, "test", self.train_examples + selection, name, self.folder.out) + rows
         return rows
 
     def complete(self, folder: Path) -> None:
@@ -276,23 +276,27 @@ class ClassificationRun(TrainingRun):
         if self.prepared.settings.predict is not None and not self.order:
             write_predictions(folder, self.prepared.settings)
 
-    def _test(self) -> Examples:
-        """The rows to test on; `--eval-data` is read only now."""
+    def _test(self) -> tuple[Examples, str]:
+        """The rows to test on and what they are called; `--eval-data` is read only now."""
         settings = self.prepared.settings
         if not settings.eval_data:
-            return self.prepared.examples("test")
+            return self.prepared.examples("test"), self.prepared.name
         named = Columns(settings.text_column, settings.label_column)
-        examples = load_examples(settings.eval_data, named, like=self.prepared.columns, held_out=True)[0]
-        return examples.take(evenly(len(examples), SMOKE_TEST_ROWS)) if settings.smoke else examples
+        examples, sources, _ = load_examples(settings.eval_data, named, like=self.prepared.columns, held_out=True)
+        self.folder.add_to_recipe({"eval_sources": sources})
+        chosen = examples.take(evenly(len(examples), SMOKE_TEST_ROWS)) if settings.smoke else examples
+        return chosen, short_name(settings.eval_data)
 
-    def _rows(self, examples: Examples, split: str, known: Examples, out: Path | None = None) -> list[dict[str, Any]]:
+    def _rows(
+        self, examples: Examples, split: str, known: Examples, dataset: str, out: Path | None = None
+    ) -> list[dict[str, Any]]:
         """Rows for metrics.json; where texts that are `known` stand among the examples, others without them."""
         prepared, names = self.prepared, self.prepared.plan.labels
         encoded = prepared.encode(examples, split)
         with ProgressBar(f"scoring, {split}", total=1.0) as bar, self.accelerator.autocast():
             probabilities = predict(self.model, encoded, self.pad_id, bar.update)
         measured = Measured(encoded.labels, probabilities.argmax(1), baselines(known, examples.texts, names))
-        about = {"dataset": prepared.name, "seed": prepared.settings.seed}
+        about = {"dataset": dataset, "seed": prepared.settings.seed}
         rows = classification_rows(measured, names, split=split, **about)
         unknown = int((encoded.labels == IGNORED).sum())
         if unknown:

@@ -283,8 +283,12 @@ class InstructionRun(TrainingRun):
             encoded, places, _ = encode_conversations(tests, self.tokenizer, context, counts)
             for line in counts.warnings(context):
                 say(f"to test on: {line}")
-            rows += self._loss_rows(encoded, base, about | {"split": "test"})
-            return rows + self._answered([tests[place] for place in places], base, about | {"split": "test"})
+            about |= {
+                "split": "test",
+                "dataset": short_name(settings.eval_data) if settings.eval_data else prepared.name,
+            }
+            rows += self._loss_rows(encoded, base, about)
+            return rows + self._answered([tests[place] for place in places], base, about)
         chosen = [validation[place] for place in evenly(len(validation), VALIDATION_ANSWERS)]
         return rows + self._answered(chosen, base, about | {"split": "validation"})
 
@@ -293,7 +297,8 @@ class InstructionRun(TrainingRun):
         settings = self.prepared.settings
         if settings.eval_data:
             joint = INPUT_JOINTS.get(str(self.tokenizer.chat_template), "\n")
-            tests, counts, _ = load_conversations(settings.eval_data, joint, held_out=True)
+            tests, counts, sources = load_conversations(settings.eval_data, joint, held_out=True)
+            self.folder.add_to_recipe({"eval_sources": sources})
             chosen = evenly(len(tests), SMOKE_TEST_ROWS if settings.smoke else len(tests))
             return [tests[place] for place in chosen], counts
         tests = self.prepared.conversations("test")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from groundup.common.console import ProgressBar, say
 from groundup.common.settings import verb
+from groundup.data.documents import Documents
 from groundup.data.masking import Masking
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
@@ -22,6 +23,8 @@ from groundup.evaluation.language import (
     language_rows,
     score_stream,
     structure_ids,
+    unigram_score,
+    xz_bits_per_byte,
 )
 from groundup.evaluation.masked import score_masked
 from groundup.tokenization.token_bytes import TokenBytes
@@ -115,6 +118,7 @@ class Pretraining(TrainingRun):
         )
         self.special_ids = structure_ids(prepared.tokenizer)
         self.token_bytes = TokenBytes.of(prepared.tokenizer)
+        self.test_overlap: dict[str, Any] | None = None
         self.masking = None
         if settings.objective == "mlm":
             self.masking = Masking(cast(int, self.tokenizer.mask_token_id), self.special_ids, settings.seed)
@@ -168,7 +172,9 @@ class Pretraining(TrainingRun):
     def describe(self, position: Position) -> dict[str, Any]:
         """What every run says of itself, and how often the text was seen."""
         epochs = position.labels / max(1, len(self.prepared.train) - 1)
-        return super().describe(position) | {"epochs": round(epochs, 3)}
+        overlap = {"validation": self.prepared.overlap, "test": self.test_overlap}
+        found = {split: counts for split, counts in overlap.items() if counts is not None}
+        return super().describe(position) | {"epochs": round(epochs, 3)} | ({"overlap": found} if found else {})
 
     def score(self) -> list[dict[str, Any]]:
         """The scores on what was kept back, all of it where that is affordable, and on `--eval-data`."""
@@ -179,12 +185,31 @@ class Pretraining(TrainingRun):
         rows = language_rows(
             score, dataset=prepared.name, split="validation", seed=seed, unigram=prepared.unigram, xz=prepared.xz
         )
-        if prepared.settings.eval_data:
-            documents = load_documents(prepared.settings.eval_data, prepared.settings.text_column)
-            limit = VALIDATION_TOKENS if prepared.settings.smoke else None
-            test = write_shards(documents, prepared.tokenizer, self.folder.work / "test")
-            rows += language_rows(self._score(test, limit), dataset=prepared.name, split="test", seed=seed)
-        return rows
+        return rows + self._test_rows() if prepared.settings.eval_data else rows
+
+    def _test_rows(self) -> list[dict[str, Any]]:
+        """The scores on `--eval-data`, read only now, without what the training text has too, and its baselines."""
+        prepared, settings = self.prepared, self.prepared.settings
+        documents, sources = load_documents(settings.eval_data, settings.text_column)
+        self.folder.add_to_recipe({"eval_sources": sources})
+        documents = self._unseen(documents)
+        test = write_shards(documents, prepared.tokenizer, self.folder.work / "test")
+        score = self._score(test, VALIDATION_TOKENS if settings.smoke else None)
+        unigram = unigram_score(prepared.train, test, len(prepared.tokenizer), self.special_ids, self.token_bytes)
+        about = {"dataset": short_name(settings.eval_data), "split": "test", "seed": settings.seed}
+        return language_rows(score, **about, unigram=unigram, xz=xz_bits_per_byte(documents.texts()))
+
+    def _unseen(self, documents: Documents) -> Documents:
+        """The documents to be tested on that do not stand in the training text, if there are any; says how many do."""
+        if self.prepared.known is None:
+            say("test: of shards the text is not known, so nor is whether it holds some of --eval-data")
+            return documents
+        found = self.prepared.known.apart(documents)
+        self.test_overlap = {"count": found.count, "unit": found.unit, "copies": found.copies}
+        if found.copies:
+            left = "not scored" if len(found.fresh) else "none are left to score without them"
+            say(f"test: {found.said} stand in the training text too, word for word or nearly: {left}")
+        return found.fresh if len(found.fresh) else documents
 
     def _score(self, stream: TokenStream, limit_tokens: int | None = None, progress: Any = None) -> LanguageScore:
         context_length = self.prepared.plan.context_length

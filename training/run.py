@@ -381,10 +381,11 @@ class TrainingRun(abc.ABC):
             take_mean(self.model, self.others)
             position.best_value = self.validate(position)[self.best_by]
             say(f"the weights are the mean of {1 + len(self.others)} runs")
+        rows = self.score()
         training = self.describe(position) | {"best_step": position.best_step}
         if self.others:
             own, others = training["seconds"], [read_metrics(folder)["training"]["seconds"] for folder in self.others]
             training |= {"averaged_runs": 1 + len(others), "seconds_of_all_runs": round(own + sum(others), 1)}
-        self.folder.finish(self.saved_model, self.tokenizer, self.score(), training, self.complete)
+        self.folder.finish(self.saved_model, self.tokenizer, rows, training, self.complete)
         if self.pusher is not None:
             self.pusher.after_the_end(self.folder.out)

@@ -94,6 +94,10 @@ class RunFolder:
             self.take_back()
             raise
 
+    def add_to_recipe(self, entries: dict[str, Any]) -> None:
+        """Add to the recipe what is known only at the end of a run."""
+        write_yaml(self.out / RECIPE_FILE, read_yaml(self.out / RECIPE_FILE) | entries)
+
     def take_back(self) -> None:
         """Remove what preparing wrote, unless something was trained since, so that the command can be given again."""
         if not any(self.out.rglob(LOG_FILE)):

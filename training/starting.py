@@ -18,6 +18,7 @@ from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
 from groundup.common.settings import public_settings
+from groundup.data.overlap import Apart, KnownText
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
@@ -52,6 +53,9 @@ SMOKE_STEPS = 20
 SMOKE_ROWS, SMOKE_TEST_ROWS = 1000, 100  # of tables, spread evenly over them
 USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
+KNOWN = "known.safetensors"  # in work/: hashes of the training text
+LEAST_FRESH = 0.1  # of the validation text that must not stand in the training text, to be scored alone
+LEAST_KEPT = 0.5  # of the training text that must be left where it is to lose the copies
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
 PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
 
@@ -68,6 +72,8 @@ class Prepared:
     validation: TokenStream
     unigram: LanguageScore
     xz: float | None
+    overlap: dict[str, Any] | None  # of the validation with the training text, as the recipe has it
+    known: KnownText | None  # the training text, where there is a text to be tested on
 
 
 def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> None:
@@ -85,7 +91,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     if settings.lora and settings.init_from is None:
         raise InputError("--lora adapts a model that is there: name it with --init-from")
     check_exists(settings.eval_data)
-    corpus = _corpus(settings)
+    corpus, overlap = _held_apart(_corpus(settings), settings, run)
     size = _text_bytes(corpus)
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
         settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
@@ -108,6 +114,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
         "settings": public_settings(settings, PUBLIC_PATHS),
         "plan": plan.as_dict(),
         "sources": corpus.sources,
+        "overlap": overlap,
         "tokenizer_sha256": fingerprint(tokenizer),
     }
     run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PUBLIC_PATHS})
@@ -127,6 +134,8 @@ def open_prepared(run: RunFolder) -> Prepared:
         validation=validation,
         unigram=LanguageScore(**baselines["unigram"]),
         xz=baselines["xz"],
+        overlap=recipe.get("overlap"),
+        known=KnownText.open(run.work / KNOWN) if (run.work / KNOWN).is_file() else None,
     )
 
 
@@ -137,6 +146,38 @@ def _corpus(settings: PretrainSettings) -> Corpus | PreparedData:
     if len(settings.data) > 1:
         raise InputError(f"--data {' '.join(settings.data)}: a folder of shards must be the only data")
     return open_prepared_data(user_path(settings.data[0]), settings.tokenizer, settings.init_from)
+
+
+def _held_apart(
+    corpus: Corpus | PreparedData, settings: PretrainSettings, run: RunFolder
+) -> tuple[Corpus | PreparedData, dict[str, Any] | None]:
+    """The corpus without validation text that the training text has too, and how much of it that was.
+
+    Where next to none would be left, it is the training text that loses its copies. The training text's hashes are kept
+    for the text to be tested on. Of shards the text is not there to be compared.
+    """
+    if isinstance(corpus, PreparedData):
+        return corpus, None
+    known = KnownText.of(corpus.train)
+    found = known.apart(corpus.validation)
+    left_out = None
+    if found.copies:
+        corpus, left_out, outcome = _without_copies(corpus, found)
+        say(f"validation: {found.said} stand in the training text too, word for word or nearly: {outcome}")
+    if settings.eval_data:
+        (KnownText.of(corpus.train) if left_out == "training" else known).save(run.work / KNOWN)
+    return corpus, {"count": found.count, "unit": found.unit, "copies": found.copies, "left_out_of": left_out}
+
+
+def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, str]:
+    """The corpus, what was left out of it ("score", "training" or nothing), and that in words."""
+    if found.fresh_bytes >= LEAST_FRESH * found.bytes:
+        return dataclasses.replace(corpus, validation=found.fresh), "score", "not scored"
+    back = KnownText.of(corpus.validation).apart(corpus.train)
+    if back.fresh_bytes >= LEAST_KEPT * back.bytes:
+        outcome = f"{back.said} of that text are left out, so that it is not trained on"
+        return dataclasses.replace(corpus, train=back.fresh), "training", outcome
+    return corpus, None, "next to none are left to score without them, so the score is one of text that was seen"
 
 
 def _text_bytes(corpus: Corpus | PreparedData) -> int:

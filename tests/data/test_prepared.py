@@ -69,7 +69,7 @@ def test_the_parts_of_a_corpus_hold_each_document_once(rows, tokenizer, count):
         prepare(data=[rows], tokenizer=tokenizer, part=f"{number}/{count}", out="shards", quiet=True)
     data = open_prepared_data(Path("shards"))
     found = [*texts_in(data.train, tokenizer), *texts_in(data.validation, tokenizer)]
-    assert sorted(found) == sorted(load_documents([rows]).texts())
+    assert sorted(found) == sorted(load_documents([rows])[0].texts())
     assert len(texts_in(data.validation, tokenizer)) == count
     assert data.train.meta["documents"] == len(texts_in(data.train, tokenizer)) == 21 - count
     assert data.train.meta["bytes"] == sum(len(text.encode()) for text in texts_in(data.train, tokenizer))

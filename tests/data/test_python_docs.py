@@ -67,5 +67,5 @@ def test_it_can_be_read_beside_a_file(docs, tmp_path):
 
 def test_what_is_measured_on_is_the_part_kept_back_alone(docs, tmp_path):
     (tmp_path / "a.txt").write_text("0123456789")
-    documents = load_documents(["python-docs", str(tmp_path / "a.txt")])
+    documents, _ = load_documents(["python-docs", str(tmp_path / "a.txt")])
     assert list(documents.texts()) == [*docs["validation"]["text"], "0123456789"]

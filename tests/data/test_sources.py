@@ -36,7 +36,7 @@ def write(path, content):
 
 
 def texts_of(*data, **options):
-    return list(load_documents(data, **options).texts())
+    return list(load_documents(data, **options)[0].texts())
 
 
 def jsonl(rows):
@@ -130,7 +130,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_other_kinds_are_counted(
     write(tmp_path / "data" / "module.pyc", b"\0")
     write(tmp_path / "data" / ".hidden.txt", "hidden")
     with console.capture() as said:
-        documents = load_documents([str(tmp_path / "data")])
+        documents, _ = load_documents([str(tmp_path / "data")])
     assert list(documents.texts()) == ["row", "z", "b"]
     assert "passed over 2 of 5 files" in said.get()
     assert ".png, .pyc" in said.get()
