@@ -126,5 +126,5 @@ def test_a_model_goes_on_with_no_ids_but_its_own(name, how, tmp_path):
         assert run.has_begun
     else:
         with pytest.raises(InputError, match="tokens that the model knows have another id or none"):
-            prepare_run(PretrainSettings(**settings), run, time.time())
+            pretrain(**settings)
         assert not run.out.exists()
