@@ -197,7 +197,9 @@ def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys)
     assert "29 of 30 rows kept back are in training too: dropped" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("new", "says"), [(0, "15 of 15 rows to test on are in training, too: none"), (3, "12 of 15")])
+@pytest.mark.parametrize(
+    ("new", "says"), [(0, "15 of 15 rows to test on have prompts of training: none"), (3, "12 of 15")]
+)
 def test_a_test_is_also_scored_without_the_rows_that_are_in_training_where_some_are_left(tmp_path, capsys, new, says):
     asked = [0] * 25 + [0] * (15 - new) + list(range(1, new + 1)) + list(range(20, 30))  # training, test, validation
     rows = [{"prompt": f"What is {number}?", "completion": "blue"} for number in asked]
