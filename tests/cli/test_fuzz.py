@@ -29,10 +29,10 @@ from groundup.common.settings import hints_of, parts_of
 CASES, SMOKE_CASES = 1200, 24
 PYTHON = ("train_tokenizer", "pretrain", "classify", "instruct", "evaluate", "import_gpt2", "export")
 VERB_OF = {"train_tokenizer": "tokenizer", "import_gpt2": "import-gpt2"}
-# What a person may give where something else is wanted; numbers, words and YAML's own values.
+# What a person may give where something else is wanted; but "/", which is read as what it is: the whole machine.
 ODD = [
     "", " ", "nan", "inf", "-1", "0", "1.5", "1e3", "-0.5", "2147483648", "9" * 40, "true", "null", "none", "~", "[]",
-    "{}", "[1, 2]", "{a: b}", "{1: 2}", "a\nb", "für Größe", "😀", "x" * 300, "-", "--", "-x", "..", ".", "/", "*", "?",
+    "{}", "[1, 2]", "{a: b}", "{1: 2}", "a\nb", "für Größe", "😀", "x" * 300, "-", "--", "-x", ".", "*", "?",
     "[", "]", "{", "}", "{x}", "{base}", "%s", "$HOME", "~nobody-of-that-name/x", "a//b", "adam", "fp16", "gpt3", "\t",
 ]  # fmt: skip
 ODD_VALUES = [None, True, False, 0, -1, 1, 2, 0.5, -0.5, 1.5, 2.0, float("nan"), float("inf"), 10**30, [], {}, [None]]
@@ -251,8 +251,9 @@ def test_drawn_smoke_runs_train_or_say_why_not_and_change_nothing_that_is_not_th
         given_ = {"data": "rows.csv" if verb == "classify" else "asked.jsonl" if verb == "instruct" else "text.txt"}
         given_ |= {"model": "pretrained"} if verb == "evaluate" else {}
         given_ |= {"tokenizer": "pretrained"} if verb == "prepare" else {}
-        options = options | given_ | {"smoke": True, "quiet": True}
-        options = {name: value for name, value in options.items() if not name.startswith("push") and name != "tasks"}
+        extra = [name for name in sorted(options) if not name.startswith("push") and name not in ("out", "tasks")]
+        chosen = {name: options[name] for name in chance.sample(extra, min(2, len(extra)))}
+        options = chosen | given_ | {"out": chance.choice(["new", "mine", "a b/c"]), "smoke": True, "quiet": True}
         words = typed(chance, verb, options)
         wrong, status = go((words, lambda words=words: main(words)), before, sandbox, capsys)
         ends[status] += 1
