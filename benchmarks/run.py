@@ -19,7 +19,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import bench_ablation
-import bench_kills
 import bench_plan
 import bench_text
 import bench_training
@@ -46,14 +45,13 @@ ROWS = {
     "first-token-page": bench_waiting.page,
     "first-token-second": bench_waiting.page_beside_another,
     "prepare-memory": bench_text.prepare_memory,
-    "kills": bench_kills.kills,
 }
 ROWS_ON_TEXT = {  # these take a text
     "nanogpt": bench_training.nanogpt,
     "ablation": bench_ablation.ablation,
     "plan": bench_plan.plan,
 }
-LONG = ("prepare-memory", "kills", "ablation", "plan")
+LONG = ("prepare-memory", "ablation", "plan")
 
 
 def main() -> int:

@@ -5,16 +5,20 @@ the hashes, the same for both texts because a hash itself decides (Broder 1997, 
 the other text has. That takes no words: it holds for scripts without blanks, and for code.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
+from groundup.common.console import say
 from groundup.data.documents import Content, Documents, Piece, blocks, pieces_of, stretch
+from groundup.data.sources import Corpus
 
 WINDOW = 32  # letters and digits: five or six English words
 MOST_HASHES = 2**23  # of a training text, about: 64 MiB
@@ -22,6 +26,8 @@ ALIKE = 0.5  # of a document's hashes, from which on it is a copy: one word in t
 FEW_HASHES = 4  # with fewer only a document that is wholly the same is a copy
 LONG_BYTES = 2**13  # a longer document is judged in passages
 PASSAGE_BYTES = 2**12
+LEAST_FRESH = 0.1  # of the validation text that must not stand in the training text, to be scored alone
+LEAST_KEPT = 0.5  # of the training text that must be left where it is to lose the copies
 PASSAGE_SLACK = 2**8  # bytes that a passage may be longer, to end between words
 
 _LETTERS = np.zeros(256, np.uint8)
@@ -114,6 +120,35 @@ class KnownText:
     def _is_copy(self, content: Content) -> bool:
         _, hashes = _hashes(content, self.every)
         return len(hashes) >= FEW_HASHES and float(_is_in(self.windows, hashes).mean()) >= ALIKE
+
+
+def held_apart(corpus: Corpus) -> tuple[Corpus, KnownText, dict[str, Any]]:
+    """Return a corpus whose validation text its training text has not, the training text's hashes, and how much it was.
+
+    Where next to none would be left to score, it is the training text that loses its copies; where that would take too
+    much of it, all stays. Which of these it was is said, and stands under `left_out_of`: "score", "training" or None.
+    """
+    known = KnownText.of(corpus.train)
+    found = known.apart(corpus.validation)
+    left_out = None
+    if found.copies:
+        corpus, left_out, outcome = _without_copies(corpus, found)
+        say(f"validation: {found.said} stand in the training text too, word for word or nearly: {outcome}")
+    if left_out == "training":
+        known = KnownText.of(corpus.train)
+    overlap = {"count": found.count, "unit": found.unit, "copies": found.copies, "left_out_of": left_out}
+    return corpus, known, overlap
+
+
+def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, str]:
+    """The corpus, what the copies were left out of, and that in words."""
+    if found.fresh_bytes >= LEAST_FRESH * found.bytes:
+        return dataclasses.replace(corpus, validation=found.fresh), "score", "not scored"
+    back = KnownText.of(corpus.validation).apart(corpus.train)
+    if back.fresh_bytes >= LEAST_KEPT * back.bytes:
+        outcome = f"{back.said} of that text are left out, so that it is not trained on"
+        return dataclasses.replace(corpus, train=back.fresh), "training", outcome
+    return corpus, None, "next to none are left to score without them, so the score is one of text that was seen"
 
 
 class Stretches:

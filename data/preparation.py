@@ -13,6 +13,7 @@ from groundup.common.files import atomic_folder, public_name
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.resuming import refuse
 from groundup.common.settings import read_yaml, verb, write_yaml
+from groundup.data.overlap import held_apart
 from groundup.data.parts import Share
 from groundup.data.prepared import RECIPE, TOKENIZER, TRAIN, VALIDATION
 from groundup.data.settings import PrepareSettings, TokenizerSettings
@@ -69,8 +70,9 @@ def prepare(settings: PrepareSettings) -> Path:
     with claim(out, "prepare", short_name(settings.data), resume=settings.resume) as output:
         out = output.path
         tokenizer = without_length(load_tokenizer(settings.tokenizer))
-        corpus = _corpus(settings, share)
-        recipe = _recipe("prepare", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
+        corpus, _, overlap = held_apart(_corpus(settings, share))
+        recipe = _recipe("prepare", settings, corpus) | {"overlap": overlap}
+        recipe |= {"tokenizer_sha256": fingerprint(tokenizer)}
         try:
             _begin(output, recipe, tokenizer)
             train = write_shards(corpus.train, tokenizer, out / TRAIN)

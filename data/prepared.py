@@ -30,6 +30,7 @@ class PreparedData:
     tokenizer: PreTrainedTokenizerFast
     sources: list[dict[str, Any]]  # name, bytes, sha256 of each file the shards were made from
     name: str  # of the text, short
+    overlap: dict[str, Any] | None = None  # of validation with training, as `held_apart` says it; None if unknown
 
 
 def is_prepared(item: str) -> bool:
@@ -76,7 +77,17 @@ def _open(folder: Path, tokenizer: str | None, base: str | None) -> PreparedData
         own,
         [row for number, row in enumerate(sources) if row not in sources[:number]],
         recipes[0]["name"],
+        _together([recipe.get("overlap") for recipe in recipes]),
     )
+
+
+def _together(overlaps: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What is known of the overlap of parts, each of which was held apart in itself."""
+    if None in overlaps:
+        return None
+    known = [overlap for overlap in overlaps if overlap is not None]
+    sums = {name: sum(overlap[name] for overlap in known) for name in ("count", "copies")}
+    return max(known, key=lambda overlap: overlap["copies"]) | sums
 
 
 def _parts(folder: Path) -> dict[Share, Path]:

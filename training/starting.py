@@ -18,7 +18,7 @@ from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
 from groundup.common.settings import public_settings
-from groundup.data.overlap import Apart, KnownText
+from groundup.data.overlap import KnownText, held_apart
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
@@ -54,8 +54,6 @@ SMOKE_ROWS, SMOKE_TEST_ROWS = 1000, 100  # of tables, spread evenly over them
 USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
 KNOWN = "known.safetensors"  # in work/: hashes of the training text
-LEAST_FRESH = 0.1  # of the validation text that must not stand in the training text, to be scored alone
-LEAST_KEPT = 0.5  # of the training text that must be left where it is to lose the copies
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
 PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
 
@@ -153,31 +151,14 @@ def _held_apart(
 ) -> tuple[Corpus | PreparedData, dict[str, Any] | None]:
     """The corpus without validation text that the training text has too, and how much of it that was.
 
-    Where next to none would be left, it is the training text that loses its copies. The training text's hashes are kept
-    for the text to be tested on. Of shards the text is not there to be compared.
+    The training text's hashes are kept for the text to be tested on. Of shards `prepare` has done it.
     """
     if isinstance(corpus, PreparedData):
-        return corpus, None
-    known = KnownText.of(corpus.train)
-    found = known.apart(corpus.validation)
-    left_out = None
-    if found.copies:
-        corpus, left_out, outcome = _without_copies(corpus, found)
-        say(f"validation: {found.said} stand in the training text too, word for word or nearly: {outcome}")
+        return corpus, corpus.overlap
+    corpus, known, overlap = held_apart(corpus)
     if settings.eval_data:
-        (KnownText.of(corpus.train) if left_out == "training" else known).save(run.work / KNOWN)
-    return corpus, {"count": found.count, "unit": found.unit, "copies": found.copies, "left_out_of": left_out}
-
-
-def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, str]:
-    """The corpus, what was left out of it ("score", "training" or nothing), and that in words."""
-    if found.fresh_bytes >= LEAST_FRESH * found.bytes:
-        return dataclasses.replace(corpus, validation=found.fresh), "score", "not scored"
-    back = KnownText.of(corpus.validation).apart(corpus.train)
-    if back.fresh_bytes >= LEAST_KEPT * back.bytes:
-        outcome = f"{back.said} of that text are left out, so that it is not trained on"
-        return dataclasses.replace(corpus, train=back.fresh), "training", outcome
-    return corpus, None, "next to none are left to score without them, so the score is one of text that was seen"
+        known.save(run.work / KNOWN)
+    return corpus, overlap
 
 
 def _text_bytes(corpus: Corpus | PreparedData) -> int:

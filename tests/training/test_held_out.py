@@ -81,6 +81,16 @@ def test_no_text_that_is_trained_on_is_scored(name, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("name", REPEATED)
+def test_shards_hold_the_same_apart_as_the_text_itself(name, tmp_path):
+    data = write_rows(tmp_path / "rows.jsonl", REPEATED[name][0])
+    train, validation, recipe = prepared(tmp_path, data)
+    package.prepare(data=[data], tokenizer=str(tmp_path / "out" / "work" / "tokenizer"), out="shards", quiet=True)
+    shutil.rmtree(tmp_path / "out")
+    assert prepared(tmp_path, "shards", vocab_size=None)[:2] == (train, validation)
+    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["overlap"] == recipe["overlap"]
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_one_text_that_repeats_itself_is_held_out_too(times, tmp_path):
     text = text_of(0, 20_000)
