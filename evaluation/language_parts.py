@@ -58,7 +58,8 @@ class Text:
             return []
         rows = known if isinstance(known, list) else []
         identities = {_identity(row) for row in rows if isinstance(row, dict)} - {None}
-        return [row["name"] for row in self.sources if row["name"] != PYTHON_DOCS and _identity(row) in identities]
+        held_out = [row for row in self.sources if row["name"].startswith(f"{PYTHON_DOCS} (")]
+        return [row["name"] for row in self.sources if row not in held_out and _identity(row) in identities]
 
 
 def _identity(source: Mapping[str, Any]) -> tuple[Any, ...] | None:

@@ -12,7 +12,10 @@ import yaml
 import groundup as package
 from groundup.common.files import sha256_of
 from groundup.data.conversations import load_conversations
+from groundup.data.documents import Documents
 from groundup.data.examples import Columns, load_examples
+from groundup.data.sources import load_documents
+from groundup.evaluation.language_parts import Text
 from groundup.evaluation.report import read_metrics
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
@@ -192,3 +195,17 @@ def test_a_model_measured_on_its_own_training_text_is_not_called_tested(tested, 
     assert "out was trained on renamed.jsonl, as its recipe says" in said
     differences = [row for row in read_metrics(measured)["metrics"] if row.get("against")]
     assert {row["split"] for row in differences} == {"training"}
+
+
+def test_of_the_built_in_text_what_is_held_out_is_a_test(tmp_path):
+    documents, sources = load_documents(["python-docs"])
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"sources": sources}))
+    assert not Text(documents, None, "python-docs", 0, sources).trained_on_by(str(tmp_path))
+
+
+@pytest.mark.parametrize("recipe", ["", "- a list", "sources: 3", "sources: [3, {name: x}]", "a: [", None])
+def test_a_recipe_of_another_tool_says_nothing_of_what_was_trained_on(recipe, tmp_path):
+    if recipe is not None:
+        (tmp_path / "recipe.yaml").write_text(recipe)
+    sources = [{"name": "x", "sha256": "0"}]
+    assert not Text(Documents([]), None, "x", 0, sources).trained_on_by(str(tmp_path))
