@@ -47,10 +47,10 @@ def publish(settings: PublishSettings) -> Pushed | None:
     target = Target(settings.repo_id, settings.private, settings.branch, settings.pull_request, settings.tag)
     if settings.base_model is not None and not HUB_NAME.fullmatch(settings.base_model):
         raise InputError(f"--base-model {settings.base_model} is no name on the Hub: give OWNER/NAME")
-    if not settings.dry_run:
-        require_token()  # before the gate takes its time
     if settings.space:
         _check_space(settings)
+    if not settings.dry_run:
+        require_token()  # before the gate takes its time
     with contextlib.ExitStack() as stack:
         # Everything passes its gate before anything is sent.
         parcels = [(target, stack.enter_context(_gate(settings, user_path(settings.checkpoint), target.repo_id)))]

@@ -182,16 +182,26 @@ def test_what_is_finished_is_used_again_when_nothing_has_changed(story_file, tok
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize(("changed", "named"), [("text", "sources"), ("tokenizer", "tokenizer"), ("smoke", "settings")])
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("text", "begun with other .*sources"),
+        ("tokenizer", "leave out --tokenizer other"),
+        ("tokenizer in its place", "begun with other .*tokenizer"),
+        ("smoke", "leave out --smoke True"),
+    ],
+)
 def test_a_folder_begun_with_something_else_is_left_alone(story_file, tokenizer, tmp_path, changed, named):
+    tokenizer = shutil.copytree(tokenizer, tmp_path / "own")
     folder = prepare(data=[story_file], tokenizer=tokenizer, out="shards", quiet=True)
     before = files_of(folder)
     if changed == "text":
         Path(story_file).write_text("another story\n" * 99)
     if changed == "tokenizer":
         tokenizer = str(tmp_path / "other")
+    if changed.startswith("tokenizer"):
         save_tokenizer(train_bpe(["other words"], 262), Path(tokenizer))
-    with pytest.raises(InputError, match=f"begun with other .*{named}"):
+    with pytest.raises(InputError, match=named):
         prepare(data=[story_file], tokenizer=tokenizer, out="shards", resume=True, smoke=changed == "smoke")
     assert files_of(folder) == before
 

@@ -131,7 +131,7 @@ def test_a_tracker_that_is_missing_is_named_before_anything_is_trained(options, 
         package.classify(out=str(tmp_path / "out"), average=2, track="trackio", **options)
 
 
-@pytest.mark.parametrize(("more", "message"), [({"lora": True}, "leave out --lora"), ({"average": 0}, "too small")])
+@pytest.mark.parametrize(("more", "message"), [({"lora": True}, "leave out --lora"), ({"average": 0}, "at least 1")])
 def test_what_cannot_be_averaged_is_refused(options, tmp_path, more, message):
     with pytest.raises(InputError, match=message):
         package.classify(out=str(tmp_path / "out"), **options | {"average": 2} | more)

@@ -198,7 +198,7 @@ def test_lora_needs_a_model_to_adapt(other_story, tmp_path):
     ("options", "words"),
     [
         ({"lora_targets": ["query"]}, "query"),
-        ({"lora_rank": 0}, "--lora-rank 0"),
+        ({"lora_rank": 0}, "lora_rank 0"),
         ({"lora": False, "lora_rank": 4}, "--lora-rank says what an adapter is like: add --lora"),
         ({"lora": False, "lora_targets": ["q_proj"]}, "--lora-targets says"),
     ],

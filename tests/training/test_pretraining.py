@@ -187,7 +187,7 @@ def test_word_level_tokenizers_can_be_pretrained_on(story, tmp_path):
         ({"data": ["story.txt"], "vocab_size": 20000}, "20000"),
         ({"data": ["story.txt"], "out": "full"}, "full"),
         ({"data": ["story.txt"], "max_steps": 5, "minutes": 1}, "one budget"),
-        ({"data": ["story.txt"], "max_steps": 0}, "above 0"),
+        ({"data": ["story.txt"], "max_steps": 0}, "max_steps 0: a whole number of at least 1"),
         ({"data": ["story.txt"], "preset": "gtp2"}, "gpt2"),
         ({"data": ["story.txt"], "max_steps": 1, "hidden_size": 30, "model_config": {"num_attention_heads": 4}}, "num"),
         ({"data": ["story.txt"], "tokenizer": "nowhere"}, "nowhere"),
