@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.evaluation.generation import encode_prompt
-from groundup.evaluation.language import context_of, evaluating
+from groundup.evaluation.language import context_of, device_of, evaluating
 from groundup.tokenization.token_bytes import BYTE_OF_LETTER, is_byte_level
 
 LONGEST = 256  # tokens looked at: the attention maps grow with the square
@@ -85,7 +85,7 @@ class Lens:
         kept = ids[: min(LONGEST, context_of(self.model))]
         with evaluating(self.model):
             outputs = self.model(
-                input_ids=torch.tensor([kept], device=self.model.device), use_cache=False, output_attentions=True
+                input_ids=torch.tensor([kept], device=device_of(self.model)), use_cache=False, output_attentions=True
             )
         maps = [weights for weights in outputs.attentions or () if weights is not None]
         attention = torch.stack([(layer[0] * 255).round().byte().cpu() for layer in maps]).numpy() if maps else None

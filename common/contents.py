@@ -51,6 +51,16 @@ def content_of(name: str, kind: str | None = None) -> Any:
     return _commit_of(name, kind) if kind else None
 
 
+def weights_of(name: str) -> Any:
+    """What `content_of` says of a model, of its weights alone: a folder whose card or log changed has the same."""
+    place = _here(name)
+    if place is None or not place.is_dir():
+        return _commit_of(name, "model")
+    own = {path.name: _sha256(path) for path in sorted(place.glob("*.safetensors"))}
+    base = _base_named(place)
+    return own if base is None else own | {_BASE: weights_of(base)}
+
+
 def _walk(folder: Path, without: Collection[str]) -> Iterator[Path]:
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
@@ -89,12 +99,19 @@ def _here(name: str) -> Path | None:
 
 def _base_of(folder: Path) -> dict[str, Any]:
     """The content of the base that an adapter's folder names; empty for a folder that is none."""
-    try:
-        base = str(json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))[_BASE])
-    except (OSError, ValueError, KeyError, TypeError):
+    base = _base_named(folder)
+    if base is None:
         return {}
     place = _here(base)
     return {_BASE: _commit_of(base, "model") if place is None else files_of(place, KEPT_APART)}
+
+
+def _base_named(folder: Path) -> str | None:
+    """The base that an adapter's folder names; None for a folder that is none."""
+    try:
+        return str(json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))[_BASE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _named_in(path: Path) -> Iterator[Any]:

@@ -8,13 +8,13 @@ import evaluate
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import CHRF
 
-from groundup.evaluation.units import WordTokenizer
+from groundup.evaluation.units import WordTokenizer, as_compared
 
 
 class AnswerMetric(evaluate.Metric):
     """`exact_match` (share), `chrf` (0 to 100; Popović 2015) and `rouge_l` (F1, 0 to 1; Lin 2004) of answers.
 
-    An answer is exact when it equals the reference but for white space around it.
+    An answer is exact when it equals the reference but for white space around it, and for how Unicode composes letters.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -28,10 +28,11 @@ class AnswerMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:  # type: ignore[override]
+        predictions, references = ([as_compared(text) for text in texts] for texts in (predictions, references))
         pairs = list(zip(predictions, references, strict=True))
         rouge = RougeScorer(["rougeL"], tokenizer=WordTokenizer())
         return {
-            "exact_match": sum(written.strip() == right.strip() for written, right in pairs) / len(pairs),
+            "exact_match": sum(written == right for written, right in pairs) / len(pairs),
             "chrf": CHRF().corpus_score(predictions, [references]).score,
             "rouge_l": sum(rouge.score(right, written)["rougeL"].fmeasure for written, right in pairs) / len(pairs),
         }

@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from groundup.common.errors import InputError
-from groundup.evaluation.language import context_of, evaluating
+from groundup.evaluation.language import context_of, device_of, evaluating
 
 TOLERANCE = 1e-3  # between logits of the same positions, relative to their spread
 
@@ -21,7 +21,7 @@ def check_causal(model: PreTrainedModel) -> None:
     half = length // 2
     ids[1, :half] = ids[0, :half]
     with evaluating(model):
-        logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :half].float()
+        logits = model(input_ids=ids.to(device_of(model)), use_cache=False).logits[:, :half].float()
     difference = (logits[0] - logits[1]).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, logits.std().item()):
         raise InputError(

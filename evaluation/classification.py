@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from groundup.data.example_rows import ExampleRows
 from groundup.data.examples import Examples
+from groundup.evaluation.language import device_of
 from groundup.evaluation.lettering import can_write, fonts_for
 from groundup.evaluation.verdict import MAJORITY, SVM
 
@@ -66,9 +67,8 @@ def predict(
         longest = len(rows.ids[order[min(len(order), at + BATCH_ROWS) - 1]])  # rows come sorted by length
         places = order[at : at + max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))]
         batch = rows.batch(places, pad_id)
-        logits = model(
-            input_ids=batch["input_ids"].to(model.device), attention_mask=batch["attention_mask"].to(model.device)
-        ).logits
+        read = {name: batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask")}
+        logits = model(**read).logits
         found.append(logits.double().softmax(-1).cpu().numpy())
         at += len(places)
         if progress is not None:

@@ -18,6 +18,7 @@ from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from groundup.evaluation.language import device_of
 from groundup.modeling import GroundupForCausalLM, GroundupModel
 from groundup.modeling.modeling_groundup import (
     CACHE,
@@ -68,11 +69,6 @@ class ForwardDecoder:
     def step(self, token: int) -> torch.Tensor:
         """Read one token more; return the logits (V,) after it."""
         return last_logits(self.model, [token], self.cache)
-
-
-def device_of(model: PreTrainedModel) -> torch.device:
-    """Where a model takes its ids: weights that lie on the disk, or elsewhere until they are called, are nowhere."""
-    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def last_logits(model: PreTrainedModel, ids: list[int], cache: Cache) -> torch.Tensor:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.data.conversations import Conversation, ConversationRows
 from groundup.data.windows import IGNORED
-from groundup.evaluation.language import context_of, evaluating
-from groundup.evaluation.units import units
+from groundup.evaluation.language import context_of, device_of, evaluating
+from groundup.evaluation.units import as_compared, units
 
 BATCH_TOKENS = 2**13  # scored at once
 BATCH_PROMPTS = 64  # answered at once
@@ -56,7 +56,8 @@ def answer_loss(
             else:
                 batch = rows.batch(part, pad_id)
                 labels = batch.pop("shift_labels")
-            logits = model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).logits
+            read = {name: value.to(device_of(model)) for name, value in batch.items()}
+            logits = model(**read, use_cache=False).logits
             counted = labels.to(logits.device) != IGNORED
             targets = labels.to(logits.device)[counted]
             nats += functional.cross_entropy(logits[counted].float(), targets, reduction="sum").item()
@@ -120,8 +121,9 @@ def _generate(
     """The ids that follow each prompt, filled up after the end."""
     length = max(map(len, prompts))
     fill = min(stop_ids)  # never looked at: the mask hides it before a prompt, and after an answer it is cut off
-    ids = torch.tensor([[fill] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=model.device)
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    device = device_of(model)
+    ids = torch.tensor([[fill] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     generate: Any = model.generate
     written = generate(
         input_ids=ids,
@@ -157,8 +159,9 @@ def score_answers(
 
     texts = [answer.text for answer in answers]
     measures: dict[str, float] = AnswerMetric().compute(predictions=texts, references=list(references))  # type: ignore
-    wrong = [text.strip() for text, right in zip(texts, references) if text.strip() != right.strip()]
-    known = {text.strip() for text in trained}
+    pairs = [(as_compared(text), as_compared(right)) for text, right in zip(texts, references)]
+    wrong = [text for text, right in pairs if text != right]
+    known = {as_compared(text) for text in trained}
     return {
         **measures,
         "stopped": sum(answer.stopped for answer in answers) / len(answers),

@@ -243,10 +243,10 @@ def _logits_and_targets(
     if head is None:
         rows = max(1, piece // input_ids.shape[1])
         for ids, ids_labels, is_counted in zip(input_ids.split(rows), labels.split(rows), counted.split(rows)):
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+            logits = model(input_ids=ids.to(device_of(model)), use_cache=False).logits
             yield logits[is_counted.to(logits.device)].float(), ids_labels[is_counted].to(logits.device)
         return
-    hidden = model.base_model(input_ids=input_ids.to(model.device), use_cache=False).last_hidden_state
+    hidden = model.base_model(input_ids=input_ids.to(device_of(model)), use_cache=False).last_hidden_state
     hidden, targets = hidden[counted.to(hidden.device)], labels[counted].to(hidden.device)  # (N, C), (N,)
     for start in range(0, len(targets), piece):
         yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
@@ -261,11 +261,16 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or head.bias is not None:
         return None
-    ids = torch.arange(min(8, context_of(model)), device=model.device)[None]  # (1, T)
+    ids = torch.arange(min(8, context_of(model)), device=device_of(model))[None]  # (1, T)
     with evaluating(model):
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         logits = model(input_ids=ids, use_cache=False).logits
     return head if hidden is not None and torch.equal(head(hidden), logits) else None
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its ids: weights that lie on the disk, or elsewhere until they are called, are nowhere."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from groundup.data.masking import Masking
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import IGNORED, SlidingWindow
-from groundup.evaluation.language import LanguageScore, evaluating
+from groundup.evaluation.language import LanguageScore, device_of, evaluating
 
 NOTE = "a masked token is seen from both sides: the sum is no likelihood of the text, so there are no bits per byte"
 
@@ -34,14 +34,14 @@ def score_masked(
     windows = SlidingWindow(stream, max(1, min(context_length, len(stream) - 1)))
     wanted = len(windows) if limit_tokens is None else min(len(windows), -(-limit_tokens // context_length))
     chosen = np.arange(wanted) * len(windows) // max(1, wanted)
-    nats, tokens, correct = 0.0, 0, 0
+    nats, tokens, correct, device = 0.0, 0, 0, device_of(model)
     with evaluating(model):
         for first in range(0, wanted, batch_rows):
             numbers = chosen[first : first + batch_rows]
             batch = masking.apply(windows.batch(numbers)["input_ids"], numbers)
             hidden = batch["labels"] != IGNORED  # (B, T)
-            logits = model(input_ids=batch["input_ids"].to(model.device)).logits[hidden.to(model.device)].float()
-            targets = batch["labels"][hidden].to(model.device)
+            logits = model(input_ids=batch["input_ids"].to(device)).logits
+            logits, targets = logits[hidden.to(logits.device)].float(), batch["labels"][hidden].to(logits.device)
             nats += functional.cross_entropy(logits, targets, reduction="sum").item()
             correct += int((logits.argmax(-1) == targets).sum())
             tokens += len(targets)

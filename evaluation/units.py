@@ -4,6 +4,8 @@ Unicode says which scripts are written without blanks (UAX #14: ideographs, and 
 word's end), so no language has to be known.
 """
 
+import unicodedata
+
 import regex
 
 LONGEST_WORD = 40  # letters; a longer run without a blank is no word but a loop, or a text of another kind
@@ -20,6 +22,11 @@ def units(text: str) -> list[str]:
         word = unit["word"]
         found += regex.findall(r"\X", word) if word and len(word) > LONGEST_WORD else [unit[0]]
     return found
+
+
+def as_compared(text: str) -> str:
+    """A text as it is held against another: an accent of its own or a part of its letter (NFC), no blanks around it."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def is_unspaced(text: str) -> bool:

@@ -58,7 +58,7 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
     """Read a GPT-2 checkpoint, write it as one of ours into a new folder and return that.
 
     Takes an `ImportGpt2Settings` or its fields by keyword. Raises `InputError` for a source that is not there, is not
-    whole, or is no GPT-2: each tensor that is missing, unknown or misshapen is named.
+    whole, or is no GPT-2: each tensor that is missing, unknown or misshapen is named. What was written is loaded again.
     """
     console.quiet = settings.quiet
     if not settings.source:
@@ -85,6 +85,10 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
             about = {"parameters": model.num_parameters(), "dtype": str(model.dtype)[6:]}
             write_metrics(folder, [], about, sha256_of(folder / "model.safetensors"))
             write_card(folder)
+            try:
+                _difference(model.float(), _load_again(folder, model.config))
+            except ValueError as error:
+                raise InputError(f"cannot import {settings.source}: {_one_line(error)}") from error
     say(f"GPT-2 of {model.num_parameters():,} parameters written to {output.path}")
     return output.path
 

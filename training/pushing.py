@@ -50,8 +50,15 @@ class Pusher:
     seconds, and of the upload.
     """
 
-    def __init__(self, options: PushOptions, save_every: int | None = None, adapted: str | None = None):
+    def __init__(
+        self,
+        options: PushOptions,
+        save_every: int | None = None,
+        adapted: str | None = None,
+        trust_remote_code: bool = False,
+    ):
         self.target, self.every = push_target(options, save_every, adapted), options.push_every
+        self.trust_remote_code = trust_remote_code
         self.additions = {"license": options.push_license}
         if options.push_base_model is not None:
             self.additions["base_model"] = options.push_base_model
@@ -70,7 +77,13 @@ class Pusher:
             return None
         states = random_state()
         try:
-            gate = through_the_gate(folder, self.additions, repo_id=self.target.repo_id, fetch_base=fetch_model)
+            gate = through_the_gate(
+                folder,
+                self.additions,
+                repo_id=self.target.repo_id,
+                fetch_base=fetch_model,
+                trust_remote_code=self.trust_remote_code,
+            )
             with gate as parcel:
                 pushed = push_folder(parcel.folder, self.target, name, is_ours, parcel.proven)
         except (InputError, Unavailable, OSError) as error:

@@ -4,10 +4,14 @@ All else is the run's own, from its recipe; a setting that says otherwise is ref
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from groundup.common.contents import weights_of
+from groundup.common.errors import InputError
+from groundup.common.files import atomic_write
 from groundup.common.resuming import differing, is_longer, refuse
 from groundup.common.settings import read_yaml, settings_from
 from groundup.evaluation.report import RECIPE_FILE
@@ -17,6 +21,7 @@ from groundup.training.starting import with_budget
 
 CHANGEABLE = ("save_every", "track")
 PUSHING = "push_"
+BASE_NOTE = "base.json"  # in work/: what the weights were that the run began with
 FROM = {"pretrain": "--init-from", "classify": "--model", "instruct": "--model"}
 
 
@@ -49,6 +54,26 @@ def keep_changes(run: RunFolder, changed: TrainingOptions) -> None:
     recipe, private = run.read_recipe()
     mine = {name: getattr(changed, name) for name in recipe["settings"] if name not in private}
     run.write_recipe(recipe | {"settings": recipe["settings"] | mine}, private)
+
+
+def require_same_base(run: RunFolder) -> None:
+    """Note what the weights are that a run starts from, or raise `InputError` if they are no more what was noted.
+
+    An adapter is nothing without its base, and scores "before training" are the base's.
+    """
+    recipe, private = run.read_recipe()
+    settings = {**recipe["settings"], **private}
+    source, note = settings.get("init_from") or settings.get("model"), run.work / BASE_NOTE
+    weights = weights_of(source) if source else None
+    # A new model needs none, one that has ended no more, and one that is not there is missed by whoever loads it.
+    if not weights or run.final.is_dir():
+        return
+    if not note.is_file():
+        atomic_write(note, json.dumps(weights, sort_keys=True).encode())
+    elif json.loads(note.read_text(encoding="utf-8")) != weights:
+        raise InputError(
+            f"{source} has other weights than when {run.out} was begun: bring them back, or choose a new --out"
+        )
 
 
 def _kept(

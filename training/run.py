@@ -40,7 +40,7 @@ from groundup.training.compiling import compile_blocks, uncompiled
 from groundup.training.loop import Batches, Loop, Schedule
 from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization
-from groundup.training.resuming import keep_changes, refuse_for_finished, take_changes
+from groundup.training.resuming import keep_changes, refuse_for_finished, require_same_base, take_changes
 from groundup.training.run_folder import RunFolder
 from groundup.training.schedule import Budget
 from groundup.training.settings import PushOptions, TrainingOptions
@@ -102,6 +102,8 @@ def carry_out(
         run = RunFolder(out)
         agreed(state, lambda: None if goes_on else prepare(settings, run, began))
         try:
+            if not inner:
+                agreed(state, lambda: require_same_base(run))
             training = start(run, began)
         except InputError:
             if state.is_main_process and not goes_on:
@@ -144,7 +146,8 @@ def pusher_of(settings: Any) -> "Pusher | None":
     from groundup.training.pushing import Pusher  # the gate takes a while to import
 
     base = getattr(settings, "init_from", None) or getattr(settings, "model", None)
-    return Pusher(settings, settings.save_every, base if settings.lora else None)
+    trusts = getattr(settings, "trust_remote_code", False)  # pretrain, which starts from models of ours, does not ask
+    return Pusher(settings, settings.save_every, base if settings.lora else None, trusts)
 
 
 def require_tracker(track: str) -> None:

@@ -1,6 +1,7 @@
 """Measures of text in any script: none may take a text without blanks between words for one word."""
 
 import random
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -91,3 +92,13 @@ def test_the_baseline_reads_languages_with_and_without_blanks_between_words(lang
     examples = Examples([text for text, _ in train], [label for _, label in train])
     found = baselines(examples, [text for text, _ in test], ["bad", "good"])[SVM]
     assert sum(["bad", "good"][place] == label for place, (_, label) in zip(found, test)) >= 0.95 * len(test)
+
+
+@pytest.mark.parametrize("text", ["café", "Zażółć gęślą", "가나다", "Ελλάδα ά", "tiếng Việt"])
+def test_a_letter_is_the_same_however_its_accent_is_stored(text):
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    for written, right in ((composed, apart), (apart, composed)):
+        measures = score_answers([Answer(written, stopped=True)], [right], trained=[written])
+        assert composed != apart and (measures["exact_match"], measures["rouge_l"], measures["copied"]) == (1, 1, 0)
+        assert measures["chrf"] == pytest.approx(100)
+        assert score_answers([Answer(written, stopped=True)], ["no"], trained=[right])["copied"] == 1

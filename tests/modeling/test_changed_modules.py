@@ -5,6 +5,7 @@ What is written must be what the changed network says when its whole text goes t
 
 import types
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
@@ -13,8 +14,13 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+from groundup.data.conversations import ConversationRows
+from groundup.data.tokens import TokenStream
+from groundup.evaluation.causality import check_causal
 from groundup.evaluation.decoding import FlatDecoder, ForwardDecoder, decoder_for
 from groundup.evaluation.generation import Sampling, lay_out_for_decoding, stream_tokens
+from groundup.evaluation.instruction import answer_loss, write_answers
+from groundup.evaluation.language import score_stream
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 
 PROMPT = [7, 130, 12, 99, 5]
@@ -258,3 +264,24 @@ def test_torchao_int8_weights_are_used_by_every_way_of_writing():
     torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     lay_out_for_decoding(model)
     assert by_generate(model) == by_own_loop(model) == by_hand(model)
+
+
+@pytest.mark.parametrize("offload", ["disk", "cpu"])
+def test_every_measure_of_a_model_that_lies_elsewhere_is_that_of_the_model_itself(offload, tmp_path):
+    """Its parameters are on no device until they are called: ids go where it takes them."""
+    rows = ConversationRows.from_lists([([*range(3, 20)], [False] * 5 + [True] * 12), ([8, 9], [False, True])])
+    stream = TokenStream([np.arange(180, dtype=np.uint16) % 150], {"bytes": 180})
+    reader = types.SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))
+
+    def measures(model):
+        check_causal(model)
+        return (
+            write_answers(model, reader, [PROMPT, PROMPT[:2]], {198}, 4),
+            answer_loss(model, rows),
+            score_stream(model, stream, 32, special_ids=()),
+        )
+
+    plain = measures(network())
+    model = network()
+    cpu_offload(model) if offload == "cpu" else disk_offload(model, str(tmp_path / "disk"))
+    assert model.device.type == "meta" and measures(model) == plain

@@ -7,10 +7,12 @@ import yaml
 
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.training import pushing
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain
 from groundup.training.pushing import Pusher, push_target
-from groundup.training.settings import PushOptions
+from groundup.training.run import pusher_of
+from groundup.training.settings import ClassifySettings, InstructSettings, PushOptions
 
 LICENSED = {"push_license": "apache-2.0"}
 TINY = ("--vocab-size", 300, "--hidden-size", 32, "--num-hidden-layers", 2, "--context-length", 32)
@@ -70,6 +72,23 @@ def test_an_adapter_of_a_folder_needs_the_name_that_its_base_has_on_the_hub(monk
     given = PushOptions(push_to="alice/x", push_base_model="alice/base", **LICENSED)
     assert push_target(given, adapted=str(tmp_path)).repo_id == "alice/x"
     assert Pusher(given).additions["base_model"] == "alice/base"
+
+
+@pytest.mark.parametrize("trusts", [True, False])
+def test_the_gate_of_a_run_trusts_code_as_the_run_does(trusts, monkeypatch, hub, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    asked = []
+
+    def gate(*_, trust_remote_code, **__):
+        asked.append(trust_remote_code)
+        raise InputError("enough")
+
+    monkeypatch.setattr(pushing, "through_the_gate", gate)
+    for settings in (InstructSettings, ClassifySettings):
+        pusher = pusher_of(settings(push_to="alice/x", push_every=1, trust_remote_code=trusts, **LICENSED))
+        pusher.after_save(tmp_path, 1)
+        pusher.after_the_end(tmp_path)
+    assert asked == [trusts] * 4
 
 
 @pytest.mark.slow

@@ -303,6 +303,14 @@ def test_half_precision_and_an_own_head_are_kept(vocabulary, source, out):
     assert torch.equal(found["lm_head.weight"], model.lm_head.weight)
 
 
+def test_an_import_that_is_not_read_back_as_it_was_is_not_kept(peer, vocabulary, source, out, monkeypatch):
+    load_again = conversion._load_again
+    monkeypatch.setattr(conversion, "_load_again", lambda *arguments: perturbed(load_again(*arguments)))
+    with pytest.raises(InputError, match=r"cannot import .* gives other logits, by .* and is not kept"):
+        import_gpt2(source=str(saved_by_transformers(source, peer, vocabulary)), out=str(out))
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_an_imported_checkpoint_is_the_same_for_who_does_not_have_this_package(peer, vocabulary, source, out):
     import_gpt2(source=str(saved_by_transformers(source, peer, vocabulary)), out=str(out))

@@ -9,7 +9,7 @@ import torch
 import yaml
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 import groundup as package
 from groundup.common.errors import InputError
@@ -103,6 +103,35 @@ def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(base, other_story
     stopped = package.pretrain(out="stopped", resume=True, quiet=True)
     assert sha256_of(stopped / WEIGHTS) == sha256_of(whole / WEIGHTS)
     assert '"resume"' in (stopped / "log.jsonl").read_text()
+
+
+def weights_changed(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.01)
+    model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_a_base_that_was_replaced_since_the_stop_is_said(lora, base, other_story, monkeypatch):
+    import groundup.training.run as run
+
+    def save_state(*arguments):
+        raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(run, "save_state", save_state)
+        adapt(base, other_story, "stopped", lora=lora)
+    (base / "README.md").write_text("A card that says more.")
+    note, before = Path("stopped/work/base.json"), sha256_of(base / "model.safetensors")
+    assert before in note.read_text()
+    shutil.copytree(base, "kept")
+    weights_changed(base)
+    with pytest.raises(InputError, match=r"base has other weights than when .*stopped was begun: bring them back"):
+        package.pretrain(out="stopped", resume=True, quiet=True)
+    assert before in note.read_text()
+    shutil.copyfile("kept/model.safetensors", base / "model.safetensors")
+    assert (package.pretrain(out="stopped", resume=True, quiet=True) / "metrics.json").is_file()
 
 
 def test_the_same_run_without_adapters_differs_in_that_option_alone(base, other_story):
