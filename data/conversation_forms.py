@@ -155,7 +155,7 @@ class Form:
     def _past(self, cell: Any) -> list[Message]:
         """Earlier turns as pairs of question and answer."""
         turns = []
-        for pair in _decoded(cell, "history") or []:
+        for pair in _decoded(cell, "history", "pairs of question and answer") or []:
             if isinstance(pair, dict):
                 turns.append(self._message(pair))
             elif isinstance(pair, list | tuple) and len(pair) == 2:
@@ -192,7 +192,7 @@ def _is_conversation(cell: Cell) -> bool:
     )
 
 
-def _decoded(cell: Any, column: str) -> list[Any] | None:
+def _decoded(cell: Any, column: str, of: str = "role and content") -> list[Any] | None:
     """A list of a table, or one that is written as JSON, as CSV must have it."""
     if isinstance(cell, str) and not cell.strip():
         return None
@@ -202,7 +202,7 @@ def _decoded(cell: Any, column: str) -> list[Any] | None:
         except ValueError:
             cell = ""
     if cell is not None and not isinstance(cell, list):
-        raise InputError(f"{column} must be a list of role and content, in CSV one written as JSON")
+        raise InputError(f"{column} must be a list of {of}, in CSV one written as JSON")
     return cell
 
 

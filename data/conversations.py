@@ -65,6 +65,7 @@ class RowCounts:
     without_question: int = 0
     no_text: int = 0
     answers_not_learnt: int = 0
+    after_last_answer: int = 0
     refused: int = 0
     cut: int = 0
     cut_before_answer: int = 0
@@ -93,6 +94,7 @@ class RowCounts:
             "no_text": "hold something else than text and are left out",
             "without_question": "have an answer and no question: trained all the same",
             "answers_not_learnt": "answers in them have weight 0 or no text: read and not learnt",
+            "after_last_answer": "messages in them follow the last answer that is learnt: left out",
             "refused": "are refused by the chat template and left out",
             "cut_before_answer": f"do not reach their answer within {limit}: left out",
             "cut": f"are longer than {limit} and were cut within their answer",
@@ -102,7 +104,7 @@ class RowCounts:
         for name, what in said.items():
             if count := getattr(self, name):
                 first = f" (the first: {self.first[name]})" if name in self.first else ""
-                of = f"{count:,} in" if name == "answers_not_learnt" else f"{count:,} of"
+                of = f"{count:,} in" if name in ("answers_not_learnt", "after_last_answer") else f"{count:,} of"
                 lines.append(f"{of} {self.rows:,} rows: {what}{first}")
         return lines
 
@@ -167,11 +169,13 @@ def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conve
             continue
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
+        there = len(messages)
         while messages and not (messages[-1]["role"] == "assistant" and WEIGHT not in messages[-1]):
             messages.pop()
         if not messages:
             counts.without_answer += 1
             continue
+        counts.after_last_answer += there - len(messages)
         counts.answers_not_learnt += sum(WEIGHT in message for message in messages)
         if not any(message["content"].strip() for message in messages[:-1]):
             counts.add("without_question", place)
@@ -290,8 +294,8 @@ def encode_conversations(
             bar.update(start + len(part))
     counts.with_special_tokens += encoder.forged
     if not rows:
-        why = "".join(f"; {line}" for line in counts.warnings(context))
-        raise InputError(f"no token would be trained: no row reaches its answer within {context} tokens{why}")
+        why = "; ".join(counts.warnings(context)) or "there are no rows"
+        raise InputError(f"no token would be trained: {why}")
     return ConversationRows.from_lists(rows), places, frozenset(ends)
 
 

@@ -34,6 +34,7 @@ class CsvForm:
     columns: list[str]
     rows: int
     skipped: int  # lines before the header
+    spaced: bool  # whether blanks may stand before a quote that opens a field
     doubt: str | None  # why the header may be a row
 
 
@@ -44,6 +45,7 @@ class _Fit:
     width: int
     rows: int
     within_lines: bool = True  # no field holds the end of a line
+    spaced: bool = False  # a field begins with blanks and a quote
     line: int = 0
     fault: str = ""
 
@@ -66,32 +68,38 @@ def find_form(path: Path, kind: str, name: str) -> CsvForm:
     hint = _excel_hint(path)
     skipped = int(hint is not None)
     separator = hint or _separator(path, usual)
-    quoted, fit = _quotes(path, separator, skipped, name)
+    spaced = _spaced(path, separator, skipped)
+    quoted, fit = (True, spaced) if spaced else _quotes(path, separator, skipped, name)
     if not fit.rows:
         raise InputError(f"cannot read {name} as {kind}: it has no rows below its header")
     if separator != usual:
         say(f"{name}: its fields are separated by {SEPARATORS.get(separator, repr(separator))}")
-    sample = [fields for _, fields in itertools.islice(_records(path, separator, quoted, skipped), 1 + _SAMPLE)]
-    columns = _columns(sample[0], name)
-    return CsvForm(separator, quoted, columns, fit.rows, skipped, _doubt_of(sample[0], sample[1:], name))
+    if spaced:
+        say(f"{name}: blanks before the quotes of a field are passed over")
+    rows = _records(path, separator, quoted, skipped, spaced is not None)
+    sample = [fields for _, fields in itertools.islice(rows, 1 + _SAMPLE)]
+    doubt = _doubt_of(sample[0], sample[1:], name)
+    return CsvForm(separator, quoted, _columns(sample[0], name), fit.rows, skipped, spaced is not None, doubt)
 
 
 def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, Row]]:
     """The rows below the header as texts, each with the line on which it begins."""
-    rows = _records(path, form.separator, form.quoted, form.skipped)
+    rows = _records(path, form.separator, form.quoted, form.skipped, form.spaced)
     next(rows)
     for line, fields in rows:
         yield line, dict(zip(form.columns, fields))
 
 
-def _records(path: Path, separator: str, quoted: bool, skipped: int = 0) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    path: Path, separator: str, quoted: bool, skipped: int = 0, spaced: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     """The fields of each row and the line on which it begins; blank lines are none. Raises `_FaultAt`."""
     csv.field_size_limit(LONGEST_FIELD)  # for the process, there is no other; the usual 131,072 are less than a book
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as file:
         for _ in range(skipped):
             file.readline()
-        reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+        reader = csv.reader(file, delimiter=separator, quoting=quoting, skipinitialspace=spaced, strict=True)
         width, line = 0, 1 + skipped
         try:
             for fields in reader:
@@ -104,21 +112,24 @@ def _records(path: Path, separator: str, quoted: bool, skipped: int = 0) -> Iter
             raise _FaultAt(line, str(error)) from error
 
 
-def _fit(path: Path, separator: str, quoted: bool, skipped: int = 0, most: int | None = None) -> _Fit:
+def _fit(
+    path: Path, separator: str, quoted: bool, skipped: int = 0, most: int | None = None, skip_blanks: bool = False
+) -> _Fit:
     """How well a form explains a file, or its first rows."""
-    width, rows, within_lines = 0, -1, True
+    width, rows, within_lines, spaced = 0, -1, True, False
     try:
-        for line, fields in itertools.islice(_records(path, separator, quoted, skipped), most):
+        for line, fields in itertools.islice(_records(path, separator, quoted, skipped, skip_blanks), most):
             width = width or len(fields)
+            spaced = spaced or any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in fields)
             if len(fields) != width:
                 fault = f"it has {len(fields)} fields, the header has {width}"
-                return _Fit(width, rows, within_lines, line, fault)
+                return _Fit(width, rows, within_lines, spaced, line, fault)
             rows += 1
             if quoted and within_lines:
                 within_lines = not any("\n" in field or "\r" in field for field in fields)
     except _FaultAt as error:
-        return _Fit(width, rows, within_lines, error.line, error.fault)
-    return _Fit(width, max(rows, 0), within_lines)
+        return _Fit(width, rows, within_lines, spaced, error.line, error.fault)
+    return _Fit(width, max(rows, 0), within_lines, spaced)
 
 
 def _excel_hint(path: Path) -> str | None:
@@ -142,6 +153,22 @@ def _separator(path: Path, usual: str) -> str:
     if max(fits[usual][1].width, fits[usual][0].width) > 1:
         return usual
     return max(fits, key=lambda separator: fits[separator][1].width)
+
+
+def _spaced(path: Path, separator: str, skipped: int) -> _Fit | None:
+    """How a file fits whose fields have a blank and then quotes (`"a", "b"`); None for any other file.
+
+    Blanks and quotes are otherwise read as characters of the text. Between tabs they are that.
+    """
+    quoted = _fit(path, separator, True, skipped)
+    if separator == "\t" or not (quoted.spaced or quoted.fault):
+        return None
+    fit = _fit(path, separator, True, skipped, skip_blanks=True)
+    if fit.fault or fit.width < 2:
+        return None
+    if quoted.within_lines and not fit.within_lines:  # two lone quotes would hold together what is between
+        return fit if quoted.fault and _fit(path, separator, False, skipped).fault else None
+    return fit
 
 
 def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, _Fit]:
@@ -169,7 +196,8 @@ def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, 
 def _ragged(fit: _Fit, name: str) -> InputError:
     return InputError(
         f"cannot read {name}: line {fit.line} does not fit: {fit.fault}; "
-        "a text that holds a separator, a quote or the end of a line needs quotes around it"
+        'a text that holds a separator, a quote or the end of a line needs quotes (") around it, '
+        "and a quote within them is written twice"
     )
 
 

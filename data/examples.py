@@ -4,6 +4,7 @@
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ MOST_LABELS = 1000
 
 _TO_LABEL = "rows to test on need labels; to have texts labelled give them by --predict"
 _NUMBER, _FRACTION, _SEPARATOR = re.compile(r"-?\d+(\.\d+)?"), re.compile(r"-?\d+\.\d+"), re.compile("[,;|]")
+_GAPS = ("nan", "none", "null", "n/a", "na", "<na>")  # how programs write that there is nothing
 _MOST_FRACTIONS = 20  # different ones that may be classes; more are amounts
 
 Places = npt.NDArray[np.int64]
@@ -90,19 +92,31 @@ def load_examples(
     say_columns(sources)
     if not len(examples):
         raise InputError(f"no row of {', '.join(data)} has a label" + (f": {_TO_LABEL}" if like is not None else ""))
-    for line in _doubts(examples.labels):
+    for line in _doubts(examples):
         say(f"{', '.join(data)}: {line}")
     return examples, sources, found
 
 
-def _doubts(labels: Sequence[str]) -> list[str]:
+def _doubts(examples: Examples) -> list[str]:
     """What a person should know of labels that are taken as they are, and may be meant otherwise."""
+    labels = examples.labels
     counts, said = Counter(labels), []
     alike: dict[str, list[str]] = {}
     for label in counts:
-        alike.setdefault(same_text(label), []).append(label)
-    if several := [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]:
-        said.append(f"labels that differ in capitals or blanks alone are different labels: {listed(several, 4)}")
+        alike.setdefault(_looks(label), []).append(label)
+    if several := [_told_apart(same) for same in alike.values() if len(same) > 1]:
+        what = "labels that differ in capitals or blanks alone, or in how a character or a number is written, "
+        said.append(f"{what}are different labels: {listed(several, 4)}")
+    if gaps := [label for label in counts if label.casefold() in _GAPS]:
+        rows = sum(counts[label] for label in gaps)
+        said.append(f"{rows:,} of {len(labels):,} rows have the label {listed(gaps)}: taken as a label like any other")
+    labels_of: dict[str, set[str]] = {"": set()}  # of empty texts it is said elsewhere
+    texts = [same_text(text) for text in examples.texts]
+    for text, label in zip(texts, labels):
+        if text:
+            labels_of.setdefault(text, set()).add(label)
+    if unlike := sum(len(labels_of[text]) > 1 for text in texts):
+        said.append(f"{unlike:,} of {len(labels):,} rows have a text that stands there with another label, too")
     of_others = [label for label in counts if _parts(label) and _parts(label) <= counts.keys()]
     if of_others:
         rows = sum(counts[label] for label in of_others)
@@ -113,6 +127,19 @@ def _doubts(labels: Sequence[str]) -> list[str]:
     if any(_FRACTION.fullmatch(label) for label in counts) and all(_NUMBER.fullmatch(label) for label in counts):
         said.append(f"{len(counts):,} numbers are taken as classes, of which none is nearer to another")
     return said
+
+
+def _looks(label: str) -> str:
+    """A label without capitals, further blanks, signs of no width, other codes of a character, zeros ahead."""
+    plain = unicodedata.normalize("NFKC", label)
+    plain = same_text("".join(sign for sign in plain if unicodedata.category(sign) != "Cf"))
+    return str(int(plain)) if re.fullmatch(r"[-+]?[0-9]{1,18}", plain) else plain
+
+
+def _told_apart(labels: Sequence[str]) -> str:
+    """Labels such that a person sees the difference: by the codes of their characters where they look the same."""
+    same = len({unicodedata.normalize("NFKC", label) for label in labels}) < len(labels)
+    return " and ".join(map(ascii if same else repr, labels))
 
 
 def _parts(label: str) -> set[str]:
@@ -205,6 +232,10 @@ def find_columns(table: Table, given: Columns, name: str, like: Columns | None =
     label = given.label or _usual_label(columns, given.text)
     if label is None and len(columns) == 2:
         label = _label_by_content(table, given.text, name)
+    if label is None and len(columns) == 1:
+        raise InputError(
+            f"{name} has the one column {columns[0]!r}: rows need a text and a label, in columns of their own"
+        )
     if label is None:
         raise InputError(f"which column of {name} holds the label? It has {', '.join(columns)}: give --label-column")
     text = given.text or find_text_column(table, without=[label])
@@ -240,6 +271,8 @@ def _examples_of(table: Table, columns: Columns, name: str) -> Examples:
     rows = [(text or "", label.strip()) for text, label in zip(texts, labels) if label is not None and label.strip()]
     if len(rows) < len(table):
         say(f"{name}: {len(table) - len(rows):,} of {len(table):,} rows have no label and are left out")
+    if empty := sum(not text.strip() for text, _ in rows):
+        say(f"{name}: {empty:,} of {len(table):,} rows have a label and no text: taken as empty texts")
     different = len({label for _, label in rows})
     numbers = all(_NUMBER.fullmatch(label) for _, label in rows)
     if numbers and different > _MOST_FRACTIONS and any(_FRACTION.fullmatch(label) for _, label in rows):
@@ -250,7 +283,7 @@ def _examples_of(table: Table, columns: Columns, name: str) -> Examples:
     if different > MOST_LABELS or (len(rows) > 20 and different > len(rows) / 2):
         raise InputError(
             f"column {columns.label!r} of {name} has {different:,} different values in {len(rows):,} rows: "
-            "these are no classes, give --label-column"
+            "these are no classes, give another column as --label-column"
         )
     return Examples([text for text, _ in rows], [label for _, label in rows])
 

@@ -77,11 +77,17 @@ def _list_in(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
 def _no_single_object(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
     """Values one after another. Raises `InputError` for a single object that is no row."""
     line, first = buffer.value()
-    if not buffer.letter() and isinstance(first, dict) and not ROW_KEYS & {key.lower() for key in first}:
+    if not buffer.letter() and isinstance(first, dict) and not any(map(_of_a_row, first, first.values())):
         raise InputError(f"{buffer.name} is one object, not a list of rows: give [{{...}}, {{...}}] or a row a line")
     yield line, first
     while buffer.letter():
         yield buffer.value()
+
+
+def _of_a_row(key: str, value: Any) -> bool:
+    """Whether this key makes an object a row: with a text, or with messages. With other lists it is a column."""
+    conversation = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    return key.lower() in ROW_KEYS and (isinstance(value, str) or conversation)
 
 
 class _Buffer:

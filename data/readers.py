@@ -105,8 +105,15 @@ def check_text(path: Path, name: str) -> None:
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
             if offset == 0 and b"\0" in block[:8192]:
-                wide = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-                what = "UTF-16 text: convert it to UTF-8" if wide else "a binary file: give text, JSONL, CSV or Parquet"
+                wide = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or any(
+                    half.count(0) > 0.9 * len(half) > 0 and 0 not in other
+                    for half, other in ((block[::2], block[1::2]), (block[1::2], block[::2]))
+                )
+                what = (
+                    "UTF-16 text: convert it to UTF-8"
+                    if wide
+                    else f"a binary file (byte {block.index(0):,} is 0): give text, JSONL, CSV or Parquet"
+                )
                 raise InputError(f"{name} is {what}")
             pending = len(decoder.getstate()[0])
             try:
@@ -145,8 +152,10 @@ def is_saved_dataset(folder: Path) -> bool:
     )
 
 
-def open_saved_dataset(folder: Path, name: str) -> tuple[ArrowTable, list[Path]]:
+def open_saved_dataset(folder: Path, name: str, aloud: bool = False) -> tuple[ArrowTable, list[Path]]:
     """What `save_to_disk` of `datasets` wrote as a table, and its files. Of several splits it is `train`.
+
+    With `aloud` the splits that are not read are said.
 
     Raises `InputError` for a folder that is not whole, and for splits none of which is `train`.
     """
@@ -161,7 +170,7 @@ def open_saved_dataset(folder: Path, name: str) -> tuple[ArrowTable, list[Path]]
         if "train" not in splits and len(splits) != 1:
             raise InputError(f"{name} has the splits {', '.join(splits)}: give the folder of one of them")
         split = "train" if "train" in splits else splits[0]
-        if others := [other for other in splits if other != split]:
+        if aloud and (others := [other for other in splits if other != split]):
             say(f"{name}: the split {split} is read, not {', '.join(others)}")
         saved = saved[split]
     files = [Path(entry["filename"]) for entry in saved.cache_files]

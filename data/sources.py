@@ -40,11 +40,13 @@ from groundup.data.readers import (
 )
 from groundup.data.tables import ArrowTable, Table
 from groundup.data.text_columns import say_columns, text_documents
+from groundup.data.values import listed as listed_names
 
 PYTHON_DOCS = "python-docs"
 BUILT_IN = (PYTHON_DOCS, "library-areas", "instruction-tasks")  # names that stand for no file
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+){0,2}")
+_LFS_NOTE = b"version https://git-lfs.github.com/spec/"
 FEW_DOCUMENTS = 10
 SAVED = "saved dataset"  # a folder that `save_to_disk` of `datasets` wrote
 
@@ -63,7 +65,7 @@ class Source:
     def table(self) -> Table:
         """Its rows. Raises `InputError` for a text file, which has no columns, and for one that cannot be read."""
         if self.kind == SAVED:
-            return open_saved_dataset(self.plain, self.name)[0]
+            return open_saved_dataset(self.plain, self.name, aloud=True)[0]
         if self.kind not in ROW_KINDS:
             raise InputError(f"{self.name} is text without columns: give {', '.join(ROW_KINDS)}")
         return open_table(self.plain, self.kind, self.name, self.content)
@@ -207,6 +209,7 @@ def _open(path: Path, name: str) -> list[Source]:
         sha256 = open_saved_dataset(path, name)[0].content or ""
         return [Source(path, name, SAVED, path, sha256, sha256)]
     try:
+        _check_fetched(path, name)
         sha256 = sha256_of(path)
         plain = unpack(path, sha256)
     except OSError as error:
@@ -217,6 +220,13 @@ def _open(path: Path, name: str) -> list[Source]:
         inner = [source for file, below in list_folder(plain, name) for source in _open(file, below)]
         return [dataclasses.replace(source, path=path, name=f"{name}/{source.name}", sha256=sha256) for source in inner]
     return [Source(path, name, kind_of(path) or ".txt", plain, sha256, sha256)]
+
+
+def _check_fetched(path: Path, name: str) -> None:
+    """Raise `InputError` for the note that Git LFS leaves in the place of a file that it has not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_NOTE)) == _LFS_NOTE:
+            raise InputError(f"{name} is not the file itself but a note of Git LFS about it: run `git lfs pull` first")
 
 
 def _read(
@@ -233,7 +243,7 @@ def _read(
         listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else list_files(item))
     of_files = share is not None and len(listed) >= share.count
     parts: list[Part] = []
-    rows, once = [], Once()
+    rows, once, empty = [], Once(), []
     for entry in share.of(listed) if share is not None and of_files else listed:
         if isinstance(entry, str) and not once.new(entry, entry):
             continue
@@ -249,12 +259,16 @@ def _read(
             sources = [each for each in _open(*entry) if once.new(each.name, each.content, each.kind)]
             found = [_read_file(source, text_column) for source in sources]
             parts.extend(part for part, _ in found)
+            empty += [each.name for each, (part, _) in zip(sources, found) if each.kind in TEXT_KINDS and not len(part)]
             rows.extend(_file_rows(sources, [columns for _, columns in found]))
     once.say()
     say_columns(rows)
     documents = Documents(parts)
     if len(documents) == 0:
         raise InputError(f"no text in {', '.join(data)}: every document there is empty")
+    if empty:
+        count = "1 file has" if len(empty) == 1 else f"{len(empty):,} files have"
+        say(f"{count} no text and {'is' if len(empty) == 1 else 'are'} left out: {listed_names(empty, 4)}")
     return documents if share is None or of_files else share.of(documents), rows
 
 

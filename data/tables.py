@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 
 from groundup.common.errors import InputError, near
@@ -13,6 +14,7 @@ from groundup.data.stored_texts import read_batches
 from groundup.data.values import KINDS, Cell, Number, Row, cell_of, listed, written
 
 _ROWS_AT_ONCE = 256
+_SHORT_FLOATS = {pa.float32(): np.float32, pa.float16(): np.float16}  # 0.1 as written, not 0.10000000149011612
 
 
 class Table:
@@ -139,10 +141,10 @@ class ArrowTable(Table):
         self.column_names = list(schema.names)
         self.types = {field.name: field.type for field in schema}
         self._length = length
-        features: Any = datasets.Features.from_arrow_schema(schema)
-        self._classes = {
-            column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)
-        }
+        twice = [column for column, count in Counter(self.column_names).items() if count > 1]
+        if twice:
+            raise InputError(f"{name} has two columns named {twice[0]!r}: give each a name of its own")
+        self._classes = _classes_of(schema, name)
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, name: str, content: str | None = None) -> "ArrowTable":
@@ -189,6 +191,24 @@ class ArrowTable(Table):
         return {str} if column in self._classes else _kinds_of(self.types[column])
 
 
+def _classes_of(schema: pa.Schema, name: str) -> dict[str, list[str]]:
+    """The names of the classes whose numbers stand in a column, as `datasets` writes them into a file.
+
+    Only numbers can be such; `datasets` has no word for some other types of Arrow. Raises `InputError` for what it
+    cannot read of what it wrote.
+    """
+    try:
+        numbers = pa.schema([field for field in schema if pa.types.is_integer(field.type)], schema.metadata)
+        features: Any = datasets.Features.from_arrow_schema(numbers)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot read what datasets wrote into {name} about its columns: {reason[:200]}; write the file anew, or "
+            "take the datasets that wrote it"
+        ) from error
+    return {column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a type of Arrow is one of text."""
     if pa.types.is_dictionary(kind):
@@ -224,4 +244,6 @@ def _decoded(value: Any, kind: pa.DataType) -> Cell:
         return {field.name: _decoded(value[field.name], field.type) for field in kind}
     if pa.types.is_nested(kind) and not pa.types.is_map(kind) and not pa.types.is_union(kind):
         return [_decoded(inner, kind.value_type) for inner in value]  # type: ignore[attr-defined] (a kind of list)
+    if kind in _SHORT_FLOATS:
+        value = float(str(_SHORT_FLOATS[kind](value)))
     return cell_of(value)

@@ -5,6 +5,7 @@ said in it. The texts of files that are decoded row by row are kept in the cache
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -18,6 +19,8 @@ import pyarrow as pa
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder
+from groundup.data.conversation_forms import CONTENT_KEYS, ROLE_KEYS
+from groundup.data.json_rows import decode_json
 from groundup.data.readers import quiet_datasets
 from groundup.data.stored_texts import Rows, read_batches
 from groundup.data.tables import ArrowTable, Table, check_column, described, is_text, rows_of
@@ -96,18 +99,48 @@ def _are_no_texts(values: Sequence[str]) -> bool:
 
 
 def conversation_text(cell: Cell) -> str | None:
-    """What is said in a conversation, message by message with blank lines between; None where a cell is none."""
+    """What is said in a conversation, message by message with blank lines between; None where a cell is none.
+
+    It may be written as JSON, as in CSV it must be.
+    """
+    cell = _decoded(cell)
     if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
         return None
     said = []
     for message in cell:
         content = message.get("content", message.get("value"))
         if isinstance(content, list):  # OpenAI's parts, of which some are pictures
-            content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+            content = "".join(map(_part_text, content))
         if content is not None and not isinstance(content, str):
             return None
         said.append(content or "")
     return "\n\n".join(filter(str.strip, said))
+
+
+def _decoded(cell: Cell) -> Cell:
+    """A list that is written as JSON; any other cell as it is."""
+    if not (isinstance(cell, str) and cell.lstrip().startswith("[")):
+        return cell
+    try:
+        return decode_json(cell)
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _part_text(part: Cell) -> str:
+    return str(part.get("text") or "") if isinstance(part, dict) else part if isinstance(part, str) else ""
+
+
+def _keys_not_read(cell: Cell) -> set[str]:
+    """What messages hold beside a role and a text, and parts of them that are no text."""
+    keys: set[str] = set()
+    for message in _decoded(cell) or []:
+        name = next((key for key in CONTENT_KEYS if key in message), "")
+        read = (*ROLE_KEYS, name)
+        keys |= {key for key, value in message.items() if key not in read and value not in (None, [], {})}
+        if isinstance(parts := message.get(name), list):
+            keys |= {f"{name} of type {part.get('type')}" for part in parts if not _part_text(part) and part}
+    return keys
 
 
 def text_documents(table: Table, text_column: str | None) -> tuple[Rows, dict[str, Any]]:
@@ -119,13 +152,14 @@ def text_documents(table: Table, text_column: str | None) -> tuple[Rows, dict[st
     if text_column is None and table.doubt:
         raise InputError(table.doubt)
     column, read = _column(table, text_column)
-    if isinstance(table, ArrowTable) and is_text(table.types[column]):
+    unread: list[str] = []
+    if isinstance(table, ArrowTable) and is_text(table.types[column]) and read is written:
         rows = Rows(partial(table.batches, [column]), column, with_text_only=True)
     else:
-        rows = _stored(table, column, read)
+        rows, unread = _stored(table, column, read)
     if empty := len(table) - len(rows):
         say(f"{table.name}: {empty:,} of {len(table):,} rows have no text in {column!r} and are left out")
-    return rows, columns_read({"text": column}, table)
+    return rows, columns_read({"text": column}, table) | ({"message_keys_not_read": unread} if unread else {})
 
 
 def _column(table: Table, named: str | None) -> tuple[str, Callable[[Cell], str | None]]:
@@ -134,24 +168,25 @@ def _column(table: Table, named: str | None) -> tuple[str, Callable[[Cell], str 
     if named is not None:
         if named not in conversations and str not in table.kinds(named):
             raise InputError(f"column {named!r} of {table.name} holds no text: {described(table)}")
-        return named, _conversation if named in conversations else written
+        return named, _said_in if named in conversations else written
     usual = [column for column in table.column_names if column.lower() in TEXT_COLUMNS and str in table.kinds(column)]
     lowered = {column.lower(): column for column in conversations}
     found = next((lowered[name] for name in CONVERSATION_COLUMNS if name in lowered), None)
     if found is not None and not usual:
-        return found, _conversation
+        return found, _said_in
     return find_text_column(table), written
 
 
 def _is_conversation(table: Table, column: str) -> bool:
-    if list not in table.kinds(column):
+    as_json = column.lower() in CONVERSATION_COLUMNS and str in table.kinds(column)
+    if not as_json and list not in table.kinds(column):
         return False
     cells = [row[column] for row in islice(rows_of(table), _SAMPLE)]
     return any(cells) and all(not cell or conversation_text(cell) for cell in cells)
 
 
-def _conversation(cell: Cell) -> str | None:
-    if not cell:
+def _said_in(cell: Cell) -> str | None:
+    if not cell or (isinstance(cell, str) and not cell.strip()):
         return None
     text = conversation_text(cell)
     if text is None:
@@ -159,23 +194,32 @@ def _conversation(cell: Cell) -> str | None:
     return text
 
 
-def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> Rows:
-    """The texts of a column, decoded once and then read from a file in the cache that is named by the content."""
+def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> tuple[Rows, list[str]]:
+    """The texts of a column, decoded once and then read from a file in the cache that is named by the content.
+
+    Beside them are the keys of messages that are not in the texts.
+    """
     assert table.content is not None  # a table that can be given by name lies in files
-    key = hashlib.sha256("\0".join([table.content, column, read.__name__]).encode()).hexdigest()
+    key = hashlib.sha256("\0".join([table.content, column, read.__name__, "keys"]).encode()).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "groundup-texts" / key
     if not folder.is_dir():
         with quiet_datasets(), atomic_folder(folder) as temporary:
-            _write(_texts(table, column, read), temporary / "texts.arrow")
-    return Rows(partial(read_batches, [str(folder / "texts.arrow")]), "text")
+            unread: set[str] = set()
+            _write(_texts(table, column, read, unread), temporary / "texts.arrow")
+            (temporary / "keys_not_read.json").write_text(json.dumps(sorted(unread)), encoding="utf-8")
+    unread_keys = json.loads((folder / "keys_not_read.json").read_text(encoding="utf-8"))
+    return Rows(partial(read_batches, [str(folder / "texts.arrow")]), "text"), unread_keys
 
 
-def _texts(table: Table, column: str, read: Callable[[Cell], str | None]) -> Iterator[str]:
+def _texts(table: Table, column: str, read: Callable[[Cell], str | None], unread: set[str]) -> Iterator[str]:
+    """The texts that are not empty. Adds to `unread` the keys of messages that are not in them."""
     for number, row in table.numbered():
         try:
             text = read(row[column])
         except ValueError as error:
             raise InputError(f"{table.place(number)}: column {column!r} holds {error}, no text") from error
+        if read is _said_in:
+            unread |= _keys_not_read(row[column])
         if text and not text.isspace():
             yield text
 

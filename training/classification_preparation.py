@@ -207,6 +207,8 @@ def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Ex
     kept, held_back = stratified(examples.labels, settings.selection_share, settings.seed + 1)
     parts["train"], selection = examples.take(kept), examples.take(held_back)
     known = also_in(selection.texts, parts["train"].texts)
+    if known.any():
+        say(f"selection: {known.sum():,} of {len(selection):,} texts stand in the training rows too: left out")
     parts["selection"] = selection.take(~known)
     for part, rows in parts.items():
         if not len(rows):

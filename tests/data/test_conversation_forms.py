@@ -210,6 +210,39 @@ def test_a_row_that_has_only_answers_of_weight_0_has_none(tmp_path):
     assert len(conversations) == 1 and counts.without_answer == 1
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        [EARLIER[0]],
+        [SYSTEM],
+        [EARLIER[0], {"role": "assistant", "content": " "}],
+        [EARLIER[0], {**EARLIER[1], "weight": 0}],
+        [
+            EARLIER[0],
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c"}]},
+            {"role": "tool", "content": "1"},
+        ],
+    ],
+)
+def test_what_follows_the_last_answer_that_is_learnt_is_counted(tmp_path, after):
+    conversations, counts, _ = load(tmp_path, {"messages": PAIR}, {"messages": [*PAIR, *after]})
+    assert [row.messages for row in conversations] == [PAIR, PAIR]
+    assert counts.after_last_answer == len(after)
+    (said,) = counts.warnings()
+    assert said.startswith(f"{len(after)} in 2 rows: messages in them follow the last answer")
+
+
+def test_where_no_row_is_left_only_true_causes_are_given(tmp_path, tokenizer):
+    tool = [PAIR[0], {"role": "tool", "content": "12"}, PAIR[1]]
+    refused, _, _ = load(tmp_path, {"messages": tool})
+    with pytest.raises(InputError, match="1 of 1 rows: are refused") as error:
+        encode_conversations(refused, tokenizer, 200, RowCounts(rows=1))
+    assert "reach" not in str(error.value)
+    with pytest.raises(InputError, match="do not reach their answer within 2 tokens") as error:
+        encode_conversations(load(tmp_path, {"messages": PAIR})[0], tokenizer, 2, RowCounts(rows=1))
+    assert "refused" not in str(error.value)
+
+
 def test_rows_that_the_template_refuses_are_left_out_and_the_first_is_named(tmp_path, tokenizer):
     tool = [PAIR[0], {"role": "tool", "content": "12"}, PAIR[1]]
     conversations, _, _ = load(tmp_path, {"messages": PAIR}, {"messages": tool}, {"messages": PAIR})

@@ -44,7 +44,6 @@ def write(tmp_path):
         {"prompt": "Hello\nyou", "completion": "Yes"},
         {"prompt": ANSWERED[:1], "completion": ANSWERED[1:]},
         {"messages": ANSWERED},
-        {"messages": [*ANSWERED, {"role": "user", "content": "never answered"}]},
     ],
 )
 def test_rows_of_every_form_become_the_same_messages(write, row):

@@ -122,3 +122,34 @@ def test_a_quote_that_is_never_closed_takes_in_no_more_than_a_field_may_hold(row
     content = 'text,label\n"a, b",x\n"c,y\n' + "some, words,x\n" * 500
     with pytest.raises(InputError, match="line 3 does not fit: a field has more than 1,000 characters"):
         rows_of(content)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "|"])
+@given(
+    rows=st.lists(st.tuples(st.text("ab ,;|\"'é"), st.text('ab," ')), min_size=1, max_size=5),
+    blanks=st.lists(st.integers(0, 3), min_size=6, max_size=6).filter(any),
+)
+def test_blanks_before_a_quote_are_no_part_of_the_field(tmp_path_factory, separator, rows, blanks):
+    def quoted(value):
+        return '"' + value.replace('"', '""') + '"'
+
+    lines = [("text", "label"), *rows]
+    written = [f"{quoted(a)}{separator}{' ' * n}{quoted(b)}" for (a, b), n in zip(lines, blanks)]
+    path = tmp_path_factory.mktemp("spaced") / "rows.csv"
+    path.write_text("\n".join(written) + "\n", encoding="utf-8", newline="")
+    with console.capture() as said:
+        read = [(row["text"], row["label"]) for _, row in read_csv(path, find_form(path, ".csv", path.name))]
+    assert read == rows
+    assert ("blanks before the quotes" in said.get()) == any(blanks[: len(lines)])
+
+
+def test_blanks_before_a_quote_are_passed_over_in_rows_of_several_lines_but_lone_quotes_hold_none_together(rows_of):
+    assert rows_of('"text", "label"\n"a\nb", "x"\nc, "y, z"\n') == [(2, "a\nb", "x"), (4, "c", "y, z")]
+    lone = [(2, "he", ' "hi'), (3, 'bye"', "x")]
+    assert rows_of('text,label\nhe, "hi\nbye",x\n') == lone
+
+
+def test_blanks_without_a_quote_and_quotes_within_a_field_stay(rows_of):
+    assert rows_of('text,label\n a,b "c" d\n b,x\n') == [(2, " a", 'b "c" d'), (3, " b", "x")]
+    assert rows_of('text,label\n "a" said,x\nb,y\n') == [(2, ' "a" said', "x"), (3, "b", "y")]
+    assert rows_of('text\tlabel\n "a"\tx\nb\ty\n', ".tsv") == [(2, ' "a"', "x"), (3, "b", "y")]

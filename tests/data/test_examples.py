@@ -181,6 +181,12 @@ def test_rows_to_test_on_without_labels_are_refused_with_what_to_do(tmp_path, ro
         (["[1]", "1", "2", "[1, 2]"], "1 of 8 rows have several labels, such as '.1, 2.'"),
         (["Ham", "ham", "spam", "spam"], "different labels: 'Ham' and 'ham'"),
         (["a  b", "a b", "c", "c"], "different labels: 'a  b' and 'a b'"),
+        (["caf\u00e9", "cafe\u0301", "tea", "tea"], r"different labels: 'caf.xe9' and 'cafe.u0301'"),
+        (["a", "a\u200b", "b", "b"], r"different labels: 'a' and 'a.u200b'"),
+        (["007", "7", "8", "8"], "different labels: '007' and '7'"),
+        (["+1", "1", "-1", "-1"], "different labels: '.1' and '1'"),
+        (["pos", "neg", "NaN", "neg"], "1 of 8 rows have the label NaN: taken as a label"),
+        (["None", "n/a", "x", "y"], "6 of 8 rows have the label None, n/a: taken as a label"),
         (["0.5", "1", "1.5", "2"], "4 numbers are taken as classes"),
     ],
 )
@@ -278,3 +284,20 @@ def test_a_column_to_label_that_a_table_has_not_is_refused_and_a_text_file_has_n
         load_texts(str(tmp_path / "rows.csv"), "mesage")
     assert load_texts(str(tmp_path / "rows.csv"), "id") == ["1"]
     assert load_texts(str(tmp_path / "lines.txt"), "message") == ["one"]
+
+
+def test_rows_of_a_label_and_no_text_and_texts_with_two_labels_are_told(tmp_path, capsys):
+    rows = [("a b", "x"), ("A  b", "y"), ("c", "x"), ("", "x"), (" ", "y"), (None, "y"), ("c", "x")]
+    path = written(tmp_path / "rows.jsonl", [{"text": text, "label": label} for text, label in rows])
+    assert len(load(path)) == 7
+    said = capsys.readouterr().err
+    assert "3 of 7 rows have a label and no text: taken as empty texts" in said
+    assert "2 of 7 rows have a text that stands there with another label, too" in said
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])
+def test_of_a_single_column_it_is_not_asked_which_one_is_the_label(tmp_path, name):
+    rows = {"a.csv": "text:label\na:x\nb:y\n", "a.jsonl": '{"text": "a"}\n' * 3, "a.json": '["a", "b"]'}
+    (tmp_path / name).write_text(rows[name], encoding="utf-8")
+    with pytest.raises(InputError, match=r"has the one column 'text.*rows need a text and a label"):
+        load(tmp_path / name)

@@ -90,6 +90,10 @@ def test_what_is_wrong_is_named_by_its_line_in_the_file(tmp_path, kind, broken, 
         (json.dumps({f"q{n}": {"text": "a"} for n in range(1000)}), "is one object, not a list of rows"),
         (json.dumps({f"q{n}": "a text" for n in range(1000)}, indent=1), "is one object, not a list of rows"),
         ('{"data": [{"text": "a"}]}', "is one object, not a list of rows"),
+        ('{"text": ["a", "b"], "label": ["x", "y"]}', "is one object, not a list of rows"),
+        ('{"text": {"0": "a", "1": "b"}}', "is one object, not a list of rows"),
+        ('{"instruction": ["a"], "output": ["b"]}', "is one object, not a list of rows"),
+        ('{"train": [{"text": "a"}], "test": []}', "is one object, not a list of rows"),
         ('[{"a": 1}', "line 1 is no valid JSON"),
         ('[{"a": 1}\n{"a": 2}]', "line 2 is no valid JSON"),
         ('[{"a": 1},]', "line 1 is no valid JSON"),
@@ -107,4 +111,6 @@ def test_what_is_no_list_of_rows_is_a_short_line(tmp_path, content, says):
 
 def test_a_single_object_with_a_text_or_a_conversation_is_a_row(tmp_path):
     assert read(tmp_path / "a.json", '{\n"Text": "a", "id": 1}', ".json") == [(1, {"Text": "a", "id": "1"})]
+    for row in ('{"id": 1, "messages": [{"role": "user"}]}', '{"prompt": [{"role": "user"}], "completion": []}'):
+        assert len(read(tmp_path / "b.json", row, ".json")) == 1
     assert read(tmp_path / "a.jsonl", '{"any": "a"}') == [(1, {"any": "a"})]

@@ -21,6 +21,7 @@ from groundup.data.sources import load_corpus, load_documents, sample_texts, sho
 from groundup.data.tables import ArrowTable
 from groundup.data.text_columns import find_text_column
 
+LFS_NOTE = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5\n"
 ROWS = [{"id": "1", "text": "first\r\n"}, {"id": "2", "text": "second é"}]
 
 
@@ -178,6 +179,22 @@ def test_empty_documents_are_left_out(tmp_path):
     assert texts_of(write(tmp_path / "rows.jsonl", jsonl(rows))) == ["kept"]
 
 
+def test_files_without_text_are_left_out_and_counted(tmp_path):
+    for name, content in {"a.txt": "a", "b.txt": "", "c.md": " \n", "d.txt": "\ufeff", "e.jsonl": jsonl(ROWS)}.items():
+        write(tmp_path / "all" / name, content)
+    with console.capture() as said:
+        assert len(texts_of("all")) == 3
+    assert "3 files have no text and are left out: b.txt, c.md, d.txt" in said.get()
+
+
+def test_a_split_that_is_not_read_is_said_once(tmp_path):
+    rows = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "saved"))
+    with console.capture() as said:
+        assert len(texts_of("saved")) == 2
+    assert said.get().count("the split train is read, not test") == 1
+
+
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
@@ -218,6 +235,12 @@ def test_csv_values_stay_as_written(tmp_path):
         ("a.txt", b"abc\0def", "a.txt is a binary file"),
         ("a.png", b"\x89PNG\r\n\x1a\n\0\0", "a.png is a binary file"),
         ("a.txt", "wide".encode("utf-16"), "a.txt is UTF-16 text: convert it to UTF-8"),
+        ("a.csv", "text,n\nwide,1\n".encode("utf-16-le"), "a.csv is UTF-16 text: convert it to UTF-8"),
+        ("a.jsonl", '{"text": "wide"}'.encode("utf-16-be"), "a.jsonl is UTF-16 text: convert it to UTF-8"),
+        ("a.csv", b"text,n\nnull \0 byte,1\n", r"a.csv is a binary file \(byte 12 is 0\)"),
+        ("a.txt", LFS_NOTE, "a.txt is not the file itself but a note of Git LFS"),
+        ("a.parquet", LFS_NOTE, "a.parquet is not the file itself but a note of Git LFS"),
+        ("a.jsonl.gz", LFS_NOTE, "a.jsonl.gz is not the file itself but a note of Git LFS"),
         ("a.txt", b"abc\xe9def", r"a.txt is not UTF-8 text \(byte 3\)"),
         ("a.txt", "abc€".encode()[:-1], "a.txt ends within a character"),
         ("a.txt", b"", "no text in .*a.txt"),
