@@ -79,6 +79,7 @@ class Form:
     history: str | None = None
     family: str | None = None
     unread_keys: set[str] = field(default_factory=set)
+    systems_not_read: int = 0  # of rows whose messages have another system message already
 
     @classmethod
     def of(cls, columns: Sequence[str], name: str) -> "Form":
@@ -134,8 +135,14 @@ class Form:
             if len(answer) > 1 and answer[: len(messages)] == messages:
                 messages = []  # the answer of a preference may be the whole conversation
             messages += answer
-        if system and system.strip() and not (messages and messages[0]["role"] == "system"):
-            messages.insert(0, {"role": "system", "content": system})
+        if system and system.strip():
+            first = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+            if first is None:
+                messages.insert(0, {"role": "system", "content": system})
+            elif not first.strip():
+                messages[0] = {"role": "system", "content": system}
+            else:
+                self.systems_not_read += first.strip() != system.strip()
         return messages
 
     def _question(self, row: Row, joint: str) -> Any:

@@ -66,6 +66,7 @@ class RowCounts:
     no_text: int = 0
     answers_not_learnt: int = 0
     after_last_answer: int = 0
+    system_not_read: int = 0
     refused: int = 0
     cut: int = 0
     cut_before_answer: int = 0
@@ -95,6 +96,7 @@ class RowCounts:
             "without_question": "have an answer and no question: trained all the same",
             "answers_not_learnt": "answers in them have weight 0 or no text: read and not learnt",
             "after_last_answer": "messages in them follow the last answer that is learnt: left out",
+            "system_not_read": "have a system message of their own: the one of the column beside it is not read",
             "refused": "are refused by the chat template and left out",
             "cut_before_answer": f"do not reach their answer within {limit}: left out",
             "cut": f"are longer than {limit} and were cut within their answer",
@@ -180,6 +182,7 @@ def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conve
         if not any(message["content"].strip() for message in messages[:-1]):
             counts.add("without_question", place)
         found.append(Conversation(messages, family or "", place))
+    counts.system_not_read += form.systems_not_read
     return found
 
 

@@ -19,7 +19,7 @@ from groundup.common.errors import InputError
 from groundup.data import labelled_tasks
 from groundup.data.example_rows import same_text
 from groundup.data.readers import TEXT_KINDS, check_text
-from groundup.data.sources import Once, Source, find_files, is_hub_name, load_tables
+from groundup.data.sources import Once, Source, find_files, is_hub_name, load_tables, tables_of
 from groundup.data.tables import ArrowTable, Table, check_column, texts_of
 from groundup.data.text_columns import columns_read, find_text_column, say_columns
 from groundup.data.values import listed
@@ -166,7 +166,11 @@ def load_texts(data: str, text_column: str | None) -> list[str]:
 
 def _texts_of(table: Table, text_column: str | None) -> list[str]:
     check_column("--text-column", text_column, table)
-    return [text or "" for text in texts_of(table, text_column or find_text_column(table))]
+    if text_column is None and table.doubt:
+        raise InputError(table.doubt)
+    column = text_column or find_text_column(table)
+    say_columns([{"name": table.name} | columns_read({"text": column}, table)])
+    return [text or "" for text in texts_of(table, column)]
 
 
 def _lines(source: Source) -> list[str]:
@@ -192,7 +196,7 @@ def _tables(item: str, held_out: bool, once: Once) -> list[tuple[str, Table, dic
         tables, rows = load_tables([item], once)
         return [(name, table, row) for (name, table), row in zip(tables, rows)]
     found = []
-    for source in find_files(item, once):
+    for source in tables_of(find_files(item, once), item, (".md", ".rst")):
         table = _table_of_lines(source) if source.kind in TEXT_KINDS else source.table()
         found.append((source.name, table, source.row()))
     return found

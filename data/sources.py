@@ -159,7 +159,7 @@ def load_tables(data: Sequence[str], once: Once | None = None) -> tuple[list[tup
                 tables.append((item, table))
                 rows.append(row)
         else:
-            sources = find_files(item, once)
+            sources = tables_of(find_files(item, once), item)
             tables.extend((source.name, source.table()) for source in sources)
             rows.extend(_file_rows(sources))
     return tables, rows
@@ -194,6 +194,20 @@ def find_files(item: str, once: Once | None = None) -> list[Source]:
     """
     found = [source for path, name in list_files(item) for source in _open(path, name)]
     return [source for source in found if once is None or once.new(source.name, source.content, source.kind)]
+
+
+def tables_of(sources: list[Source], item: str, texts: Sequence[str] = TEXT_KINDS) -> list[Source]:
+    """The sources without texts of these kinds where there are tables beside them, such as a folder's README.md.
+
+    They are counted. Where there are no tables all stay.
+    """
+    tables = [source for source in sources if source.kind not in texts]
+    if not tables or len(tables) == len(sources):
+        return sources
+    names = listed_names((source.name for source in sources if source.kind in texts), 4)
+    passed = f"passed over {len(sources) - len(tables)} of {len(sources)} files, texts beside tables"
+    say(f"{printable(item)}: {passed} ({names})")
+    return tables
 
 
 def check_exists(data: Sequence[str]) -> None:

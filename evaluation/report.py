@@ -339,7 +339,7 @@ def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
         right.set_ylim(0, 1)
         right.set_ylabel("accuracy (validation)")
         right.spines["top"].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")  # "best" is slow, and says so, with many points
     both = [row for row in log if row.get("validation_loss") and row.get("validation_bits_per_byte")]
     if both:
         scale = both[-1]["validation_bits_per_byte"] / both[-1]["validation_loss"]

@@ -243,6 +243,25 @@ def test_where_no_row_is_left_only_true_causes_are_given(tmp_path, tokenizer):
     assert "refused" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("own", "read", "count"),
+    [("Be long.", "Be long.", 1), ("Be brief. ", "Be brief. ", 0), (" ", "Be brief.", 0), (None, "Be brief.", 0)],
+)
+def test_a_system_column_gives_way_to_a_system_message_of_the_row_and_that_is_counted(tmp_path, own, read, count):
+    messages = ([{"role": "system", "content": own}] if own else []) + PAIR
+    (conversation,), counts, _ = load(tmp_path, {"system": "Be brief.", "messages": messages})
+    assert conversation.messages == [{"role": "system", "content": read}, *PAIR]
+    assert counts.system_not_read == count == len(counts.warnings())
+
+
+def test_texts_beside_tables_are_passed_over_and_counted(tmp_path, capsys):
+    load(tmp_path, {"messages": PAIR})
+    (tmp_path / "README.md").write_text("# What these are", encoding="utf-8")
+    conversations, _, _ = load_conversations([str(tmp_path)], "\n")
+    assert len(conversations) == 1
+    assert "passed over 1 of 2 files, texts beside tables (README.md)" in capsys.readouterr().err
+
+
 def test_rows_that_the_template_refuses_are_left_out_and_the_first_is_named(tmp_path, tokenizer):
     tool = [PAIR[0], {"role": "tool", "content": "12"}, PAIR[1]]
     conversations, _, _ = load(tmp_path, {"messages": PAIR}, {"messages": tool}, {"messages": PAIR})

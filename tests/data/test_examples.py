@@ -277,6 +277,23 @@ def test_only_line_ends_divide_texts_to_label_so_that_the_rows_of_the_answer_are
     assert load_texts(str(tmp_path / "lines.txt"), None) == []
 
 
+def test_of_a_table_of_texts_to_label_the_column_is_told_and_a_header_that_is_none_is_noticed(tmp_path, capsys):
+    written(tmp_path / "rows.jsonl", [{"id": n, "body": "a b"} for n in range(3)])
+    assert load_texts(str(tmp_path / "rows.jsonl"), None) == ["a b"] * 3
+    assert "reads the column body as text; not id" in capsys.readouterr().err
+    (tmp_path / "rows.csv").write_text("good,pos\n" + "bad,neg\nfine,pos\n" * 3, encoding="utf-8")
+    with pytest.raises(InputError, match="its first line is data"):
+        load_texts(str(tmp_path / "rows.csv"), None)
+
+
+def test_a_readme_beside_tables_is_passed_over_and_counted(tmp_path, capsys):
+    written(tmp_path / "rows.jsonl", [{"text": a, "label": b} for a, b in ROWS])
+    (tmp_path / "more.txt").write_text("pos\tvery good\nneg\tvery bad\n", encoding="utf-8")
+    (tmp_path / "README.md").write_text("# What these are", encoding="utf-8")
+    assert len(load(tmp_path)) == len(ROWS) + 2
+    assert "passed over 1 of 3 files, texts beside tables (README.md)" in capsys.readouterr().err
+
+
 def test_a_column_to_label_that_a_table_has_not_is_refused_and_a_text_file_has_none_to_name(tmp_path):
     (tmp_path / "rows.csv").write_text("id,message\n1,one\n", encoding="utf-8")
     (tmp_path / "lines.txt").write_text("one\n", encoding="utf-8")
