@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.evaluation.generation import encode_prompt
-from groundup.evaluation.language import context_of, device_of, evaluating
+from groundup.evaluation.language import context_of, device_of, evaluating, require_known
 from groundup.tokenization.token_bytes import BYTE_OF_LETTER, is_byte_level
 
 LONGEST = 256  # tokens looked at: the attention maps grow with the square
@@ -79,9 +79,11 @@ class Lens:
     def look(self, text: str) -> Inspection:
         """Look at a text as at a prompt; of a long one at the first `LONGEST` tokens, or as many as the model takes.
 
-        Raises `InputError` for an empty text where the tokenizer has no token to begin one with.
+        Raises `InputError` for an empty text where the tokenizer has no token to begin one with, and for ids that the
+        model does not know.
         """
         ids = encode_prompt(self.tokenizer, text)
+        require_known(self.model, max(ids))
         kept = ids[: min(LONGEST, context_of(self.model))]
         with evaluating(self.model):
             outputs = self.model(

@@ -132,7 +132,7 @@ def require_token() -> None:
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
     """The folder of a model on the Hub, fetched. Raises `InputError` when there is none that the token may see."""
-    with plain_words(name):
+    with plain_words(name, "; nothing was published"):
         return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from groundup.data.example_rows import ExampleRows
 from groundup.data.examples import Examples
-from groundup.evaluation.language import device_of
+from groundup.evaluation.language import device_of, require_known
 from groundup.evaluation.lettering import can_write, fonts_for
 from groundup.evaluation.verdict import MAJORITY, SVM
 
@@ -58,6 +58,7 @@ def predict(
     model: PreTrainedModel, rows: ExampleRows, pad_id: int, progress: Callable[[float], None] | None = None
 ) -> npt.NDArray[np.float64]:
     """The probability of each label for each row, (N, labels)."""
+    require_known(model, max((max(ids, default=0) for ids in rows.ids), default=0))
     was_training = model.training
     model.eval()
     order = sorted(range(len(rows)), key=lambda place: len(rows.ids[place]))

@@ -137,7 +137,7 @@ def check_content(folder: Path, additions: dict[str, Any], trust_remote_code: bo
     weights = [name for name in WEIGHTS if (folder / name).is_file()]
     if len(weights) != 1:
         what = f"there are {len(weights)} files of weights" if weights else "there is no file of weights"
-        findings.add(what, f"a repository holds one of {', '.join(WEIGHTS)}")
+        findings.add(what, f"a repository holds one of {', '.join(WEIGHTS)}, whole and in one file")
     _check_sizes(folder, findings)
     findings.stop()
     values = {name: _json(folder / name, findings) for name in SETTINGS_FILES if (folder / name).is_file()}
@@ -300,6 +300,9 @@ def _is_row(row: Any) -> bool:
 def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -> None:
     """The recipe can be read and says the licence; what was given with the command is put into it."""
     path = folder / RECIPE_FILE
+    if not path.is_file():
+        findings.add(f"{RECIPE_FILE} is missing", "write one, with a line such as name: my-model")
+        return
     try:
         recipe = read_yaml(path) | {name: value for name, value in additions.items() if value}
     except (InputError, RecursionError, ValueError, TypeError, AttributeError) as error:

@@ -16,7 +16,7 @@ from groundup.common.errors import InputError
 from groundup.common.options import SamplingOptions
 from groundup.common.settings import checked, hints_of
 from groundup.evaluation.decoding import decoder_for
-from groundup.evaluation.language import context_of, evaluating, structure_ids
+from groundup.evaluation.language import context_of, evaluating, require_known, structure_ids
 from groundup.modeling.modeling_groundup import every_thread_reads, is_plain_weight
 
 
@@ -48,13 +48,14 @@ def stream_tokens(
     The generator's own value (`reason = yield from ...`) is "stop" after a stop id, which is not yielded, or "length"
     after `max_new_tokens` or at the end of the model's context. With `past_context` a model that `can_slide` reads the
     end of a longer prompt, and goes on from the latest half of a full context. Raises `InputError` for a prompt that is
-    empty, or longer than the context else.
+    empty, longer than the context else, or of another tokenizer.
     """
     context, slides = context_of(model), past_context and can_slide(model)
     if not input_ids or (len(input_ids) > context and not slides):
         raise InputError(
             f"the prompt has {len(input_ids):,} tokens, the model takes 1 to {context:,}: change the prompt"
         )
+    require_known(model, max(input_ids))
     room = sampling.max_new_tokens if slides else min(sampling.max_new_tokens, room_after(model, len(input_ids)))
     sampling = replace(sampling, max_new_tokens=room, stop_ids=sampling.stop_ids or stop_ids_of(model))
     with evaluating(model), every_thread_reads(model):

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.errors import InputError
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import IGNORED
 from groundup.evaluation.windows import Windows, disjoint
@@ -161,6 +162,7 @@ def score_windows(
     """
     rows = max(1, min(batch_rows, BATCH_TOKENS // max(1, min(windows.context, len(stream)))))
     special = torch.tensor(sorted(special_ids), dtype=torch.long)
+    require_known(model, len(stream.counts) - 1)
     with evaluating(model):
         head = plain_head(model)
         for first in range(0, len(chosen), rows):
@@ -266,6 +268,16 @@ def plain_head(model: PreTrainedModel) -> nn.Linear | None:
         hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
         logits = model(input_ids=ids, use_cache=False).logits
     return head if hidden is not None and torch.equal(head(hidden), logits) else None
+
+
+def require_known(model: PreTrainedModel, largest: int) -> None:
+    """Raise `InputError` where a model has no embedding for an id that is to be read."""
+    known = model.config.get_text_config().vocab_size
+    if largest >= known:
+        raise InputError(
+            f"the tokenizer gives the text a token {largest}, and the model knows only {known:,} tokens, from 0 on: "
+            "put the tokenizer that the model was trained with into its folder"
+        )
 
 
 def device_of(model: PreTrainedModel) -> torch.device:

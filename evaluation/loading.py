@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -24,12 +25,13 @@ from transformers import (
 )
 from transformers.utils import find_adapter_config_file, logging
 
-import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import printable, user_path
+from groundup.modeling import GroundupConfig  # and our models are registered with the Auto classes
 from groundup.tokenization.folder import load_tokenizer
 
+_ENCODER = "an encoder cannot write"  # words of our models' own error
 # What transformers says at length, or not at all, in one line: (words of its message, our reason).
 _REASONS = (
     ("contains custom code", "it brings code of its own: add --trust-remote-code if you trust whoever made it"),
@@ -37,7 +39,7 @@ _REASONS = (
     ("for this kind of AutoModel", "it is a model of another kind: give {wanted}"),
     ("does not recognize this architecture", "transformers knows no such model_type: look into its config.json"),
     ("makes two models", "it is an encoder with a decoder: give {wanted}"),
-    ("an encoder cannot write", "it is an encoder, which sees the words that follow: give {wanted}"),
+    (_ENCODER, "it is an encoder, which sees the words that follow: give {wanted}"),
     ("couldn't connect", "there is no such folder, and the Hub cannot be reached"),
     ("is not a local folder", "there is no such folder, and on the Hub no such model that you may read"),
     ("deserializing header", "its file of weights is cut short, or none: fetch or save the model again"),
@@ -131,11 +133,23 @@ def load_network(
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"cannot load a language model from {source}: {_reason(error, wanted)}") from error
     model, info = loaded
+    if kind is AutoModelForCausalLM and _sees_ahead(model):
+        raise InputError(f"cannot load a language model from {source}: {_reason(ValueError(_ENCODER), wanted)}")
     if info["missing_keys"] and not new_head:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise InputError(f"{source} has no weights for {missing}: give {wanted}")
     model.new_weights = frozenset(info["missing_keys"])
     return model.to(device).eval()
+
+
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Whether it is an encoder of transformers' that only its head makes a language model: it is built without a word.
+
+    Our own refuse that themselves.
+    """
+    config: Any = model.config
+    is_both = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not isinstance(config, GroundupConfig)
+    return is_both and getattr(config, "is_decoder", None) is False
 
 
 def new_modules(model: PreTrainedModel) -> list[str]:

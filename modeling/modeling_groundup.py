@@ -631,6 +631,22 @@ class GroundupGenerationMixin(GenerationMixin):
         with every_thread_reads(self):
             return super().generate(inputs, generation_config, logits_processor, stopping_criteria, *args, **kwargs)
 
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """What drafts tokens in assisted generation; of a draft only what has a learned position is looked at."""
+        drafter: Any = super()._get_candidate_generator(*args, **kwargs)  # type: ignore[misc]
+        draft, positions = drafter.get_candidates, self.config.max_position_embeddings
+
+        def draft_within(input_ids: torch.Tensor, *more: Any, **named: Any) -> tuple[torch.Tensor, Any]:
+            ids, logits = draft(input_ids, *more, **named)
+            room = positions - input_ids.shape[1]
+            if room <= 0:
+                return input_ids, None
+            return ids[:, :positions], logits if logits is None else logits[:, :room]
+
+        if self.config.position_embedding == "learned":
+            drafter.get_candidates = draft_within
+        return drafter
+
     def _end_of_positions(
         self,
         inputs: torch.Tensor | None,

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from groundup.evaluation.classification import (
 )
 from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
 from groundup.evaluation.language import structure_ids
-from groundup.evaluation.loading import load_network
+from groundup.evaluation.loading import load_network, quiet_transformers
 from groundup.evaluation.report import RECIPE_FILE
 from groundup.training.adaptation import adapt
 from groundup.training.checkpoint import Position
@@ -170,8 +170,13 @@ class ClassificationRun(TrainingRun):
             pad_token_id=self.pad_id,
             **plan.model_fields,
         )
+        known = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+        if known < len(self.prepared.tokenizer):
+            with quiet_transformers():
+                model.resize_token_embeddings(len(self.prepared.tokenizer))
         if settings.lora:
-            return add_lora(model, settings)  # type: ignore[return-value]
+            trained = range(known, len(self.prepared.tokenizer))
+            return add_lora(model, settings, trained)  # type: ignore[return-value]
         freeze(model, settings.train)
         return model
 

@@ -46,7 +46,7 @@ class LabelLoss(nn.Module):
         super().__init__()
         self.model = model
         self.smoothing, self.token_dropout = smoothing, token_dropout
-        vocab_size = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+        vocab_size = len(cast(nn.Embedding, model.get_input_embeddings()).weight)
         replaceable = torch.ones(vocab_size, dtype=torch.bool)
         replaceable[[number for number in kept_ids if number < vocab_size]] = False
         weights = None if label_weights is None else torch.as_tensor(label_weights, dtype=torch.float32)

@@ -122,6 +122,20 @@ def test_a_text_ends_where_learned_positions_do(way, build, ids):
     assert alone.shape == (1, 65)  # the last token was drawn after the last position, and is not looked up
 
 
+@pytest.mark.parametrize("way", ["looked up", "by an assistant", "sampled by an assistant"])
+def test_a_draft_ends_where_learned_positions_do(way, build, ids):
+    model = build("gpt2")
+    row = ids[:1, :5].repeat(1, 10)  # whatever it writes, some of it stood before
+    mask = torch.ones_like(row)
+    more = {"prompt_lookup_num_tokens": 5} if way == "looked up" else {"assistant_model": model}
+    for new in (13, 14, 15, 16, 40):
+        named = {**GREEDY, "max_new_tokens": new, "attention_mask": mask}
+        if way.startswith("sampled"):
+            assert model.generate(row, **named | more | {"do_sample": True}).shape == (1, min(65, 50 + new))
+        else:
+            assert torch.equal(model.generate(row, **named, **more), model.generate(row, **named))
+
+
 def test_where_learned_positions_end_is_said(build, ids, caplog):
     logging.enable_propagation()
     logging.warning_once.cache_clear()

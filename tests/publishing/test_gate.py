@@ -157,7 +157,7 @@ BAD = {
     ),
     "scores that are no numbers": (lambda f: change_json(f / "metrics.json", metrics=[{"name": 1}]), "no list of rows"),
     "scores without an end": (lambda f: (f / "metrics.json").write_text("[" * 100_000), "metrics.json is no JSON"),
-    "no recipe": (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml cannot be used"),
+    "no recipe": (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml is missing: write one"),
     "a recipe of another kind": (lambda f: (f / "recipe.yaml").write_text("- 1"), "recipe.yaml cannot be used"),
     "a recipe that makes objects": (
         lambda f: (f / "recipe.yaml").write_text("a: !!python/object:os.system {}"),
