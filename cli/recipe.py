@@ -13,12 +13,10 @@ from groundup.cli.main import VERBS, find
 from groundup.common.contents import KEPT_APART, content_of, digest, files_of
 from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_write, user_path
-from groundup.common.settings import Settings, read_yaml, settings_from, spelt
+from groundup.common.options import what_is_read
+from groundup.common.settings import Settings, hints_of, read_yaml, settings_from, spelt
 
 LEDGER_FILE, PAGE_FILE = "stages.json", "report.html"
-# Options whose words may also be a pattern of files or a dataset on the Hub, and those that may be a model there.
-DATA_OPTIONS = ("data", "eval_data", "train_data", "predict")
-MODEL_OPTIONS = ("model", "init_from", "tokenizer", "compare_tokenizer", "source", "checkpoint", "adapter", "base")
 RUN_FILES = (LEDGER_FILE, "report.html", "README.md")
 OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `run` decides
 
@@ -39,6 +37,10 @@ class Stage:
     name: str
     verb: str
     options: dict[str, Any]
+
+    def read_as(self, option: str) -> str | None:
+        """The kind of what an option names: a "file", a "dataset" or a "model"; None where nothing is read."""
+        return what_is_read(hints_of(find(VERBS[self.verb].settings))[option])
 
     def references(self) -> Iterator[str]:
         """The earlier stages whose folders the options name, as in "{pretrain}/checkpoints"."""
@@ -145,28 +147,28 @@ class Ledger:
     def __init__(self, out: Path, smoke: bool):
         self.out, self.path, self.smoke = out, out / LEDGER_FILE, smoke
         self._known: dict[str, dict[str, Any]] = {}
-        self._commits: dict[tuple[str, str | None], Any] = {}
+        self._commits: dict[tuple[str, str], Any] = {}
         if is_ledger_in(out):
             self._known = json.loads(self.path.read_text(encoding="utf-8"))
 
     def key(self, stage: Stage) -> str:
         """The key that `stage` has now; those of the stages it names must be done."""
-        inputs = {name: self._identity(name, value) for name, value in stage.options.items()}
+        inputs = {name: self._identity(stage.read_as(name), value) for name, value in stage.options.items()}
         return digest([stage.verb, inputs, self.smoke, __version__, platform.python_version()])
 
-    def _identity(self, option: str, value: Any) -> Any:
+    def _identity(self, kind: str | None, value: Any) -> Any:
+        """A value and, if it names what is read, what that holds; `kind` as of `Stage.read_as`."""
         if isinstance(value, list):
-            return [self._identity(option, item) for item in value]
+            return [self._identity(kind, item) for item in value]
         if not isinstance(value, str) or not value:
             return value
         if value.startswith("{") and "}" in value:
             name, rest = value[1:].split("}", 1)
             made = self._known.get(name, {}).get("files")
             return [value, made if made is None or not rest else content_of(str(self.out / name) + rest)]
-        kind = "dataset" if option in DATA_OPTIONS else "model" if option in MODEL_OPTIONS else None
-        return [value, self._content(value, kind)]
+        return value if kind is None else [value, self._content(value, kind)]
 
-    def _content(self, name: str, kind: str | None) -> Any:
+    def _content(self, name: str, kind: str) -> Any:
         """What a name holds. A name on the Hub holds the same for as long as a run takes: it is asked for once."""
         if (name, kind) in self._commits:
             return self._commits[name, kind]

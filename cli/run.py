@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.table import Table
 
 from groundup.cli.main import VERBS, find
-from groundup.cli.recipe import DATA_OPTIONS, Ledger, Recipe, Stage, find_recipe, is_ledger_in, read_recipe
+from groundup.cli.recipe import Ledger, Recipe, Stage, find_recipe, is_ledger_in, read_recipe
 from groundup.cli.settings import RunSettings
 from groundup.common import clock
 from groundup.common.console import console, say
@@ -66,7 +66,7 @@ def _check_files(recipe: Recipe, ledger: Ledger) -> None:
 
     for stage in recipe.stages:
         if not ledger.is_done(stage):
-            options = (stage.options.get(name) or [] for name in DATA_OPTIONS)
+            options = (value or [] for name, value in stage.options.items() if stage.read_as(name) == "dataset")
             items = [item for value in options for item in (value if isinstance(value, list) else [value])]
             try:
                 check_exists([item for item in items if not item.startswith("{")])

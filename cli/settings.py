@@ -8,8 +8,9 @@ from annotated_types import Interval
 from groundup.common.options import (
     DryRunOption,
     MaxNewTokens,
+    ModelName,
+    ModelNameOrNone,
     NameOrNone,
-    Names,
     OutOption,
     QuietOption,
     SamplingOptions,
@@ -24,7 +25,7 @@ from groundup.common.settings import Settings
 class WritingOptions(TrustOption, SamplingOptions):
     """A model that writes, and how."""
 
-    model: NameOrNone = ""
+    model: ModelNameOrNone = ""
     """A model's folder or its name on the Hub: ours, or any that AutoModelForCausalLM loads."""
 
 
@@ -58,7 +59,7 @@ class ChatSettings(WritingOptions):
 class PlaygroundSettings(TrustOption):
     """A web page on this machine: write and talk with a model and see how it works; two models side by side."""
 
-    model: Names = field(default_factory=list)
+    model: list[ModelName] = field(default_factory=list)
     """A model's folder or its name on the Hub, or two of them to compare."""
     port: Annotated[int, Interval(ge=1, le=65535)] | None = None
     """The port on 127.0.0.1 (default: the first free one from 7860)."""

@@ -33,12 +33,12 @@ def files_of(folder: Path, without: Collection[str] = ()) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): _sha256(path) for path in _walk(folder, without)}
 
 
-def content_of(name: str, kind: str | None = None) -> Any:
+def content_of(name: str, kind: str = "file") -> Any:
     """What a file, a folder, a pattern or a name on the Hub holds now, in types that JSON has; None for anything else.
 
-    `kind` is "dataset" where the name may be a pattern or a dataset on the Hub, "model" where it may be a model there.
-    A name on the Hub holds a commit: the newest, or offline the one in the cache. An adapter's folder holds its base as
-    well, and a YAML file the files that it names.
+    `kind` is "file" for what lies here alone, "dataset" where the name may be a pattern or a dataset on the Hub, and
+    "model" where it may be a model there. A name on the Hub holds a commit: the newest, or offline the one in the
+    cache. An adapter's folder holds its base as well, and a YAML file the files that it names.
     """
     if (place := _here(name)) is not None and place.is_dir():
         return files_of(place, () if kind == "dataset" else KEPT_APART) | _base_of(place)
@@ -48,7 +48,7 @@ def content_of(name: str, kind: str | None = None) -> Any:
         found = sorted(glob.glob(str(_home(name)), recursive=True))  # noqa: PTH207 (pathlib's takes no absolute pattern)
         if found or "/" not in name:
             return {item: content_of(item, kind) for item in found}
-    return _commit_of(name, kind) if kind else None
+    return None if kind == "file" else _commit_of(name, kind)
 
 
 def weights_of(name: str) -> Any:

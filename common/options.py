@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, Predicate
 
-from groundup.common.settings import Settings
+from groundup.common.settings import Settings, parts_of
 
 MOST = 2**31 - 1  # of whatever is counted: every library takes so many
 
@@ -30,6 +30,22 @@ def is_name_or_empty(text: str) -> bool:
 Name = Annotated[str, Predicate(is_name)]  # of a file, a folder, a column, or on the Hub
 NameOrNone = Annotated[str, Predicate(is_name_or_empty)]
 Names = list[Name]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Marks a setting that names what is read: a file or folder, and perhaps a dataset or a model on the Hub.
+
+    What is read decides what a stage of a recipe gives; other text is just text, whatever lies on the disk.
+    """
+
+    kind: Literal["file", "dataset", "model"]
+
+
+DataName = Annotated[Name, Reads("dataset")]
+ModelName = Annotated[Name, Reads("model")]
+ModelNameOrNone = Annotated[NameOrNone, Reads("model")]
+FileName = Annotated[Name, Reads("file")]
 Count = Annotated[int, Interval(ge=1, le=MOST)]
 CountOrNone = Annotated[int, Interval(ge=0, le=MOST)]
 Positive = Annotated[float, Interval(gt=0, le=1e9)]
@@ -40,6 +56,12 @@ Optimizer = Literal["muon", "adamw"]
 StockForm = Literal["gpt2", "llama", "qwen3", "arcee", "gguf"]
 MaxNewTokens = Count
 Temperature = NotNegative
+
+
+def what_is_read(hint: Any) -> str | None:
+    """The kind of what a setting of this declared type names, None for one that names nothing to read."""
+    kind, inner, marks = parts_of(hint)
+    return what_is_read(inner) if kind is list else next((mark.kind for mark in marks if isinstance(mark, Reads)), None)
 
 
 @dataclass(kw_only=True)
@@ -78,7 +100,7 @@ class DryRunOption(Settings):
 class CheckpointOption(Settings):
     """What leaves here."""
 
-    checkpoint: NameOrNone = ""
+    checkpoint: ModelNameOrNone = ""
     """A checkpoint of ours, as a folder or a Hub name."""
 
 
@@ -110,7 +132,7 @@ class TrustOption(Settings):
 class DataOption(Settings):
     """What is read."""
 
-    data: Names = field(default_factory=list)
+    data: list[DataName] = field(default_factory=list)
     """Text to learn from: files, folders, globs, Hub datasets, or python-docs; give it several times for more."""
 
 
@@ -126,7 +148,7 @@ class TextOptions(DataOption):
 class TokenizerOption(Settings):
     """A tokenizer that there is already."""
 
-    tokenizer: Name | None = None
+    tokenizer: ModelName | None = None
     """A trained tokenizer, as a folder (made by `groundup tokenizer`, or a model's) or a name on the Hub."""
 
 

@@ -24,6 +24,7 @@ from groundup.common.settings import read_yaml
 
 STATE = ".groundup"
 RECIPE = "recipe.yaml"
+GOING_ON = ("pretrain", "classify", "instruct", "evaluate", "prepare")  # the verbs with --resume
 _NAME_BYTES = 100  # of a folder that is named here; file systems take 143 to 255
 _PATIENCE = 0.1  # seconds to wait for a command that is just ending
 
@@ -112,14 +113,13 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
             raise InputError(f"{self.path} is no folder: choose another --out")
         if all(entry.name == STATE for entry in self.path.iterdir()):
             return
-        is_begun = self._left_by == self._verb or self._is_ours(self.path)
-        if self._resume and not is_begun:
-            recipe = self.path / RECIPE
-            if recipe.is_file() and (maker := read_yaml(recipe).get("verb")):
+        has_begun = self._left_by == self._verb or self._is_ours(self.path)
+        if self._resume and not has_begun:
+            if maker := next((verb for verb in GOING_ON if is_begun(self.path, verb)), None):
                 raise InputError(f"{self.path} was made by `groundup {maker}`: go on with it by that verb")
             raise InputError(f"{self.path} holds something that `{self._verb}` did not write: choose a new --out")
         if not self._resume:
-            or_else = ", or add --resume to go on with it" if is_begun and self._resume is not None else ""
+            or_else = ", or add --resume to go on with it" if has_begun and self._resume is not None else ""
             raise InputError(f"{self.path} already holds something: choose a new --out{or_else}")
 
     def _make(self, is_named: bool) -> None:

@@ -9,7 +9,10 @@ from groundup.common.options import (
     CheckpointOption,
     Count,
     CountOrNone,
+    DataName,
     DryRunOption,
+    FileName,
+    ModelName,
     Name,
     NameOrNone,
     Names,
@@ -36,13 +39,13 @@ class EvaluateSettings(QuietOption, SmokeOption, SeedOption, TrustOption, Resume
         "smoke": "The same path in seconds: a little of the text, 8 rows of a task, 2 samples.",
     }
 
-    model: Names = field(default_factory=list)
+    model: list[ModelName] = field(default_factory=list)
     """A model's folder or its name on the Hub: ours, or any that AutoModelForCausalLM loads. Of several the others are
     compared with the first."""
-    train_data: Names = field(default_factory=list)
+    train_data: list[DataName] = field(default_factory=list)
     """The text the model was trained on: adds baselines that learnt from it, and how much of it comes back word for
     word."""
-    tasks: Names = field(default_factory=list)
+    tasks: list[FileName] = field(default_factory=list)
     """Tasks of lm-eval: ours (docs_last_word, docs_module, docs_text, instruction_...), a standard one if the Hub can
     be reached, or a YAML file. A comma separates several."""
     num_fewshot: list[Annotated[int, Interval(ge=0, le=10_000)]] = field(default_factory=lambda: [0])
@@ -55,7 +58,7 @@ class EvaluateSettings(QuietOption, SmokeOption, SeedOption, TrustOption, Resume
     """Also measure each document alone, so that no token is predicted from another document."""
     samples: CountOrNone = 8
     """Texts written, from the beginnings of documents of --data, to measure their quality; 0: none."""
-    compare_tokenizer: Names = field(default_factory=list)
+    compare_tokenizer: list[ModelName] = field(default_factory=list)
     """Folders of tokenizers to compare the model's with (default: GPT-2's, where it is in the Hub's cache)."""
     batch_rows: Count = 16
     """Windows scored at once (fewer where windows are long); changes the speed and nothing else."""

@@ -41,7 +41,7 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
     minutes = settings.adapt_minutes
     if minutes is not None:
         minutes = max(0.05, minutes + (began - clock.began()) / 60)  # it counts from where the command began
-    model = base["model"]
+    model = base["model"] if settings.model is None else {}  # a model that is there has its sizes
     carry_out(
         PretrainSettings(
             data=[str(prepared.work / "texts.jsonl")],

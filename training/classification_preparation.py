@@ -32,7 +32,7 @@ from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
 from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings, PretrainSettings, check_lora
-from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
+from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, refuse_of_new, with_budget
 
 PATHS = (*PUBLIC_PATHS, "model", "predict")
 BASE = "base"  # under work/: the model that has learnt the texts
@@ -131,9 +131,8 @@ def _check(settings: ClassifySettings) -> None:
     minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0
     if minutes is not None and adapt_minutes >= minutes:
         raise InputError(f"--adapt-minutes {adapt_minutes:g} leaves nothing of a run's {minutes:g} for the labels")
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        if settings.model is not None and getattr(settings, name) is not None:
-            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or --model")
+    if settings.model is not None:
+        refuse_of_new(settings, "--model")
     if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
         raise InputError("a model from nothing learns the texts first: give it some --adapt-minutes, or a --model")
     check_lora(settings)
@@ -266,6 +265,8 @@ def _plan(
         text_bytes,
         60 * settings.adapt_minutes if settings.adapt_minutes else None,
     )
+    if settings.model is None:
+        base.require_memory()
     scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
     rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}
     names = _in_order(label_names(train.labels), start, settings)

@@ -1,9 +1,14 @@
-"""Machines that one does not have: how fast they multiply, what they hold and what they cost.
+"""What this machine holds; and machines that one does not have: how fast they multiply, what they hold and cost.
 
 Peaks are those of the makers' data sheets, in bf16 without sparsity; prices are medians of on-demand offers.
 """
 
 from dataclasses import dataclass
+
+import psutil
+import torch
+
+from groundup.common.errors import InputError
 
 # Model FLOPs per peak FLOPs that a well-made training loop reaches on such cards: 0.46 in Chowdhery et al. 2022
 # (section 4.1) with far larger models; a small one reaches less.
@@ -28,3 +33,22 @@ HARDWARE = {
     "a100": Hardware("NVIDIA A100 80 GB", 312e12, 80e9, 1.50),
     "rtx4090": Hardware("NVIDIA RTX 4090", 165e12, 24e9, 0.34),
 }
+
+LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient and Muon's momentum; AdamW keeps one more
+
+
+def free_memory() -> int:
+    """What the memory of all graphics cards, or else the processor's with its swap, has room for [bytes]."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count()))
+    return psutil.virtual_memory().available + psutil.swap_memory().free
+
+
+def require_memory(parameters: int) -> None:
+    """Raise `InputError` for a model that cannot be trained here, however small its batch is."""
+    needed, free = LEAST_BYTES * parameters, free_memory()
+    if needed > free:
+        raise InputError(
+            f"training {parameters / 1e6:,.0f} million parameters takes at least {needed / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free: make the model smaller (--hidden-size, --num-hidden-layers, --vocab-size)"
+        )

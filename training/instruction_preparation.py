@@ -37,7 +37,7 @@ from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenize
 from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import InstructSettings, PretrainSettings, check_lora
-from groundup.training.starting import LONGEST_ROW, PUBLIC_PATHS, SMOKE_ROWS, evenly, with_budget
+from groundup.training.starting import LONGEST_ROW, PUBLIC_PATHS, SMOKE_ROWS, evenly, refuse_of_new, with_budget
 
 VALIDATION_SHARE = 0.1
 LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
@@ -109,6 +109,8 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--split and --eval-data both name rows to test on: give one of them")
     if settings.model is not None and settings.architecture == "encoder-decoder":
         raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
+    if settings.model is not None:
+        refuse_of_new(settings, "--model")
     check_lora(settings)
     if settings.model is None and settings.lora:
         raise InputError("--lora adapts a model that has learnt something: give --model")
@@ -317,6 +319,8 @@ def _plan(
     if width is not None:
         options["hidden_size"] = width
     plan = make_plan(PretrainSettings(**options), text_bytes, seconds)
+    if settings.model is None:
+        plan.require_memory()
     scale = 1.0 if settings.model is None else FINE_TUNING
     return InstructPlan(
         precision=plan.precision,

@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import torch
 
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, near
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.bpe import suitable_vocab_size
 from groundup.training.compiling import compiler_found
+from groundup.training.hardware import require_memory
 from groundup.training.settings import PretrainSettings
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
@@ -54,6 +55,14 @@ LEAST_DECAY, MOST_DECAY = 0.1, 3.0
 OFTEN = 5.0  # passes over the text foreseen, from which on a smaller vocabulary is better (docs/experiments.md)
 ADAPTER_RATE = 5e-3  # of LoRA's factors, whatever the width and the rank (docs/domain.md)
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
+_SIZES = ("hidden_size", "num_hidden_layers")
+_NOT_CHOSEN = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "tokenizer") | {
+    "vocab_size": "tokenizer (--vocab-size)",
+    "is_decoder": "kind of model",
+    "is_encoder_decoder": "kind of model (--architecture of `instruct`)",
+    "add_cross_attention": "kind of model (--architecture of `instruct`)",
+    "decoder_start_token_id": "kind of model",
+}
 SMOKE_SIZE = Size(64, 2, 64, 0)
 
 
@@ -89,6 +98,10 @@ class Plan(Optimization):
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain values, for recipe.yaml."""
         return asdict(self)
+
+    def require_memory(self) -> None:
+        """Raise `InputError` for a new model that this machine has no room to train."""
+        require_memory(cost_of(self.model, self.vocab_size, self.context_length)[0])
 
 
 def bf16_is_native() -> bool:
@@ -144,7 +157,12 @@ def make_plan(
     vocab_size = _vocab_size(settings, text_bytes)
     size = SMOKE_SIZE if settings.smoke else _size(flop, tokens, vocab_size)
     model = _model_fields(settings, size)
+    longest = model.get("max_position_embeddings")
     context_length = settings.context_length or model.pop("max_position_embeddings", size.context_length)
+    if longest is not None and context_length > longest:
+        if {"max_position_embeddings", "n_positions"} & set(settings.model_config):
+            raise InputError(f"--context-length {context_length} is more than --model-config's {longest} positions")
+        del model["max_position_embeddings"]  # a preset's
     _, of_a_token = cost_of(model, vocab_size, context_length)
     passes = (tokens or flop / of_a_token) * bytes_a_token(vocab_size) / text_bytes
     if passes > OFTEN:
@@ -277,10 +295,28 @@ def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
     }
     if settings.preset is not None:
         fields = {key: value for key, value in PRESETS[settings.preset].items() if key not in _OF_THE_TOKENIZER}
-    for name in ("hidden_size", "num_hidden_layers"):
+    for name in _SIZES:
         if getattr(settings, name) is not None:
             fields[name] = getattr(settings, name)
-    return fields | settings.model_config | {"is_causal": settings.objective == "clm"}
+    own = {"is_causal": settings.objective == "clm"}
+    return fields | _config_fields(settings, own) | own
+
+
+def _config_fields(settings: PretrainSettings, own: dict[str, Any]) -> dict[str, Any]:
+    """The fields that `model_config` sets. Raises `InputError` for one that is unknown, or set elsewhere."""
+    known = [name for name in GroundupConfig.__annotations__ if name in GroundupConfig.__dataclass_fields__]
+    aliases = GroundupConfig.attribute_map
+    chosen = {aliases.get(name, name): value for name, value in settings.model_config.items()}
+    elsewhere = own | {name: getattr(settings, name) for name in _SIZES if getattr(settings, name) is not None}
+    for name, value in chosen.items():
+        if name not in known:
+            raise InputError(f"--model-config: GroundupConfig has no {name!r}{near(name, known)}")
+        if name in _NOT_CHOSEN:
+            raise InputError(f"--model-config {name}: it comes from the {_NOT_CHOSEN[name]}: leave it out")
+        if name in elsewhere and elsewhere[name] != value:
+            option = "objective" if name == "is_causal" else name.replace("_", "-")
+            raise InputError(f"--model-config {name} {value!r} and --{option} say two things: leave one out")
+    return chosen
 
 
 def _rates(settings: PretrainSettings, width: int) -> dict[str, float]:

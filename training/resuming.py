@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from groundup.common.contents import weights_of
+from groundup.common.contents import files_of, weights_of
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_write
+from groundup.common.files import atomic_write, printable, sha256_of, user_path
 from groundup.common.resuming import differing, is_longer, refuse
 from groundup.common.settings import read_yaml, settings_from
 from groundup.evaluation.report import RECIPE_FILE
@@ -27,12 +27,14 @@ FROM = {"pretrain": "--init-from", "classify": "--model", "instruct": "--model"}
 
 def refuse_for_finished(settings: TrainingOptions, folder: Path, verb: str) -> None:
     """Raise `InputError` if anything is asked of a run that has ended, which cannot change."""
-    kept = _kept(settings, folder, read_yaml(folder / RECIPE_FILE), {})
+    recipe = read_yaml(folder / RECIPE_FILE)
+    kept = _kept(settings, folder, recipe, {})
     others = _asked(settings, kept, public=True)
     instead = f"start from its weights: {FROM[verb]} {folder} and a new --out"
     if any(name.startswith(PUSHING) for name in others):
         instead = f"publish it: groundup publish {folder} OWNER/NAME"
     refuse(others, kept, folder, "is finished", instead)
+    _refuse_other_content(settings, recipe, folder)
 
 
 def take_changes(settings: TrainingOptions, run: RunFolder, *, fixed: bool = False) -> TrainingOptions | None:
@@ -46,6 +48,7 @@ def take_changes(settings: TrainingOptions, run: RunFolder, *, fixed: bool = Fal
     fixed = fixed or kept.get("average", 1) > 1 or run.final.is_dir()
     others = {name: value for name, value in asked.items() if fixed or not _can_take(name, value, kept)}
     refuse(others, kept, run.out, "goes on with the settings that it began with", "choose a new --out")
+    _refuse_other_content(settings, recipe, run.out)
     return settings_from(run.out / RECIPE_FILE, kept | asked, type(settings)) if asked else None
 
 
@@ -91,6 +94,29 @@ def _asked(settings: TrainingOptions, kept: Mapping[str, Any], *, public: bool) 
     if getattr(settings, "predict", None) is not None:
         given -= {"text_column"}
     return differing(with_budget(cast(Any, settings)), given, kept, public=public)
+
+
+def _refuse_other_content(settings: TrainingOptions, recipe: Mapping[str, Any], out: Path) -> None:
+    """Raise `InputError` for a file that has the name of one that the run has read, and holds something else."""
+    for option, part in (("data", "sources"), ("eval_data", "eval_sources")):
+        rows = [row for row in recipe.get(part) or [] if isinstance(row, dict) and row.get("sha256")]
+        for item in getattr(settings, option) if option in settings.given() else []:
+            found = [(printable(name.rsplit("/", 1)[-1]), content) for name, content in _files_here(item)]
+            for name, content in found:
+                known = {row["sha256"] for row in rows if str(row.get("name")).rsplit("/", 1)[-1] == name}
+                if known and content not in known:
+                    raise InputError(
+                        f"{out} was made from another {name} than --{option.replace('_', '-')} {item} has: leave that "
+                        "out to go on, or choose a new --out"
+                    )
+
+
+def _files_here(item: str) -> list[tuple[str, str]]:
+    """Name and sha256 of the file that an item of data names, or of those in its folder."""
+    path = user_path(item)
+    if path.is_dir():
+        return list(files_of(path).items())
+    return [(path.resolve().name, sha256_of(path))] if path.is_file() else []
 
 
 def _can_take(name: str, value: Any, kept: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ measured; everything else is the same for pretraining, classification and instru
 import abc
 import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -101,18 +102,38 @@ def carry_out(
         out, goes_on = agreed(state, begin)
         run = RunFolder(out)
         agreed(state, lambda: None if goes_on else prepare(settings, run, began))
-        try:
+        with _taken_back(run, state.is_main_process and not goes_on, InputError):
             if not inner:
                 agreed(state, lambda: require_same_base(run))
             training = start(run, began)
-        except InputError:
-            if state.is_main_process and not goes_on:
-                run.take_back()
-            raise
-        training.run(resume=settings.resume)
+        with _taken_back(run, state.is_main_process and not goes_on, OutOfMemoryError):
+            training.run(resume=settings.resume)
     if state.is_main_process:
         console.print(summary_table(read_metrics(run.out)))
     return run.out
+
+
+class OutOfMemoryError(InputError):
+    """A step does not fit into the memory."""
+
+
+@contextlib.contextmanager
+def _taken_back(run: RunFolder, is_new: bool, kind: type[InputError]) -> Iterator[None]:
+    """Take a new run back where it fails by an error of this kind; the end of the memory becomes one."""
+    try:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+            raise OutOfMemoryError(
+                "the memory does not hold this model and its rows: give a shorter --context-length, fewer rows at a "
+                "time or a smaller model, and a new --out if this one holds something"
+            ) from error
+    except kind:
+        if is_new:
+            run.take_back()
+        raise
 
 
 def finished_folder(settings: TrainingOptions, verb: str, *, inner: bool = False) -> Path | None:

@@ -15,10 +15,12 @@ from groundup.common.options import (
     BudgetOptions,
     CheckpointOption,
     Count,
+    DataName,
     DataOption,
     ModelConfigOption,
+    ModelName,
+    ModelNameOrNone,
     Name,
-    NameOrNone,
     Names,
     NotNegative,
     Optimizer,
@@ -99,7 +101,7 @@ class TrainingOptions(
 ):
     """What every verb that trains can be told."""
 
-    eval_data: Names = field(default_factory=list)
+    eval_data: list[DataName] = field(default_factory=list)
     """Text or rows to be tested on once, at the end (default: only what is kept back from --data)."""
     epochs: Annotated[float, Interval(gt=0, le=1e6)] | None = None
     """Budget in passes over the data."""
@@ -133,7 +135,7 @@ class PretrainSettings(PresetOption, TokenizerOption, LanguageOptions, TextOptio
 
     objective: Literal["clm", "mlm"] = "clm"
     """clm: predict each next token, a decoder; mlm: predict masked tokens from both sides, an encoder."""
-    init_from: Name | None = None
+    init_from: ModelName | None = None
     """Go on from this model (a folder or a Hub name) with its tokenizer, instead of starting from nothing."""
     packing: Literal["contiguous", "documents"] = "contiguous"
     """contiguous: a row is the next stretch of the text; documents: rows in which every document sees only itself."""
@@ -165,10 +167,10 @@ class ClassifySettings(TrustOption, TrainingOptions, TextOptions):
 
     label_column: Name | None = None
     """The column with the label (default: found by its name)."""
-    model: Name | None = None
+    model: ModelName | None = None
     """A language model (a folder or a Hub name), decoder or encoder, to start from (default: from nothing); with
     --predict and no --data the trained classifier."""
-    predict: Name | None = None
+    predict: DataName | None = None
     """Label the texts of this table, or the lines of this text file, and write predictions.csv."""
     adapt_minutes: NotNegative | None = None
     """Time for pretraining on the rows' own texts first [minutes]; with --model, for going on with it (default: from
@@ -231,7 +233,7 @@ class InstructSettings(TrustOption, LanguageOptions):
     split: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=list)
     """Shares of --data, in its order, for training, testing and validation: [0.85, 0.1, 0.05] is the book's split
     (default: a tenth for validation, by chance)."""
-    model: Name | None = None
+    model: ModelName | None = None
     """The causal language model to teach: a folder or a Hub name (default: a new one)."""
     architecture: Literal["decoder", "encoder-decoder"] = "decoder"
     """What a new model is: decoder, a causal language model; encoder-decoder, which reads first and then writes."""
@@ -270,9 +272,9 @@ class PlanSettings(BatchOptions, ModelConfigOption, SizeOptions, PresetOption, B
 class MergeSettings(QuietOption, TrustOption, OutOption):
     """Fold a LoRA adapter into its base: one full checkpoint that computes the same."""
 
-    adapter: NameOrNone = ""
+    adapter: ModelNameOrNone = ""
     """An adapter's folder or its name on the Hub."""
-    base: Name | None = None
+    base: ModelName | None = None
     """The model that the adapter was trained on (default: the one that the adapter names)."""
 
 
@@ -284,7 +286,7 @@ class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
         "tokenizer": "The tokenizer, as a folder or a Hub name (default: the files that lie beside the weights)."
     }
 
-    source: NameOrNone = ""
+    source: ModelNameOrNone = ""
     """A folder or file with GPT-2's weights (safetensors, pytorch_model.bin, OpenAI's model.ckpt), or a Hub name."""
 
 

@@ -44,7 +44,7 @@ from groundup.tokenization.folder import (
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import PretrainSettings, check_lora
+from groundup.training.settings import PretrainSettings, TrainingOptions, check_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,6 +55,7 @@ USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
 KNOWN = "known.safetensors"  # in work/: hashes of the training text
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
+OF_A_NEW_MODEL = ("vocab_size", "hidden_size", "num_hidden_layers", "preset", "model_config")
 PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
 
 
@@ -88,6 +89,10 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     check_lora(settings)
     if settings.lora and settings.init_from is None:
         raise InputError("--lora adapts a model that is there: name it with --init-from")
+    if settings.init_from is not None:
+        refuse_of_new(settings, "--init-from")
+    elif settings.tokenizer is not None and settings.vocab_size is not None:
+        raise InputError("--vocab-size is for a new tokenizer: leave it out, or --tokenizer")
     check_exists(settings.eval_data)
     corpus, overlap = _held_apart(_corpus(settings), settings, run)
     size = _text_bytes(corpus)
@@ -96,6 +101,8 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
     seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
     plan = make_plan(_sized_like_the_model(settings), size, seconds)
+    if settings.init_from is None:
+        plan.require_memory()
     tokenizer = _tokenizer(settings, plan, corpus)
     if settings.objective == "mlm" and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
@@ -267,6 +274,13 @@ def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfi
         return GroundupConfig(**fields | plan.model)
     except Exception as error:
         raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
+
+
+def refuse_of_new(settings: TrainingOptions, base: str) -> None:
+    """Raise `InputError` for what only a new model can be given, beside the option `base` that names one."""
+    for name in OF_A_NEW_MODEL:
+        if getattr(settings, name, None) not in (None, {}):
+            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or {base}")
 
 
 def evenly(rows: int, at_most: int) -> np.ndarray:

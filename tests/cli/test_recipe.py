@@ -6,11 +6,13 @@ import pytest
 
 from groundup.cli import run
 from groundup.cli.chain_report import write_report
-from groundup.cli.main import main
-from groundup.cli.recipe import Ledger, read_recipe
+from groundup.cli.main import VERBS, find, main
+from groundup.cli.recipe import Ledger, Stage, read_recipe
 from groundup.cli.settings import RunSettings
 from groundup.common import clock
 from groundup.common.errors import InputError
+from groundup.common.options import what_is_read
+from groundup.common.settings import hints_of
 from groundup.data.conversations import Conversation
 from groundup.evaluation.instruction import Answer, sample_table
 
@@ -137,3 +139,29 @@ def test_a_stage_shares_its_name_with_no_file_of_the_run_and_no_other_stage_what
     path.write_text(f"stages: {{base: {{verb: plan}}, ba\u0308r: {{verb: plan}}, {name}: {{verb: plan}}}}")
     with pytest.raises(InputError, match=r"beside it|names a folder"):
         read_recipe(path)
+
+
+READ = {
+    "data": "dataset", "eval_data": "dataset", "train_data": "dataset", "predict": "dataset", "tasks": "file",
+    **dict.fromkeys(["model", "init_from", "tokenizer", "compare_tokenizer"], "model"),
+    **dict.fromkeys(["checkpoint", "adapter", "base", "source"], "model"),
+}  # fmt: skip
+
+
+def test_of_a_stage_only_what_it_reads_is_looked_up(recipe, tmp_path, monkeypatch):
+    for name, verb in VERBS.items():
+        hints = hints_of(find(verb.settings))
+        assert {option: what_is_read(hint) for option, hint in hints.items()} == {o: READ.get(o) for o in hints}, name
+    seen = []
+    monkeypatch.setattr("groundup.cli.recipe.content_of", lambda name, kind="file": seen.append((name, kind)))
+    options = {
+        "data": ["x.txt"],
+        "text_column": "/",
+        "label_column": "..",
+        "push_to": "/",
+        "model": "m",
+        "predict": "p",
+    }
+    key = Ledger(tmp_path, smoke=False).key(Stage("labels", "classify", options))
+    assert seen == [("x.txt", "dataset"), ("m", "model"), ("p", "dataset")]
+    assert key != Ledger(tmp_path, smoke=False).key(Stage("labels", "classify", options | {"text_column": "."}))

@@ -10,8 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groundup.cli.main import VERBS, find
 from groundup.common.errors import InputError
-from groundup.common.output import STATE, claim, given_folder, is_begun, require_unused
+from groundup.common.output import GOING_ON, STATE, claim, given_folder, is_begun, require_unused
+from groundup.common.settings import hints_of
 
 ENTRIES = ["work/", "final/", "checkpoints/step-3/", "seed-0/", "train/", "tokenizer/", "new-x/", ".part/"]
 ENTRIES += ["README.md", "recipe.yaml", "metrics.json", "log.jsonl", "stages.json", "model.safetensors", "notes"]
@@ -275,3 +277,20 @@ def test_of_commands_that_begin_at_once_in_one_folder_one_has_it(tmp_path):
     assert [out for out, _ in said].count("mine\n") == 1
     assert sum("is in use by" in error for _, error in said) == 3
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_only_verbs_that_go_on_are_named_as_the_maker_of_a_folder(tmp_path):
+    assert {name for name, verb in VERBS.items() if "resume" in hints_of(find(verb.settings))} == set(GOING_ON)
+    for maker, said in [
+        ("prepare", "go on with it by that verb"),
+        ("export", "did not write"),
+        ("bake", "did not write"),
+    ]:
+        folder = tmp_path / maker
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(f"verb: {maker}\n")
+        with pytest.raises(InputError, match=said):
+            claim(folder, "pretrain", "x", resume=True)
+    (folder / "recipe.yaml").write_text("verb: [\n")  # somebody's, in whatever form
+    with pytest.raises(InputError, match="did not write"):
+        claim(folder, "pretrain", "x", resume=True)

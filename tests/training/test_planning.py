@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 
+import groundup
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training import hardware
 from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU
 from groundup.training.plan import bytes_a_token, cost_of, make_plan, suitable_batch
 from groundup.training.planning import expected_bits_per_byte, forecast_of, plan
+from groundup.training.pretraining import Pretraining
 from groundup.training.settings import PlanSettings, PretrainSettings
 
 
@@ -124,3 +127,82 @@ def test_the_verb_prints_both_tables(groundup, story):
     for words in ("vocabulary", "tokens an update", "over the text", "NVIDIA H100", "US dollars"):
         assert words in printed
     assert plan(text_bytes=1e6, max_steps=3).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_config": {"nonsense": 1}}, "GroundupConfig has no 'nonsense'"),
+        ({"model_config": {"qk_nrm": True}}, "did you mean 'qk_norm'"),
+        ({"model_config": {"num_labels": 3}}, "has no 'num_labels'"),
+        ({"model_config": {"vocab_size": 1000}}, "vocab_size: it comes from the tokenizer"),
+        ({"model_config": {"eos_token_id": 1}}, "eos_token_id: it comes from the tokenizer"),
+        ({"model_config": {"add_cross_attention": True}}, "comes from the kind of model"),
+        ({"model_config": {"is_causal": False}}, "is_causal False and --objective say two things"),
+        ({"model_config": {"hidden_size": 64}, "hidden_size": 32}, "hidden_size 64 and --hidden-size say two things"),
+        ({"model_config": {"n_layer": 3}, "num_hidden_layers": 2}, "num_hidden_layers 3 and --num-hidden-layers"),
+        ({"model_config": {"n_positions": 16}, "context_length": 32}, "is more than --model-config's 16 positions"),
+    ],
+)
+def test_no_field_of_the_architecture_is_taken_and_not_obeyed(options, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(PretrainSettings(smoke=True, **options), 1e5, None)
+
+
+def test_fields_of_the_architecture_may_have_the_names_of_gpt2_and_say_the_same_twice():
+    chosen = {"n_embd": 96, "num_hidden_layers": 2, "is_causal": True}
+    made = make_plan(PretrainSettings(hidden_size=96, model_config=chosen, smoke=True), 1e5, None)
+    assert made.model == {"hidden_size": 96, "num_hidden_layers": 2, "is_causal": True}
+
+
+def test_a_longer_row_than_a_presets_makes_the_model_longer():
+    made = make_plan(PretrainSettings(preset="nano", context_length=512), 1e5, None)
+    assert made.context_length == 512 and "max_position_embeddings" not in made.model
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "classify", "instruct"])
+def test_a_model_that_the_memory_cannot_hold_is_refused_before_anything_is_made(verb, tmp_path, monkeypatch):
+    rows = {
+        "pretrain": "a text with words\n" * 200,
+        "classify": "text,label\n" + "".join(f"words {i},{'ab'[i % 2]}\n" for i in range(120)),
+        "instruct": "".join(f'{{"instruction": "say {i}", "output": "words"}}\n' for i in range(60)),
+    }[verb]
+    data = tmp_path / {"pretrain": "x.txt", "classify": "x.csv", "instruct": "x.jsonl"}[verb]
+    data.write_text(rows)
+    monkeypatch.setattr(hardware, "free_memory", lambda: 10**6)
+    with pytest.raises(InputError, match=r"million parameters takes at least .* GB of memory.*--hidden-size"):
+        getattr(groundup, verb)(data=[str(data)], out=str(tmp_path / "out"), hidden_size=1024, smoke=True, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_end_of_the_memory_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    (tmp_path / "x.txt").write_text("a text with words\n" * 200)
+    full = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+
+    def out_of_memory(*_):
+        raise full
+
+    monkeypatch.setattr(Pretraining, "_begin", out_of_memory)
+    options = {"data": [str(tmp_path / "x.txt")], "out": str(tmp_path / "out"), "smoke": True, "quiet": True}
+    with pytest.raises(InputError, match="the memory does not hold"):
+        groundup.pretrain(**options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "named"),
+    [
+        ("pretrain", {"init_from": "m", "hidden_size": 64}, "--hidden-size is for a new model.*--init-from"),
+        ("pretrain", {"init_from": "m", "model_config": {"qk_norm": False}}, "--model-config is for a new model"),
+        ("pretrain", {"init_from": "m", "preset": "nano"}, "--preset is for a new model"),
+        ("pretrain", {"init_from": "m", "vocab_size": 777}, "--vocab-size is for a new model"),
+        ("pretrain", {"tokenizer": "t", "vocab_size": 777}, "--vocab-size is for a new tokenizer"),
+        ("classify", {"model": "m", "num_hidden_layers": 2}, "--num-hidden-layers is for a new model.*--model"),
+        ("instruct", {"model": "m", "hidden_size": 64}, "--hidden-size is for a new model.*--model"),
+        ("instruct", {"model": "m", "model_config": {"qk_norm": False}}, "--model-config is for a new model"),
+    ],
+)
+def test_what_only_a_new_model_can_be_given_is_not_dropped_beside_one_that_is_there(verb, options, named, tmp_path):
+    with pytest.raises(InputError, match=named):
+        getattr(groundup, verb)(data=["x.txt"], out=str(tmp_path / "out"), quiet=True, **options)
+    assert not (tmp_path / "out").exists()

@@ -189,3 +189,19 @@ def test_a_recipe_that_is_damaged_or_of_another_version_is_said_in_one_line(home
 def test_what_is_to_be_labelled_at_the_end_is_no_matter_of_the_run():
     settings = ClassifySettings(out="x", resume=True, quiet=True, data=[], text_column=None, seed=0)
     assert differing(settings, settings.given(), {"seed": 0, "quiet": False, "data": ["a"]}, public=False) == {}
+
+
+@pytest.mark.parametrize("folder", ["finished", "cut"])
+@pytest.mark.parametrize("change", ["elsewhere", "here"])
+def test_a_file_of_the_same_name_with_another_content_is_not_what_the_run_has_read(home, folder, change, capsys):
+    other = {"elsewhere": home / "elsewhere" / "story.txt", "here": home / "story.txt"}[change]
+    if folder == "cut" and change == "elsewhere":
+        pytest.skip("another path is refused before it is read")
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("another story " * 400)
+    before = content(home / folder)
+    assert main(["pretrain", "--out", folder, "--resume", "--data", str(other)]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} was made from another story.txt than --data {other} has" in said
+    assert content(home / folder) == before
+    assert main(["pretrain", "--out", folder, "--resume"]) == 0  # as the message says
