@@ -271,10 +271,25 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
     atomic_write(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuse a key that stands twice in a mapping, of which PyYAML would keep the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node. Raises `ConstructorError` where it has a key twice."""
+        known: set[Any] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if (key_node.tag, key_node.value) in known:
+                    problem = f"{key_node.value!r} stands there twice: leave one out"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                known.add((key_node.tag, key_node.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping. Raises `InputError` when the file is missing, no YAML, or no mapping of names to values."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _EachKeyOnce(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-13-45

@@ -218,7 +218,7 @@ def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_labe
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "groundup", "svg.fonttype": "none"}):  # the same page for the same numbers
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

@@ -175,6 +175,8 @@ def test_which_settings_were_given_is_known_though_they_equal_their_defaults():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("max_steps: 3\nmax_steps: 5", "'max_steps' stands there twice"),
+        ("model_config: {qk_norm: true, qk_norm: false}", "'qk_norm' stands there twice"),
         ("1: x", "1 is no name of a setting"),
         ("2024-01-01: x", "no name of a setting"),
         ("yes: 1", "True is no name of a setting"),
@@ -268,7 +270,7 @@ def test_no_setting_is_declared_twice_with_a_type_of_its_own():
         if path.parent.name == "common" and path.name == "settings.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("Settings", "Options", "Option")):
                 fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
                 declared.update(item.target.id for item in fields if item.target.id != "meaning")
     twice = {name: count for name, count in declared.items() if count > 1}
