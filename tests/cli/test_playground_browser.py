@@ -95,9 +95,11 @@ def test_both_models_go_on_from_a_prompt(visit, width):
 def test_the_end_of_the_context_and_a_prompt_too_long_are_said(visit):
     page = visit()
     write(page, "The dog and " * 60)
-    expect(notes(page).first).to_contain_text("do not fit into the context of 48", timeout=WAIT)
+    for note in (notes(page).nth(0), notes(page).nth(1)):  # of both models: then a click is heard again
+        expect(note).to_contain_text("only the last 48, the model's context, were read", timeout=WAIT)
+    page.wait_for_timeout(1000)
     write(page, "The cat sat on the mat. The dog sat on the log, and the frog in the bog.")
-    expect(page.get_by_text("fill the model's context of 48 tokens").first).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("longer than the model's context of 48 tokens").first).to_be_visible(timeout=WAIT)
 
 
 def test_what_is_written_is_shown_as_written_and_never_run(visit):
@@ -116,7 +118,7 @@ def test_what_is_written_is_shown_as_written_and_never_run(visit):
 def test_a_conversation_goes_on_and_begins_anew_and_what_is_typed_meanwhile_is_kept(visit, monkeypatch):
     answered = threading.Event()
 
-    def stream(model, tokenizer, ids, sampling):
+    def stream(model, tokenizer, ids, sampling, **_):
         while not answered.wait(0.05):
             yield "on "
         return "length"
@@ -196,9 +198,9 @@ def test_a_visitor_is_not_kept_waiting_by_another_and_stop_stops(visit, monkeypa
     going_on = threading.Event()
     pieces = []
 
-    def stream(model, tokenizer, ids, sampling):
+    def stream(model, tokenizer, ids, sampling, **options):
         if "endless" not in tokenizer.decode(ids):
-            return (yield from stream_text(model, tokenizer, ids, sampling))
+            return (yield from stream_text(model, tokenizer, ids, sampling, **options))
         while not going_on.wait(0.05):
             pieces.append("on ")
             yield "on "

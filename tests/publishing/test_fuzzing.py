@@ -111,7 +111,7 @@ def test_any_config(spoilt, data):
         path.write_bytes(torn(path.read_bytes(), data))
     if judged(folder):
         try:
-            proof._load(folder, None, proof.auto_class_of(folder), {})
+            proof._load(folder, proof.auto_class_of(folder))
         except InputError as error:
             assert str(error)
 

@@ -1,5 +1,6 @@
 """The verb from outside: the same seed, a killed run, and what it says of data that will not do."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -281,6 +282,10 @@ def killed_after(step, out, *arguments):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(500):  # until the last of its processes is gone, too
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
 
 
 @pytest.mark.slow
