@@ -117,7 +117,8 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         if self._resume and not has_begun:
             if maker := next((verb for verb in GOING_ON if is_begun(self.path, verb)), None):
                 raise InputError(f"{self.path} was made by `groundup {maker}`: go on with it by that verb")
-            raise InputError(f"{self.path} holds something that `{self._verb}` did not write: choose a new --out")
+            found = f"{self.path} holds something that `{self._verb}` did not write"
+            raise InputError(f"{found}{_unread(self.path / RECIPE)}: choose a new --out")
         if not self._resume:
             or_else = ", or add --resume to go on with it" if has_begun and self._resume is not None else ""
             raise InputError(f"{self.path} already holds something: choose a new --out{or_else}")
@@ -234,6 +235,16 @@ def is_begun(folder: Path, verb: str) -> bool:
         return read_yaml(folder / RECIPE).get("verb") == verb
     except (InputError, ValueError):
         return False
+
+
+def _unread(recipe: Path) -> str:
+    """Return why a recipe that is there cannot be read, in brackets; nothing if it can be, or is not there."""
+    if recipe.is_file():
+        try:
+            read_yaml(recipe)
+        except InputError as error:
+            return f" (or its recipe is damaged: {error})"
+    return ""
 
 
 def require_unused(folder: Path) -> None:
