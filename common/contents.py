@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from groundup.common.files import sha256_of
+from groundup.common.errors import InputError
+from groundup.common.files import sha256_of, user_path
 
 KEPT_APART = ("checkpoints", "work")  # folders in a run's folder that are needed to go on with it alone
 _ADAPTER, _BASE = "adapter_config.json", "base_model_name_or_path"
@@ -45,7 +46,7 @@ def content_of(name: str, kind: str = "file") -> Any:
     if place is not None:
         return [_sha256(place), *_named_in(place)]
     if kind == "dataset":
-        found = sorted(glob.glob(str(_home(name)), recursive=True))  # noqa: PTH207 (pathlib's takes no absolute pattern)
+        found = sorted(glob.glob(str(_path_of(name)), recursive=True))  # noqa: PTH207 (pathlib's takes no absolute pattern)
         if found or "/" not in name:
             return {item: content_of(item, kind) for item in found}
     return None if kind == "file" else _commit_of(name, kind)
@@ -81,18 +82,18 @@ def _sha256(path: Path) -> str:
         return str(error.strerror)
 
 
-def _home(name: str) -> Path:
-    """A path with its ~ spelt out, where there is such a home."""
+def _path_of(name: str) -> Path:
+    """Return the path that a verb would read by this name, or the name itself where no file can be called so."""
     try:
-        return Path(name).expanduser()
-    except RuntimeError:
+        return user_path(name)
+    except InputError:
         return Path(name)
 
 
 def _here(name: str) -> Path | None:
     """The file or folder of that name, None where there is none, or where no file can be called so."""
     try:
-        return place if (place := _home(name)).exists() else None
+        return place if (place := _path_of(name)).exists() else None
     except (OSError, ValueError):
         return None
 

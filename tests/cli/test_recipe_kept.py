@@ -5,6 +5,7 @@ import os
 import pytest
 
 from groundup.cli.recipe import Ledger, read_recipe
+from groundup.common.contents import content_of
 
 RECIPE = """
 name: small
@@ -162,3 +163,18 @@ def test_a_name_on_the_hub_hangs_on_the_commit_that_it_stands_for(place, monkeyp
         key = Ledger(place / "out", smoke=False).key(stage)
         commits[kind] = "3" * 40
         assert Ledger(place / "out", smoke=False).key(stage) != key
+
+
+def test_a_path_that_begins_with_a_tilde_is_known_by_the_file_that_a_verb_would_read(tmp_path, monkeypatch):
+    """In a folder that is called ~ it is the file there, as it is for every verb; else that in the home."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "rows.txt").write_text("at home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    at_home = content_of("~/rows.txt", "dataset")
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "rows.txt").write_text("here")
+    here = content_of("~/rows.txt", "dataset")
+    (tmp_path / "~" / "rows.txt").write_text("changed")
+    assert len({str(at_home), str(here), str(content_of("~/rows.txt", "dataset"))}) == 3
