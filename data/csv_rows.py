@@ -120,7 +120,7 @@ def _fit(
     try:
         for line, fields in itertools.islice(_records(path, separator, quoted, skipped, skip_blanks), most):
             width = width or len(fields)
-            spaced = spaced or any(field[:1] == " " and field.lstrip(" ")[:1] == '"' for field in fields)
+            spaced = spaced or any(map(_begins_with_blank_and_quote, fields))
             if len(fields) != width:
                 fault = f"it has {len(fields)} fields, the header has {width}"
                 return _Fit(width, rows, within_lines, spaced, line, fault)
@@ -164,11 +164,25 @@ def _spaced(path: Path, separator: str, skipped: int) -> _Fit | None:
     if separator == "\t" or not (quoted.spaced or quoted.fault):
         return None
     fit = _fit(path, separator, True, skipped, skip_blanks=True)
-    if fit.fault or fit.width < 2:
+    if fit.fault or fit.width < 2 or not (quoted.fault or _has_blanks_before_quotes(path, separator, skipped)):
         return None
     if quoted.within_lines and not fit.within_lines:  # two lone quotes would hold together what is between
         return fit if quoted.fault and _fit(path, separator, False, skipped).fault else None
     return fit
+
+
+def _begins_with_blank_and_quote(field: str) -> bool:
+    return field[:1] == " " and field.lstrip(" ")[:1] == '"'
+
+
+def _has_blanks_before_quotes(path: Path, separator: str, skipped: int) -> bool:
+    """Return whether some quotes open after blanks, rather than hold a text that begins with a blank and a quote."""
+    as_written, skipping = (_records(path, separator, True, skipped, spaced) for spaced in (False, True))
+    return any(
+        _begins_with_blank_and_quote(field) and field != other
+        for (_, fields), (_, others) in zip(as_written, skipping)
+        for field, other in zip(fields, others)
+    )
 
 
 def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, _Fit]:

@@ -208,6 +208,8 @@ class GroundupConfig(PreTrainedConfig):
         if self.layer_types is None:
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * max(0, self.num_hidden_layers)
+        if isinstance(self.rope_parameters, dict):  # null stands for absent, which the base class fills in
+            self.rope_parameters = {name: value for name, value in self.rope_parameters.items() if value is not None}
         rotary_settings = self.rope_parameters or kwargs.get("rope_theta") or kwargs.get("rope_scaling")
         if self.position_embedding == "learned" and rotary_settings:
             raise ValueError("rope_parameters with position_embedding='learned': leave one of them out")
@@ -332,7 +334,7 @@ class GroundupConfig(PreTrainedConfig):
             raise ValueError(f"rope_parameters has rope_type={kind!r}: choose one of {', '.join(ROPE_TYPES)}")
         if missing := {name for name in ROPE_TYPES[kind] if rope.get(name) is None}:
             raise ValueError(f"rope_parameters with rope_type={kind!r} needs {' and '.join(sorted(missing))}")
-        if rope.get("partial_rotary_factor") not in (None, 1):
+        if rope.get("partial_rotary_factor", 1) != 1:
             raise ValueError(
                 f"rope_parameters has partial_rotary_factor={rope['partial_rotary_factor']}: only whole heads turn, 1.0"
             )
@@ -340,8 +342,10 @@ class GroundupConfig(PreTrainedConfig):
         for name, value in given.items():
             if name in ("short_factor", "long_factor"):
                 self._check_factors(name, value)
-            elif name in ("rope_theta", "factor", "original_max_position_embeddings"):
+            elif name in ("rope_theta", "factor"):
                 _check_number(name, value, least=1)
+            elif name == "original_max_position_embeddings":
+                _check_number(name, value, least=2)  # some types divide by its logarithm
             elif name not in ("rope_type", "type", "truncate"):
                 _check_number(name, value, least=0)
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):

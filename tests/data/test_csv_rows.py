@@ -2,7 +2,7 @@ import csv
 import io
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from groundup.common.console import console
@@ -125,6 +125,7 @@ def test_a_quote_that_is_never_closed_takes_in_no_more_than_a_field_may_hold(row
 
 
 @pytest.mark.parametrize("separator", [",", ";", "|"])
+@example(rows=[("", ' "')], blanks=[0, 0, 0, 0, 0, 1])
 @given(
     rows=st.lists(st.tuples(st.text("ab ,;|\"'é"), st.text('ab," ')), min_size=1, max_size=5),
     blanks=st.lists(st.integers(0, 3), min_size=6, max_size=6).filter(any),

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import RopeParameters
@@ -152,6 +152,7 @@ def test_malformed_scalings_of_the_angles_are_refused_with_what_would_do(wrong, 
 
 
 @settings(deadline=None, max_examples=150)
+@example(kind="linear", rest={"partial_rotary_factor": None})
 @given(
     kind=st.sampled_from(["default", "linear", "yarn", "llama3", "longrope", "dynamic", None]),
     rest=st.dictionaries(st.sampled_from([*RopeParameters.__annotations__, "zork", 5]), ANYTHING, max_size=5),
