@@ -342,10 +342,10 @@ class GroundupConfig(PreTrainedConfig):
         for name, value in given.items():
             if name in ("short_factor", "long_factor"):
                 self._check_factors(name, value)
-            elif name in ("rope_theta", "factor"):
+            elif name in ("rope_theta", "original_max_position_embeddings"):
+                _check_number(name, value, least=2)  # some types divide by the logarithm
+            elif name == "factor":
                 _check_number(name, value, least=1)
-            elif name == "original_max_position_embeddings":
-                _check_number(name, value, least=2)  # some types divide by its logarithm
             elif name not in ("rope_type", "type", "truncate"):
                 _check_number(name, value, least=0)
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
