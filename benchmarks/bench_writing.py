@@ -4,7 +4,7 @@ import tempfile
 from typing import Any
 
 import torch
-from measuring import Row, compare, compare_memory, peak_memory
+from measuring import Row, as_a_library, compare, compare_memory, peak_memory
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from groundup.evaluation.generation import Sampling, lay_out_for_decoding, stream_tokens
@@ -46,7 +46,11 @@ def generate() -> Row:
 
 
 def generate_gpt2() -> Row:
-    """`generate` against `generate`, GPT-2 small's shape."""
+    """`generate` against `generate`, GPT-2 small's shape, as whoever loads a published model has it."""
+    return as_a_library(_generate_gpt2)
+
+
+def _generate_gpt2() -> Row:
     own, stock = own_and_stock()
     what = "GroundupForCausalLM.generate ÷ GPT2LMHeadModel.generate, GPT-2 small, batch 1, greedy, fp32"
     return compare("generate-gpt2", what, "tokens/s", 32, lambda: by_generate(own, 32), lambda: by_generate(stock, 32))

@@ -95,6 +95,20 @@ def one_thread_each(work: Callable[[Item], Result], items: Iterable[Item]) -> li
         return list(pool.map(work, items))
 
 
+def as_a_library(row: Callable[[], Row]) -> Row:
+    """Measure a row in a process of its own whose threads wait as torch's do where `groundup` is not the command.
+
+    The command line tells them to sleep (see "Threads that wait" in docs/performance.md); `from_pretrained` does not.
+    """
+    chosen = os.environ.pop("OMP_WAIT_POLICY", None)
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(row).result()
+    finally:
+        if chosen is not None:
+            os.environ["OMP_WAIT_POLICY"] = chosen
+
+
 def _begin_alone() -> None:
     torch.set_num_threads(1)
     console.quiet = True

@@ -16,7 +16,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if __name__ == "__main__":  # before torch reads it; a row may start a process that is to wait in another way
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import bench_ablation
 import bench_plan
