@@ -21,9 +21,9 @@ _PUBLIC = {
     "classify": "groundup.training.classification",
     "instruct": "groundup.training.instruction",
     "evaluate": "groundup.evaluation.measuring",
-    "merge": "groundup.training.merging",
-    "import_gpt2": "groundup.training.conversion",
-    "export": "groundup.training.conversion",
+    "merge": "groundup.publishing.merging",
+    "import_gpt2": "groundup.publishing.conversion",
+    "export": "groundup.publishing.conversion",
     "publish": "groundup.hub_upload",
 }
 

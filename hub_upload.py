@@ -1,6 +1,6 @@
 """The last step, `groundup publish CHECKPOINT REPO_ID`: the gate, the card, one commit to the Hub.
 
-    checkpoint --gate (evaluation/gate.py)--> clean copy with its card --one commit (common/hub.py)--> Hub
+    checkpoint --gate (publishing/gate.py)--> clean copy with its card --one commit (publishing/hub.py)--> Hub
 
 Nothing is sent that does not load for strangers; what is sent arrives whole or not at all.
 """
@@ -14,20 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
-from groundup.cli.space import build_space, is_of_a_space, write_app
+from groundup.common.checkpoint_files import CARD_FILE, GGUF_WEIGHTS, RECIPE_FILE
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
-from groundup.common.hub import Pushed, Target, fetch_model, push_folder, require_token
 from groundup.common.settings import read_yaml, verb
-from groundup.evaluation.card import CARD_FILE
-from groundup.evaluation.gate import HUB_NAME, Parcel, sums_of, through_the_gate
-from groundup.evaluation.gate_folder import is_ours
-from groundup.evaluation.kinds import GGUF_WEIGHTS, auto_class_of
-from groundup.evaluation.report import RECIPE_FILE
-from groundup.evaluation.settings import PublishSettings
-from groundup.training.conversion import export
-from groundup.training.settings import ExportSettings
+from groundup.inference.kinds import auto_class_of
+from groundup.publishing.conversion import export
+from groundup.publishing.gate import HUB_NAME, Parcel, sums_of, through_the_gate
+from groundup.publishing.gate_folder import is_ours
+from groundup.publishing.hub import Pushed, Target, fetch_model, push_folder, require_token
+from groundup.publishing.settings import ExportSettings, PublishSettings
+from groundup.publishing.space import build_space, is_of_a_space, write_app
 
 
 @verb(PublishSettings)

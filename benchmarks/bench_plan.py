@@ -17,7 +17,7 @@ import groundup
 from groundup.common.console import console
 from groundup.common.settings import read_yaml
 from groundup.data import python_docs
-from groundup.evaluation.report import read_metrics
+from groundup.evaluation.metrics_file import read_metrics
 from groundup.modeling import GroundupConfig
 from groundup.training.plan import Plan, make_plan
 from groundup.training.settings import PretrainSettings

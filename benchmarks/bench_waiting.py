@@ -16,9 +16,9 @@ from gradio_client.client import Job
 from measuring import Row
 
 from groundup.data import python_docs
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
-from groundup.training.checkpoint import save_model
 
 WANTED = 0.3  # seconds
 TIMES = 20

@@ -7,7 +7,7 @@ import torch
 from measuring import Row, as_a_library, compare, compare_memory, peak_memory
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from groundup.evaluation.generation import Sampling, lay_out_for_decoding, stream_tokens
+from groundup.inference.generation import Sampling, lay_out_for_decoding, stream_tokens
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 
 SMALL = {"vocab_size": 4096, "n_positions": 256, "n_embd": 256, "n_layer": 6, "n_head": 4}  # 5.9 million parameters
@@ -76,7 +76,7 @@ options = {"do_sample": False, "min_new_tokens": 32, "max_new_tokens": 32, "pad_
 model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
 """
 BY_OWN_LOOP = """
-from groundup.evaluation.generation import Sampling, lay_out_for_decoding, stream_tokens
+from groundup.inference.generation import Sampling, lay_out_for_decoding, stream_tokens
 lay_out_for_decoding(model)
 for _ in stream_tokens(model, prompt[0].tolist(), Sampling(max_new_tokens=32, temperature=0, stop_ids=(-1,))):
     pass

@@ -8,21 +8,16 @@ import re
 from pathlib import Path
 
 from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe, Stage
+from groundup.common.checkpoint_files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS
 from groundup.common.console import console, say
 from groundup.common.files import atomic_write
-from groundup.evaluation.generation import Sampling, complete
-from groundup.evaluation.kinds import (
-    ADAPTER_FILE,
-    ADAPTER_WEIGHTS,
-    MODEL_WEIGHTS,
-    WRITERS,
-    auto_class_of,
-    read_json,
-)
-from groundup.evaluation.loading import load_writer
+from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.page import document, sections, table
-from groundup.evaluation.proof import prove
-from groundup.evaluation.report import read_metrics, summary_table
+from groundup.evaluation.report import summary_table
+from groundup.inference.generation import Sampling, complete
+from groundup.inference.kinds import WRITERS, auto_class_of, read_json
+from groundup.inference.loading import load_writer
+from groundup.publishing.proof import prove
 
 SAMPLE_TOKENS = 80
 MISTAKES = 10  # of a classifier
@@ -54,7 +49,7 @@ def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[
         same += ", the same greedy text" if kind in WRITERS else ""
         say(f"A process without this package loaded it by {kind}: {same}.")
     say()
-    if (folder / "metrics.json").is_file():
+    if (folder / METRICS_FILE).is_file():
         console.print(summary_table(read_metrics(folder)))
     if kind not in WRITERS:
         return []
@@ -103,7 +98,7 @@ def _stage_section(folder: Path, stage: Stage) -> str:
         parts.append(
             f'<img alt="{html.escape(picture.stem)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
         )
-    if (folder / "metrics.json").is_file():
+    if (folder / METRICS_FILE).is_file():
         parts.append(sections(read_metrics(folder), level=3))
     if (folder / "mistakes.jsonl").is_file():
         parts.append(_mistakes(folder / "mistakes.jsonl"))

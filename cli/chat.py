@@ -10,14 +10,14 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.cli.settings import ChatSettings, GenerateSettings
-from groundup.cli.writing import Messages, Writing, can_converse, conversation_ids
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
 from groundup.common.files import user_path
 from groundup.common.settings import verb
-from groundup.evaluation.generation import Sampling, encode_prompt, lay_out_for_decoding
-from groundup.evaluation.language import context_of
-from groundup.evaluation.loading import load_writer
+from groundup.inference.generation import Sampling, encode_prompt, lay_out_for_decoding
+from groundup.inference.loading import load_writer
+from groundup.inference.properties import context_of
+from groundup.inference.writing import Messages, Writing, can_converse, conversation_ids
 
 HELP = """\
 /set NAME VALUE   change how tokens are drawn: temperature, top_k, top_p, max_new_tokens or seed

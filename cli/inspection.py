@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.evaluation.generation import encode_prompt
-from groundup.evaluation.language import context_of, device_of, evaluating, require_known
+from groundup.inference.generation import encode_prompt
+from groundup.inference.properties import context_of, device_of, evaluating, require_known
 from groundup.tokenization.token_bytes import BYTE_OF_LETTER, is_byte_level
 
 LONGEST = 256  # tokens looked at: the attention maps grow with the square

@@ -18,11 +18,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.cli.inspection import Inspection, Lens
-from groundup.cli.writing import Messages, Writing, conversation_ids
+from groundup.common.checkpoint_files import CARD_FILE, CURVE_FILE
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
-from groundup.evaluation.generation import Sampling, can_slide, encode_prompt
-from groundup.evaluation.language import context_of
+from groundup.inference.generation import Sampling, can_slide, encode_prompt
+from groundup.inference.properties import context_of
+from groundup.inference.writing import Messages, Writing, conversation_ids
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
 try:
@@ -342,7 +343,7 @@ def about_html(player: Player) -> str:
     rows = "".join(
         f"<tr><td>{name}</td><td>{html.escape(str(value))}</td></tr>" for name, value in facts.items() if value
     )
-    curve = user_path(player.source) / "curve.png"
+    curve = user_path(player.source) / CURVE_FILE
     image = ""
     if curve.is_file():
         data = base64.b64encode(curve.read_bytes()).decode()
@@ -352,7 +353,7 @@ def about_html(player: Player) -> str:
 
 def _card(folder: Path) -> str:
     """The text of a model's card without the header that only the Hub reads; empty where there is none."""
-    path = folder / "README.md"
+    path = folder / CARD_FILE
     if not path.is_file():
         return ""
     return re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

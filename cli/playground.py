@@ -12,15 +12,15 @@ from typing import Any
 from groundup.cli.inspection import Lens
 from groundup.cli.page import Player, build_page, gr
 from groundup.cli.settings import PlaygroundSettings
-from groundup.cli.writing import can_converse
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
-from groundup.common.hub import fetch_model
 from groundup.common.settings import verb
-from groundup.evaluation.generation import lay_out_for_decoding
-from groundup.evaluation.loading import load_model
 from groundup.evaluation.parts import names_of
+from groundup.inference.generation import lay_out_for_decoding
+from groundup.inference.loading import load_model
+from groundup.inference.writing import can_converse
+from groundup.publishing.hub import fetch_model
 
 HOST = "127.0.0.1"
 VISITORS = 8  # texts written at once; more wait in line

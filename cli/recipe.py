@@ -10,14 +10,15 @@ from typing import Any
 
 from groundup import __version__
 from groundup.cli.main import VERBS, find
+from groundup.common.checkpoint_files import CARD_FILE, PAGE_FILE
 from groundup.common.contents import KEPT_APART, content_of, digest, files_of
 from groundup.common.errors import InputError, near
 from groundup.common.files import atomic_write, user_path
 from groundup.common.options import what_is_read
 from groundup.common.settings import Settings, hints_of, read_yaml, settings_from, spelt
 
-LEDGER_FILE, PAGE_FILE = "stages.json", "report.html"
-RUN_FILES = (LEDGER_FILE, "report.html", "README.md")
+LEDGER_FILE = "stages.json"
+RUN_FILES = (LEDGER_FILE, PAGE_FILE, CARD_FILE)
 OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `run` decides
 
 

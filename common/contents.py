@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
+from groundup.common.checkpoint_files import ADAPTER_FILE
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of, user_path
 
 KEPT_APART = ("checkpoints", "work")  # folders in a run's folder that are needed to go on with it alone
-_ADAPTER, _BASE = "adapter_config.json", "base_model_name_or_path"
+_BASE = "base_model_name_or_path"
 _HUB_SECONDS = 10
 
 
@@ -110,7 +111,7 @@ def _base_of(folder: Path) -> dict[str, Any]:
 def _base_named(folder: Path) -> str | None:
     """The base that an adapter's folder names; None for a folder that is none."""
     try:
-        return str(json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))[_BASE])
+        return str(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))[_BASE])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import sync_folder, sync_tree, user_path
 from groundup.common.settings import read_yaml
 
 STATE = ".groundup"
-RECIPE = "recipe.yaml"
 GOING_ON = ("pretrain", "classify", "instruct", "evaluate", "prepare")  # the verbs with --resume
 _NAME_BYTES = 100  # of a folder that is named here; file systems take 143 to 255
 _PATIENCE = 0.1  # seconds to wait for a command that is just ending
@@ -77,7 +77,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         try:
             yield new
             sync_tree(new)
-            names = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == RECIPE)
+            names = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == RECIPE_FILE)
             if taken := [name for name in names if os.path.lexists(self.path / name)]:
                 raise InputError(f"{self.path / taken[0]} has appeared meanwhile: choose a new --out")
             for name in names:
@@ -118,7 +118,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
             if maker := next((verb for verb in GOING_ON if is_begun(self.path, verb)), None):
                 raise InputError(f"{self.path} was made by `groundup {maker}`: go on with it by that verb")
             found = f"{self.path} holds something that `{self._verb}` did not write"
-            raise InputError(f"{found}{_unread(self.path / RECIPE)}: choose a new --out")
+            raise InputError(f"{found}{_unread(self.path / RECIPE_FILE)}: choose a new --out")
         if not self._resume:
             or_else = ", or add --resume to go on with it" if has_begun and self._resume is not None else ""
             raise InputError(f"{self.path} already holds something: choose a new --out{or_else}")
@@ -232,7 +232,7 @@ def given_folder(out: str | Path) -> Path:
 def is_begun(folder: Path, verb: str) -> bool:
     """Whether a folder holds the recipe of a verb of ours."""
     try:
-        return read_yaml(folder / RECIPE).get("verb") == verb
+        return read_yaml(folder / RECIPE_FILE).get("verb") == verb
     except (InputError, ValueError):
         return False
 

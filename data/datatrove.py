@@ -16,6 +16,7 @@ import numpy.typing as npt
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import TOKENIZER_FILE
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
@@ -70,7 +71,7 @@ def open_datatrove(
 
 def _require_same(folder: Path, known: PreTrainedTokenizerFast, given: str, named: str) -> None:
     """Raise `InputError` if another tokenizer was given than the files name, where that one is on this machine."""
-    here = Path(named).exists() or isinstance(try_to_load_from_cache(named, "tokenizer.json"), str)
+    here = Path(named).exists() or isinstance(try_to_load_from_cache(named, TOKENIZER_FILE), str)
     if here and load_tokenizer(named).get_vocab() != known.get_vocab():
         raise InputError(f"{folder} was tokenised with {named}, whose ids are not those of {given}: leave {given} out")
     if not here and named != given:

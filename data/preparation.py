@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, public_name
@@ -15,7 +16,7 @@ from groundup.common.resuming import refuse
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.data.overlap import held_apart
 from groundup.data.parts import Share
-from groundup.data.prepared import RECIPE, TOKENIZER, TRAIN, VALIDATION
+from groundup.data.prepared import TOKENIZER, TRAIN, VALIDATION
 from groundup.data.settings import PrepareSettings, TokenizerSettings
 from groundup.data.sources import Corpus, load_corpus, sample, sample_texts, short_name, text_bytes
 from groundup.data.tokens import write_shards
@@ -46,7 +47,7 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
             save_tokenizer(tokenizer, folder)
             (folder / "tokenizer_report.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
             recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
-            write_yaml(folder / RECIPE, recipe)
+            write_yaml(folder / RECIPE_FILE, recipe)
     console.print(report_table(rows))
     say(f"tokenizer of {len(tokenizer):,} tokens written to {output.path}")
     return output.path
@@ -79,7 +80,7 @@ def prepare(settings: PrepareSettings) -> Path:
             validation = write_shards(corpus.validation, tokenizer, out / VALIDATION)
         except BaseException:
             if not output.goes_on and not any(out.rglob("*.npy")):  # nothing to go on with
-                output.take_back(RECIPE, TOKENIZER, TRAIN, VALIDATION)
+                output.take_back(RECIPE_FILE, TOKENIZER, TRAIN, VALIDATION)
             raise
     say(f"{len(train):,} tokens for training and {len(validation):,} for validation written to {out}")
     return out
@@ -89,7 +90,7 @@ def _begin(output: OutputFolder, recipe: dict[str, Any], tokenizer: PreTrainedTo
     """Write the tokenizer and then the recipe, unless they are there. Raises `InputError` if they are not the same."""
     out = output.path
     if output.goes_on:
-        known = read_yaml(out / RECIPE)
+        known = read_yaml(out / RECIPE_FILE)
         settings, kept = recipe["settings"], known.get("settings")
         if isinstance(kept, dict):
             others = {name: value for name, value in settings.items() if value != kept.get(name)}
@@ -97,11 +98,11 @@ def _begin(output: OutputFolder, recipe: dict[str, Any], tokenizer: PreTrainedTo
         differing = [key for key, value in recipe.items() if known.get(key) != value]
         if differing:
             what = " and ".join(differing).replace("_sha256", "")
-            raise InputError(f"{out} was begun with other {what} (see its {RECIPE}): choose a new --out")
+            raise InputError(f"{out} was begun with other {what} (see its {RECIPE_FILE}): choose a new --out")
         return
     with atomic_folder(out / TOKENIZER) as folder:
         save_tokenizer(tokenizer, folder)
-    write_yaml(out / RECIPE, recipe)
+    write_yaml(out / RECIPE_FILE, recipe)
 
 
 def _corpus(settings: TokenizerSettings | PrepareSettings, share: Share | None = None) -> Corpus:

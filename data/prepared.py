@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
 from groundup.common.settings import read_yaml
@@ -18,7 +19,7 @@ from groundup.data.parts import Share
 from groundup.data.tokens import TokenStream
 from groundup.tokenization.folder import fingerprint, load_tokenizer, require_ids_of
 
-TRAIN, VALIDATION, TOKENIZER, RECIPE = "train", "validation", "tokenizer", "recipe.yaml"
+TRAIN, VALIDATION, TOKENIZER = "train", "validation", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _open(folder: Path, tokenizer: str | None, base: str | None) -> PreparedData
     if not parts and not (folder / TRAIN).is_dir():
         return PreparedData(*open_datatrove(folder, tokenizer or base), folder.resolve().name)
     folders = [parts[share] for share in _whole_set(folder, parts)] if parts else [folder]
-    recipes = [read_yaml(part / RECIPE) for part in folders]
+    recipes = [read_yaml(part / RECIPE_FILE) for part in folders]
     own = load_tokenizer(folders[0] / TOKENIZER)
     if tokenizer is not None and fingerprint(load_tokenizer(tokenizer)) != fingerprint(own):
         raise InputError(f"{folder} was not prepared with the tokenizer of {tokenizer}: prepare the text with that one")

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.common.errors import InputError, near
 from groundup.common.files import user_path
 from groundup.evaluation.intervals import mean_interval
-from groundup.evaluation.language import context_of
+from groundup.inference.properties import context_of
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's name -> ours

@@ -11,8 +11,8 @@ from groundup.common.errors import InputError
 from groundup.data.example_rows import encode_examples
 from groundup.data.examples import load_texts
 from groundup.evaluation.classification import predict
-from groundup.evaluation.language import context_of
-from groundup.evaluation.loading import load_model
+from groundup.inference.loading import load_model
+from groundup.inference.properties import context_of
 
 PREDICTIONS_FILE = "predictions.csv"
 OURS = ("text", "label", "probability")  # columns, before those of the labels

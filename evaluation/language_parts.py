@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.common.settings import read_yaml
@@ -18,17 +19,12 @@ from groundup.data.sources import PYTHON_DOCS
 from groundup.data.tokens import write_shards
 from groundup.evaluation.causality import check_causal
 from groundup.evaluation.intervals import draws, interval, language_draws
-from groundup.evaluation.language import (
-    context_of,
-    language_rows,
-    structure_ids,
-    unigram_score,
-    xz_bits_per_byte,
-)
 from groundup.evaluation.ngram import ngram_score
-from groundup.evaluation.report import RECIPE_FILE
+from groundup.evaluation.scoring import language_rows, unigram_score, xz_bits_per_byte
 from groundup.evaluation.token_scores import TokenScores, UnitSums
 from groundup.evaluation.windows import Windows, disjoint, document_ends, each_document_alone, strided
+from groundup.inference.properties import context_of
+from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 
 HEADLINE, STRIDED, BY_DOCUMENT = "language", "language, strided", "language, each document alone"

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from groundup.data.masking import Masking
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import IGNORED, SlidingWindow
-from groundup.evaluation.language import LanguageScore, device_of, evaluating
+from groundup.evaluation.scoring import LanguageScore
+from groundup.inference.properties import device_of, evaluating
 
 NOTE = "a masked token is seen from both sides: the sum is no likelihood of the text, so there are no bits per byte"
 

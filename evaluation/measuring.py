@@ -15,6 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import MODEL_WEIGHTS
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.contents import content_of, digest
 from groundup.common.errors import InputError, Interrupted
@@ -26,7 +27,7 @@ from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
 from groundup.data.tokens import content_of_texts
 from groundup.evaluation.comparison import compare_language, compare_tasks
-from groundup.evaluation.kinds import require_next_token
+from groundup.evaluation.generated_text import writing_part
 from groundup.evaluation.language_parts import (
     BY_DOCUMENT,
     HEADLINE,
@@ -36,16 +37,17 @@ from groundup.evaluation.language_parts import (
     score_text,
     xz_part,
 )
-from groundup.evaluation.loading import load_model
+from groundup.evaluation.metrics_file import read_metrics, write_metrics
 from groundup.evaluation.page import write_page
 from groundup.evaluation.parts import VERB, Key, Part, Parts, name_of, names_of
-from groundup.evaluation.report import read_metrics, summary_table, write_metrics
+from groundup.evaluation.report import summary_table
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.evaluation.token_scores import TokenScores, UnitSums
 from groundup.evaluation.tokenizer_cost import kinds_of_text, other_tokenizers, tokenizer_rows
 from groundup.evaluation.verdict import TRAINED
 from groundup.evaluation.windows import Windows
-from groundup.evaluation.writing import writing_part
+from groundup.inference.kinds import require_next_token
+from groundup.inference.loading import load_model
 from groundup.tokenization.word_level import train_word_level
 
 SMOKE_BYTES, SMOKE_ROWS, SMOKE_SAMPLES = 20_000, 8, 2
@@ -318,7 +320,7 @@ class Loaded:
 
 def _about(loaded: Loaded) -> Part:
     """What a model is, for `training` in metrics.json."""
-    model, weights = loaded.model, user_path(loaded.source) / "model.safetensors"
+    model, weights = loaded.model, user_path(loaded.source) / MODEL_WEIGHTS
     return {
         "parameters": model.num_parameters(),
         "device": model.device.type,

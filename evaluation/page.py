@@ -10,19 +10,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from groundup.common.checkpoint_files import PAGE_FILE
 from groundup.common.files import atomic_write
-from groundup.evaluation.report import (
-    BESIDE,
-    family_lines,
-    notes,
-    read_metrics,
-    result_lines,
-    section,
-    shown,
-    title,
-)
+from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.report import BESIDE, family_lines, notes, result_lines, section, shown, title
 
-PAGE_FILE = "report.html"
 _COLOURS = ("#2171b5", "#d94801", "#238b45", "#6a51a3", "#636363")
 
 _STYLE = """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from groundup.common.checkpoint_files import METRICS_FILE, RECIPE_FILE
 from groundup.common.console import say
 from groundup.common.contents import digest
 from groundup.common.errors import InputError, Interrupted, is_disk_full
@@ -19,7 +20,6 @@ from groundup.common.files import atomic_write, user_path
 from groundup.common.output import remove
 from groundup.common.resuming import differing, refuse
 from groundup.common.settings import read_yaml, settings_from, write_yaml
-from groundup.evaluation.report import METRICS_FILE, RECIPE_FILE
 from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"

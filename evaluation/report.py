@@ -1,28 +1,12 @@
 """Numbers to a person: metrics.json, the one source of every number shown, and the curve and table made of it."""
 
-import contextlib
-import importlib.metadata
-import itertools
-import json
-import math
-import platform
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from rich.text import Text
 
-from groundup.common.console import say
-from groundup.common.errors import InputError
-from groundup.common.files import atomic_write, sha256_of
 from groundup.evaluation.verdict import verdict, worth
-
-METRICS_FILE, RECIPE_FILE = "metrics.json", "recipe.yaml"
-PACKAGES = ("groundup", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 
 _TITLES = {
     "f1_macro": "macro F1",
@@ -51,75 +35,8 @@ _SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped",
 # metrics.json
 
 
-def write_metrics(
-    folder: Path,
-    rows: Sequence[dict[str, Any]],
-    training: dict[str, Any],
-    weights_sha256: str | None,
-    samples: Sequence[dict[str, Any]] = (),
-    failures: Mapping[str, str] | None = None,
-) -> Path:
-    """Write `metrics.json` into `folder` and return its path.
-
-    Args:
-        rows: what was measured, one a number, as `language_rows` makes them; may be empty.
-        training: seconds, tokens, parameters, device and whatever else says how the model came to be.
-        weights_sha256: of the `model.safetensors` that was measured, so that a card cannot outlive its weights.
-        samples: texts that the model wrote, with `prompt`, `text` and `seed`.
-        failures: what could not be measured, and why.
-    """
-    metrics = {
-        "metrics": [row if _is_finite(row["value"]) else row | {"note": "not a finite number"} for row in rows],
-        "training": training,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "weights_sha256": weights_sha256,
-    }
-    metrics |= {"samples": list(samples)} if samples else {}
-    metrics |= {"failures": dict(failures)} if failures else {}
-    path = Path(folder) / METRICS_FILE
-    atomic_write(path, (json.dumps(_finite(metrics), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-    return path
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read `metrics.json`; where there is none, the same with nothing in it. Raises `InputError` if it is broken."""
-    path = Path(folder) / METRICS_FILE
-    if not path.exists():
-        return {"metrics": [], "training": {}, "versions": {}, "weights_sha256": None}
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}): evaluate the model again") from error
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("metrics"), list):
-        raise InputError(f"{path} has no list of metrics: evaluate the model again")
-    return metrics
-
-
-def own_metrics(folder: Path, weights: Path | None) -> dict[str, Any]:
-    """What `read_metrics` reads, without the scores where they were not made from these weights, which is said."""
-    metrics = read_metrics(folder)
-    if metrics["metrics"] and weights is not None and metrics.get("weights_sha256") != sha256_of(weights):
-        say(f"{METRICS_FILE} of {folder} was not made from its weights: its scores are left out")
-        return metrics | {"metrics": [], "samples": [], "weights_sha256": sha256_of(weights)}
-    return metrics
-
-
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON has no way to write (a run that diverged has some)."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value if _is_finite(value) else None
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The table, in the terminal and in the card (`evaluation/card.py`)
+# The table, in the terminal and in the card (`publishing/card.py`)
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
@@ -275,90 +192,3 @@ def shown(row: dict[str, Any] | None) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The curve
-
-
-def log_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `log.jsonl` as they were written, without a torn last line."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The steps of a `log.jsonl` in order, without those that a resumed run did again."""
-    rows: dict[int, dict[str, Any]] = {}
-    for row in log_rows(path):
-        if row.get("event") == "resume":
-            rows = {step: known for step, known in rows.items() if step <= row["step"]}
-        elif "loss" in row or "validation_loss" in row:
-            rows[row["step"]] = rows.get(row["step"], {}) | row
-    return [rows[step] for step in sorted(rows)]
-
-
-def plot_curve(log_path: Path, png_path: Path) -> None:
-    """Draw training loss (as it was, and smoothed), validation loss and learning rate over the steps of a log; of a
-    classifier the accuracy too.
-
-    Bits per byte are the validation loss in another unit, so they have an axis of their own and no curve.
-    """
-    log = read_log(log_path)
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-    _draw_losses(losses, log)
-    rates.plot(*_series(log, "learning_rate"), color="#636363", linewidth=1.2)
-    rates.set_ylim(bottom=0)
-    rates.set_ylabel("learning\nrate")
-    rates.set_xlabel("step")
-    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
-    rates.yaxis.set_major_locator(MaxNLocator(2))
-    for axes in (losses, rates):
-        axes.grid(color="#eeeeee")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.align_ylabels()
-    figure.savefig(png_path)
-
-
-def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
-    steps, train = _series(log, "loss")
-    of_labels, accuracy = _series(log, "validation_accuracy")
-    # What a classifier minimises has noise and next tokens in it, what it is measured by has not.
-    what = "training, with its noise" if of_labels else "training"
-    axes.plot(steps, train, color="#a6cbe3", linewidth=0.8)
-    axes.plot(steps, _smoothed(train), color="#2171b5", linewidth=1.8, label=f"{what} (smoothed)")
-    steps, validation = _series(log, "validation_loss")
-    if steps:
-        axes.plot(steps, validation, color="#d94801", linewidth=1.6, marker="o", markersize=4, label="validation")
-    axes.set_ylabel(f"loss (nats per {'text' if of_labels else 'token'})")
-    if of_labels:
-        right = axes.twinx()
-        right.plot(of_labels, accuracy, color="#238b45", linewidth=1.2, linestyle="--")
-        axes.plot([], [], color="#238b45", linewidth=1.2, linestyle="--", label="accuracy (validation)")
-        right.set_ylim(0, 1)
-        right.set_ylabel("accuracy (validation)")
-        right.spines["top"].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")  # "best" is slow, and says so, with many points
-    both = [row for row in log if row.get("validation_loss") and row.get("validation_bits_per_byte")]
-    if both:
-        scale = both[-1]["validation_bits_per_byte"] / both[-1]["validation_loss"]
-        right = axes.secondary_yaxis("right", functions=(lambda nats: nats * scale, lambda bits: bits / scale))
-        right.set_ylabel("bits per byte (validation)")
-        right.spines["right"].set_visible(False)
-
-
-def _series(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which a quantity was logged, and its values there; numbers that are not finite are left out."""
-    rows = [row for row in log if isinstance(row.get(name), int | float) and math.isfinite(row[name])]
-    return [row["step"] for row in rows], [row[name] for row in rows]
-
-
-def _smoothed(values: Sequence[float]) -> list[float]:
-    """Each value's mean with its neighbours, a twenty-fifth of the curve on both sides together; fewer at the ends."""
-    sums = [0.0, *itertools.accumulate(values)]
-    smooth = []
-    for index in range(len(values)):
-        reach = min(index, len(values) - 1 - index, len(values) // 50)
-        smooth.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
-    return smooth

@@ -6,22 +6,16 @@ from typing import Annotated, ClassVar
 from annotated_types import Interval
 
 from groundup.common.options import (
-    CheckpointOption,
     Count,
     CountOrNone,
     DataName,
-    DryRunOption,
     FileName,
     ModelName,
-    Name,
-    NameOrNone,
-    Names,
     OutOption,
     QuietOption,
     ResumeOption,
     SeedOption,
     SmokeOption,
-    StockForm,
     TextOptions,
     TrustOption,
 )
@@ -67,37 +61,3 @@ class EvaluateSettings(QuietOption, SmokeOption, SeedOption, TrustOption, Resume
         """Bring every value into its type; a comma may separate tasks."""
         super().__post_init__()
         self.tasks = [task for item in self.tasks for task in item.split(",") if task]
-
-
-@dataclass(kw_only=True)
-class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
-    """Publish a checkpoint on the Hub: prove that it loads for strangers, write its card, push one commit."""
-
-    meaning: ClassVar[dict[str, str]] = {
-        "checkpoint": "The folder of a checkpoint: a model, an adapter, or an exported twin.",
-        "dry_run": "Go through the gate and show the files, their sizes and the card; send nothing.",
-        "trust_remote_code": "Run modeling files that are not this package's own, to prove that they work.",
-    }
-
-    repo_id: NameOrNone = ""
-    """The repository, as OWNER/NAME; it is made if it does not exist."""
-    license: Name | None = None
-    """The licence that the Hub shows, by its identifier there, such as apache-2.0 (default: the recipe's)."""
-    language: Names = field(default_factory=list)
-    """Languages of the text, as ISO 639 codes such as en; give it several times for more (default: the recipe's)."""
-    base_model: Name | None = None
-    """The name on the Hub of the model that an adapter or a fine-tuned model was made from (default: as recorded)."""
-    private: bool = False
-    """Make a new repository private; an existing public one is refused."""
-    branch: Name | None = None
-    """The branch to commit to (default: main); it is made if it does not exist."""
-    pull_request: bool = False
-    """Open a pull request instead of committing to main."""
-    tag: Name | None = None
-    """A name for this version, such as v1.0, put on the commit."""
-    message: Name | None = None
-    """The commit's message (default: says what is published)."""
-    with_twin: list[StockForm] = field(default_factory=list)
-    """Publish this stock form of the model too, in a repository beside it: OWNER/NAME-qwen3."""
-    space: bool = False
-    """Publish the playground for this model too, as a Space that the Hub runs: OWNER/NAME-space."""

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from groundup.data.tokens import TokenStream
-from groundup.evaluation.language import LanguageScore, bytes_by_id, comparable_bytes, score_windows
+from groundup.evaluation.scoring import LanguageScore, bytes_by_id, comparable_bytes, score_windows
 from groundup.evaluation.windows import Windows
 from groundup.tokenization.token_bytes import TokenBytes
 

@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import TOKENIZER_FILE
 from groundup.evaluation.parts import names_of
 from groundup.tokenization.folder import load_tokenizer, plain_backend
 from groundup.tokenization.token_bytes import TokenBytes, bytes_lost
@@ -82,5 +83,5 @@ def other_tokenizers(sources: Sequence[str]) -> dict[str | None, PreTrainedToken
     """The tokenizers to compare with, by name: those named, else GPT-2's where it is in the Hub's cache."""
     if sources:
         return {f"tokenizer of {name}": load_tokenizer(source) for name, source in zip(names_of(sources), sources)}
-    cached = try_to_load_from_cache(GPT2, "tokenizer.json")
+    cached = try_to_load_from_cache(GPT2, TOKENIZER_FILE)
     return {"GPT-2's tokenizer": load_tokenizer(Path(cached).parent)} if isinstance(cached, str) else {}

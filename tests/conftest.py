@@ -14,14 +14,29 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from groundup.common.console import console
+from groundup.data.tokens import TokenStream
+from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.word_level import train_word_level
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+torch.set_num_threads(1)  # tiny tensors gain nothing from two, and wait long where the machine is busy
 
 ROOT = Path(__file__).resolve().parent.parent
+TEXTS = [
+    "The cat sat on the mat. The dog sat on the log, and the frog in the bog.\n" * 3,
+    "Zażółć gęślą jaźń: für Größe, naïveté & 你好 — 🙂👩‍👩‍👧 ok?\n\n\tdef f(x):\n\t\treturn x  # twice  \n" * 3,
+    "One word",
+    "",
+    "A last text of the set, as long as it is dull, so that several windows fit into it and borders lie in some. " * 6,
+]
+CONTEXT = 32
+MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -39,7 +54,8 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(autouse=True)
 def heard():
-    """A verb under `--quiet` silences its process; the next test wants to hear again."""
+    """Let every test hear: a verb under `--quiet` silences its process."""
+    console.quiet = False
     yield
     console.quiet = False
 
@@ -83,3 +99,64 @@ def story(tmp_path, story_text):
     path = tmp_path / "story.txt"
     path.write_text(story_text, encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def texts():
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    return train_bpe(TEXTS, 400)
+
+
+@pytest.fixture(scope="session")
+def words():
+    return train_word_level(TEXTS, 30)
+
+
+@pytest.fixture(scope="session")
+def stream_of():
+    """Texts and a tokenizer -> the stream that `write_shards` would write, in memory."""
+
+    def make(texts, tokenizer) -> TokenStream:
+        end = [tokenizer.eos_token_id]
+        ids = end + [token for text in texts for token in tokenizer.encode(text) + end]
+        return TokenStream([np.array(ids, np.uint16)], {"bytes": sum(len(text.encode()) for text in texts)})
+
+    return make
+
+
+def _make(name: str, vocab_size: int) -> PreTrainedModel:
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    if name == "gpt2":
+        config = GPT2Config(vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT, **ends)
+        model = GPT2LMHeadModel(config)
+    else:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+        sizes |= {"vocab_size": vocab_size, "max_position_embeddings": CONTEXT, **ends}
+        if name == "qwen3":
+            model = Qwen3ForCausalLM(Qwen3Config(**sizes, num_key_value_heads=1, intermediate_size=64))
+        elif name == "groundup":
+            model = GroundupForCausalLM(GroundupConfig(**sizes))
+        else:
+            model = GroundupForCausalLM(GroundupConfig.preset("gpt2", **sizes, tie_word_embeddings=False))
+    with torch.no_grad():  # weights large enough that no two logits nearly tie, and none that begin at zero
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A name of `MODELS` and a vocabulary size -> a model, made once."""
+    made = {}
+
+    def get(name: str, vocab_size: int = 400) -> PreTrainedModel:
+        if (name, vocab_size) not in made:
+            made[name, vocab_size] = _make(name, vocab_size)
+        return made[name, vocab_size]
+
+    return get

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("common", "modeling", "tokenization", "data", "evaluation", "training", "cli")
 MAY_USE = {
     "common": set(),
     "modeling": set(),
     "tokenization": {"common", "modeling"},
     "data": {"common", "modeling", "tokenization"},
-    "evaluation": {"common", "modeling", "tokenization", "data"},
-    "training": {"common", "modeling", "tokenization", "data", "evaluation"},
-    "cli": {"common", "modeling", "tokenization", "data", "evaluation", "training"},
+    "inference": {"common", "modeling", "tokenization"},
+    "evaluation": {"common", "modeling", "tokenization", "data", "inference"},
+    "publishing": {"common", "modeling", "tokenization", "inference", "evaluation"},
+    "training": {"common", "modeling", "tokenization", "data", "inference", "evaluation", "publishing"},
+    "cli": {"common", "modeling", "tokenization", "data", "inference", "evaluation", "publishing", "training"},
 }
+ROOMS = tuple(MAY_USE)
 
 
 def imported_rooms(path):
@@ -68,7 +70,7 @@ def test_help_imports_neither_torch_nor_transformers():
 
 def test_a_process_that_only_writes_text_imports_nothing_that_reads_or_measures_it():
     heavy = {"datasets", "pandas", "pyarrow", "lm_eval", "sklearn", "matplotlib", "evaluate", "peft"}
-    code = f"import sys, groundup.evaluation.generation, groundup.evaluation.loading; print({heavy} & set(sys.modules))"
+    code = f"import sys, groundup.inference.generation, groundup.inference.loading; print({heavy} & set(sys.modules))"
     assert in_a_new_process(code) == "set()"
 
 

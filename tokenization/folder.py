@@ -119,3 +119,12 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend
+
+
+def structure_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """The special tokens that mark structure and stand for no text. An unknown word is text, so its token is not one.
+
+    GPT-2 names its end of text as the unknown token too: a token with a second role keeps that role.
+    """
+    unknown, roles = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(token for token in tokenizer.all_special_ids if token != unknown or token in roles)

@@ -17,13 +17,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from groundup.common.console import say
 from groundup.common.files import sha256_of
-from groundup.evaluation.language import stated_context
-from groundup.evaluation.loading import without_bars
-from groundup.tokenization.folder import save_tokenizer
+from groundup.inference.from_pretrained import without_bars
 from groundup.training.sharding import share_like, to_save
 
 if TYPE_CHECKING:
@@ -53,27 +51,6 @@ class Position:
     losses: list[float] = field(default_factory=list)  # of the steps since the last row of the log
     logged_labels: int = 0  # `labels` and `seconds` at that row
     logged_seconds: float = 0.0
-
-
-def save_model(
-    folder: Path,
-    model: "PreTrainedModel | PeftModel",
-    tokenizer: PreTrainedTokenizerFast,
-    weights: dict[str, torch.Tensor] | None = None,
-) -> None:
-    """Write weights, configs, code and tokenizer into `folder`: everything that loading needs.
-
-    Of a model with a LoRA adapter the adapter alone is written: its base is named, not copied. `weights` are the
-    model's where it holds only a share of them.
-    """
-    with without_bars():
-        if isinstance(model, PreTrainedModel):
-            model.save_pretrained(folder, state_dict=weights)
-        else:
-            from groundup.training.lora import save_adapter  # peft takes a while to import
-
-            save_adapter(folder, model, weights)
-    save_tokenizer(tokenizer, folder, stated_context(cast(PreTrainedModel, model)))  # peft hands its config on
 
 
 @torch.no_grad()

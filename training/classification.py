@@ -15,6 +15,7 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.output import claim
@@ -36,9 +37,8 @@ from groundup.evaluation.classification import (
     write_mistakes,
 )
 from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
-from groundup.evaluation.language import structure_ids
-from groundup.evaluation.loading import load_network, quiet_transformers
-from groundup.evaluation.report import RECIPE_FILE
+from groundup.inference.from_pretrained import load_network, quiet_transformers
+from groundup.tokenization.folder import structure_ids
 from groundup.training.adaptation import adapt
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import (

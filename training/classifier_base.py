@@ -21,12 +21,13 @@ from transformers import (
 from groundup.common.errors import InputError
 from groundup.common.files import user_path
 from groundup.data.example_rows import for_classifying
-from groundup.evaluation.kinds import AUTO_CLASSES
-from groundup.evaluation.language import context_of
-from groundup.evaluation.loading import is_adapter, load_network
+from groundup.inference.from_pretrained import load_network
+from groundup.inference.kinds import AUTO_CLASSES
+from groundup.inference.loading import is_adapter
+from groundup.inference.properties import context_of
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig
 from groundup.tokenization.folder import load_tokenizer
-from groundup.training.checkpoint import save_model
 from groundup.training.settings import ClassifySettings
 
 LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
@@ -66,7 +67,7 @@ def base_of(settings: ClassifySettings, work: Path) -> str | Path | None:
         raise InputError(f"--lora: {settings.model} is an adapter: fold it into its base first with groundup merge")
     folder = work / FOLDED
     if not folder.is_dir():
-        from groundup.evaluation.adapters import fold, load_adapter  # peft takes a while to import
+        from groundup.inference.adapters import fold, load_adapter  # peft takes a while to import
 
         model = fold(load_adapter(settings.model, trust_remote_code=settings.trust_remote_code))
         save_model(folder, model, load_tokenizer(settings.model))

@@ -4,40 +4,27 @@ LoRA (Hu et al. 2021) adds to a frozen matrix W the product of two thin ones, W 
 so that training starts from the model as it was. The adapter and its files are peft's.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from groundup.common.checkpoint_files import MODEL_WEIGHTS
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
 from groundup.common.files import sha256_of, user_path
-from groundup.evaluation.adapters import BASE_SHA256
-from groundup.evaluation.kinds import OVERRIDES_FILE
-from groundup.evaluation.loading import new_modules
+from groundup.inference.adapters import BASE_SHA256
+from groundup.inference.from_pretrained import new_modules
 from groundup.training.settings import LoraOptions
 
-# Fields of a config that say nothing of how a model computes.
-_HOUSEKEEPING = (
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "transformers_version",
-    "use_cache",
-    "vocab_size",
-)
 _MATRICES = (nn.Linear, Conv1D, nn.Embedding)
 
 
@@ -127,39 +114,12 @@ def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list
     return {name: sorted(tokens) for name, module in model.named_modules() if any(module is table for table in tables)}
 
 
-def save_adapter(folder: Path, adapted: PeftModel, weights: dict[str, torch.Tensor] | None = None) -> None:
-    """Write an adapter as peft has it, and beside it what its base must be told to become the model that was trained.
-
-    `config_overrides.json` has the fields in which the model's config differs from the base's (labels, pooling), as the
-    keywords for `from_pretrained`; it is absent where there are none. peft keeps none of them, and a config.json beside
-    the adapter would make transformers look for the whole model there.
-    """
-    model = cast(PreTrainedModel, adapted.get_base_model())
-    settings = adapted.peft_config["default"]
-    base = type(model.config).from_pretrained(
-        str(settings.base_model_name_or_path), revision=settings.revision or "main"
-    )
-    resized = model.config.get_text_config().vocab_size != base.get_text_config().vocab_size
-    adapted.save_pretrained(str(folder), save_embedding_layers=resized, state_dict=weights)
-    written = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    for name, value in written.items():
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            written[name] = sorted(set(value))  # peft keeps sets: their order is another in every process
-    (folder / CONFIG_NAME).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
-    before, now = base.to_dict(), model.config.to_dict()
-    differ = {name: value for name, value in now.items() if name not in _HOUSEKEEPING and before.get(name) != value}
-    if differ:
-        (folder / OVERRIDES_FILE).write_text(json.dumps(differ, indent=2) + "\n", encoding="utf-8")
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-
-
 def describe_base(adapted: PeftModel) -> dict[str, str]:
     """What metrics.json says of an adapter's base: its name, and the sha256 of its weights where they lie here."""
     base = Path(str(adapted.peft_config["default"].base_model_name_or_path))
     if not base.is_dir():
         return {"base": str(base)}
-    weights = base / "model.safetensors"
+    weights = base / MODEL_WEIGHTS
     return {"base": base.name} | ({BASE_SHA256: sha256_of(weights)} if weights.is_file() else {})
 
 

@@ -18,15 +18,9 @@ from groundup.data.masking import Masking
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.data.windows import IGNORED, BatchOrder, PackedRows, SlidingWindow
-from groundup.evaluation.language import (
-    LanguageScore,
-    language_rows,
-    score_stream,
-    structure_ids,
-    unigram_score,
-    xz_bits_per_byte,
-)
 from groundup.evaluation.masked import score_masked
+from groundup.evaluation.scoring import LanguageScore, language_rows, score_stream, unigram_score, xz_bits_per_byte
+from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.checkpoint import Position
 from groundup.training.loop import SAVES, Batch, Batches

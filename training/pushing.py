@@ -6,9 +6,9 @@ from pathlib import Path
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
-from groundup.common.hub import Pushed, Target, fetch_model, push_folder, require_token
-from groundup.evaluation.gate import HUB_NAME, LICENSE, through_the_gate
-from groundup.evaluation.gate_folder import is_ours
+from groundup.publishing.gate import HUB_NAME, LICENSE, through_the_gate
+from groundup.publishing.gate_folder import is_ours
+from groundup.publishing.hub import Pushed, Target, fetch_model, push_folder, require_token
 from groundup.training.checkpoint import random_state, set_random_state
 from groundup.training.settings import PushOptions
 

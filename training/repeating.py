@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from groundup.common import clock
+from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, atomic_write
@@ -14,10 +15,11 @@ from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
-from groundup.evaluation.card import write_card
 from groundup.evaluation.classification import mean_rows
 from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
-from groundup.evaluation.report import RECIPE_FILE, read_metrics, summary_table, write_metrics
+from groundup.evaluation.metrics_file import read_metrics, write_metrics
+from groundup.evaluation.report import summary_table
+from groundup.publishing.card import write_card
 from groundup.training.classification_preparation import PATHS
 from groundup.training.resuming import take_changes
 from groundup.training.run import finished_folder

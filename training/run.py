@@ -25,7 +25,8 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
-from groundup.evaluation.report import read_metrics, summary_table
+from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.report import summary_table
 from groundup.training.attention import attending_in_blocks
 from groundup.training.checkpoint import (
     Position,

@@ -18,14 +18,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.checkpoint_files import (
+    ADAPTER_WEIGHTS,
+    CURVE_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    MODEL_WEIGHTS,
+    RECIPE_FILE,
+)
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, atomic_write, sha256_of, sync_folder
 from groundup.common.output import next_free, remove
 from groundup.common.settings import Settings, check_names, read_yaml, write_yaml
-from groundup.evaluation.card import write_card
-from groundup.evaluation.report import RECIPE_FILE, log_rows, plot_curve, write_metrics
-from groundup.training.checkpoint import newest_whole, remove_old, save_model, write_manifest
+from groundup.evaluation.curve import log_rows, plot_curve
+from groundup.evaluation.metrics_file import write_metrics
+from groundup.inference.saving import save_model
+from groundup.publishing.card import write_card
+from groundup.training.checkpoint import newest_whole, remove_old, write_manifest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,9 +43,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Settings)
 P = TypeVar("P")
 
-LOG_FILE = "log.jsonl"
-CURVE_FILE = "curve.png"
-WEIGHTS_FILE, ADAPTER_FILE = "model.safetensors", "adapter_model.safetensors"
 KEPT = 2  # newest states, beside the best
 
 
@@ -51,7 +58,7 @@ class RunFolder:
     @property
     def is_finished(self) -> bool:
         """Whether the run has ended: the scores are the last file it writes."""
-        return (self.out / "metrics.json").is_file()
+        return (self.out / METRICS_FILE).is_file()
 
     @property
     def has_begun(self) -> bool:
@@ -158,7 +165,7 @@ class RunFolder:
 
         What somebody put there under the name of a file of it meanwhile is kept under another.
         """
-        for path in sorted(self.final.iterdir(), key=lambda path: path.name == "metrics.json"):
+        for path in sorted(self.final.iterdir(), key=lambda path: path.name == METRICS_FILE):
             target = self.out / path.name
             if os.path.lexists(target) and path.name not in (RECIPE_FILE, LOG_FILE):
                 aside = next_free(target)
@@ -174,6 +181,6 @@ class RunFolder:
         if self.log_path.is_file():
             shutil.copyfile(self.log_path, folder / LOG_FILE)
             plot_curve(folder / LOG_FILE, folder / CURVE_FILE)
-        weights = next(folder / name for name in (WEIGHTS_FILE, ADAPTER_FILE) if (folder / name).is_file())
+        weights = next(folder / name for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS) if (folder / name).is_file())
         write_metrics(folder, rows, training, sha256_of(weights))
         write_card(folder)

@@ -13,13 +13,11 @@ from groundup.common.options import (
     Amount,
     BatchOptions,
     BudgetOptions,
-    CheckpointOption,
     Count,
     DataName,
     DataOption,
     ModelConfigOption,
     ModelName,
-    ModelNameOrNone,
     Name,
     Names,
     NotNegative,
@@ -33,7 +31,6 @@ from groundup.common.options import (
     Share,
     SizeOptions,
     SmokeOption,
-    StockForm,
     TextOptions,
     TokenizerOption,
     TrustOption,
@@ -266,37 +263,3 @@ class PlanSettings(BatchOptions, ModelConfigOption, SizeOptions, PresetOption, B
     """How many of that card."""
     dollars_an_hour: Positive | None = None
     """Price of one such card [US dollars an hour] (default: a median of offers)."""
-
-
-@dataclass(kw_only=True)
-class MergeSettings(QuietOption, TrustOption, OutOption):
-    """Fold a LoRA adapter into its base: one full checkpoint that computes the same."""
-
-    adapter: ModelNameOrNone = ""
-    """An adapter's folder or its name on the Hub."""
-    base: ModelName | None = None
-    """The model that the adapter was trained on (default: the one that the adapter names)."""
-
-
-@dataclass(kw_only=True)
-class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
-    """Turn a GPT-2 checkpoint into one of ours that computes exactly the same."""
-
-    meaning: ClassVar[dict[str, str]] = {
-        "tokenizer": "The tokenizer, as a folder or a Hub name (default: the files that lie beside the weights)."
-    }
-
-    source: ModelNameOrNone = ""
-    """A folder or file with GPT-2's weights (safetensors, pytorch_model.bin, OpenAI's model.ckpt), or a Hub name."""
-
-
-@dataclass(kw_only=True)
-class ExportSettings(QuietOption, OutOption, CheckpointOption):
-    """Turn a checkpoint of ours into a stock model that computes exactly the same and needs no code of ours."""
-
-    meaning: ClassVar[dict[str, str]] = {
-        "out": "A new or empty folder, or with --to gguf a new file NAME.gguf (default: a new folder under runs/)."
-    }
-
-    to: StockForm | None = None
-    """The stock model to become: a folder for transformers and whoever reads its models, or one file for llama.cpp."""

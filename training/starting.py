@@ -23,14 +23,9 @@ from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.evaluation.language import (
-    LanguageScore,
-    context_of,
-    structure_ids,
-    unigram_score,
-    xz_bits_per_byte,
-)
-from groundup.evaluation.loading import load_model
+from groundup.evaluation.scoring import LanguageScore, unigram_score, xz_bits_per_byte
+from groundup.inference.loading import load_model
+from groundup.inference.properties import context_of
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import (
@@ -39,6 +34,7 @@ from groundup.tokenization.folder import (
     load_tokenizer,
     require_ids_of,
     save_tokenizer,
+    structure_ids,
     without_length,
 )
 from groundup.tokenization.token_bytes import TokenBytes

@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from groundup.common.console import console
 from groundup.common.settings import write_yaml
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
-from groundup.training.checkpoint import save_model
 
 TEXT = "The cat sat on the mat. The dog sat on the log, and the frog in the bog: für Größe, 你好!\n"
 CONTEXT = 48
-
-
-@pytest.fixture(autouse=True)
-def loud(monkeypatch):
-    monkeypatch.setattr(console, "quiet", False)
 
 
 @pytest.fixture(scope="session")

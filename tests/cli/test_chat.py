@@ -7,10 +7,10 @@ import pytest
 
 from groundup.cli.chat import Conversation
 from groundup.cli.main import main
-from groundup.cli.writing import Writing, can_converse, conversation_ids
 from groundup.common.errors import InputError
-from groundup.evaluation.generation import Sampling, complete, encode_prompt
-from groundup.evaluation.loading import load_model
+from groundup.inference.generation import Sampling, complete, encode_prompt
+from groundup.inference.loading import load_model
+from groundup.inference.writing import Writing, can_converse, conversation_ids
 
 STEADY = Sampling(max_new_tokens=6, temperature=0)
 
@@ -149,7 +149,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(talk, monkeypatch, caps
         yield next(pieces)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("groundup.cli.writing.stream_text", interrupted)
+    monkeypatch.setattr("groundup.inference.writing.stream_text", interrupted)
     talk.answer("The dog?")
     assert talk.messages[-1] == {"role": "assistant", "content": "The mat"}
     assert "stopped" in capsys.readouterr().err

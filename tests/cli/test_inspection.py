@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from groundup.cli.inspection import CANDIDATES, Lens
-from groundup.evaluation.loading import load_model
+from groundup.inference.loading import load_model
 from groundup.tokenization.word_level import train_word_level
 
 TEXT = "The cat sat on the mat. 你"

@@ -8,7 +8,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from groundup.cli.page import build_page
 from groundup.cli.playground import load_player, serve
-from groundup.evaluation.generation import stream_text
+from groundup.inference.generation import stream_text
 
 pytestmark = pytest.mark.slow
 
@@ -123,7 +123,7 @@ def test_a_conversation_goes_on_and_begins_anew_and_what_is_typed_meanwhile_is_k
             yield "on "
         return "length"
 
-    monkeypatch.setattr("groundup.cli.writing.stream_text", stream)
+    monkeypatch.setattr("groundup.inference.writing.stream_text", stream)
     page = visit()
     to_tab(page, "Chat")
     expect(page.get_by_text("pretrained was not taught to converse")).to_be_visible()
@@ -206,7 +206,7 @@ def test_a_visitor_is_not_kept_waiting_by_another_and_stop_stops(visit, monkeypa
             yield "on "
         return "length"
 
-    monkeypatch.setattr("groundup.cli.writing.stream_text", stream)
+    monkeypatch.setattr("groundup.inference.writing.stream_text", stream)
     first, second = visit(), visit()
     write(first, "endless")
     expect(first.locator(".written").first).to_contain_text("on on", timeout=WAIT)

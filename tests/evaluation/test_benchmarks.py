@@ -9,11 +9,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.common.errors import InputError
 from groundup.evaluation.benchmarks import TASKS_FOLDER, as_lm, find_tasks, run_task
-from groundup.evaluation.language import context_of, structure_ids
 from groundup.evaluation.task_rows import documents
 from groundup.evaluation.token_scores import TokenScores
 from groundup.evaluation.windows import document_ends, each_document_alone
-from groundup.tokenization.folder import save_tokenizer
+from groundup.inference.properties import context_of
+from groundup.tokenization.folder import save_tokenizer, structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 
 

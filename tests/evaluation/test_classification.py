@@ -22,8 +22,9 @@ from groundup.evaluation.classification import (
     scores,
     write_mistakes,
 )
+from groundup.evaluation.curve import plot_curve
 from groundup.evaluation.page import sections
-from groundup.evaluation.report import notes, plot_curve, result_lines, shown
+from groundup.evaluation.report import notes, result_lines, shown
 from groundup.evaluation.verdict import worth
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 

@@ -26,10 +26,10 @@ from transformers import (
 import groundup
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.evaluation.loading import load_model
 from groundup.evaluation.measuring import evaluate
-from groundup.evaluation.report import read_metrics
+from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.settings import EvaluateSettings
+from groundup.inference.loading import load_model
 from groundup.modeling import (
     GroundupConfig,
     GroundupForConditionalGeneration,

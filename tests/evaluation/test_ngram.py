@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.data.tokens import TokenStream
-from groundup.evaluation.language import structure_ids, unigram_score
 from groundup.evaluation.ngram import KneserNey, ngram_score
+from groundup.evaluation.scoring import unigram_score
+from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 
 

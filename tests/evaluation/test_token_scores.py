@@ -12,11 +12,13 @@ from groundup.data.tokens import TokenStream
 from groundup.evaluation.causality import check_causal
 from groundup.evaluation.comparison import compare_language
 from groundup.evaluation.intervals import draws, interval, language_draws, mean_interval
-from groundup.evaluation.language import context_of, score_stream, structure_ids
+from groundup.evaluation.scoring import score_stream
 from groundup.evaluation.token_scores import TokenScores
 from groundup.evaluation.verdict import verdict
 from groundup.evaluation.windows import disjoint, document_ends, each_document_alone, strided
+from groundup.inference.properties import context_of
 from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 
 CONTEXT = 32

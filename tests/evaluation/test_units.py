@@ -10,11 +10,11 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from groundup.data.examples import Examples
 from groundup.evaluation.classification import baselines
+from groundup.evaluation.generated_text import quality
 from groundup.evaluation.instruction import Answer, repetition, score_answers
 from groundup.evaluation.library import load_metric
 from groundup.evaluation.units import WordTokenizer, units
 from groundup.evaluation.verdict import SVM
-from groundup.evaluation.writing import quality
 
 SCRIPTS = {
     "Chinese": "今天天气很好，我们去公园散步。",

@@ -17,10 +17,10 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from groundup.data.conversations import ConversationRows
 from groundup.data.tokens import TokenStream
 from groundup.evaluation.causality import check_causal
-from groundup.evaluation.decoding import FlatDecoder, ForwardDecoder, decoder_for
-from groundup.evaluation.generation import Sampling, lay_out_for_decoding, stream_tokens
 from groundup.evaluation.instruction import answer_loss, write_answers
-from groundup.evaluation.language import score_stream
+from groundup.evaluation.scoring import score_stream
+from groundup.inference.decoding import FlatDecoder, ForwardDecoder, decoder_for
+from groundup.inference.generation import Sampling, lay_out_for_decoding, stream_tokens
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 
 PROMPT = [7, 130, 12, 99, 5]

@@ -45,14 +45,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def model_of(target, **knobs):
     torch.manual_seed(0)
     model = GroundupForCausalLM(GroundupConfig(**{**SIZES, **KNOBS[target], **knobs}))

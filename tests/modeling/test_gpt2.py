@@ -24,14 +24,6 @@ SHAPES = [(1, 33), (2, 40), (4, 96)]  # a row of fewer than 33 tokens takes anot
 GAIN = {"h.0.ln_1.weight": torch.ones(64)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def peer_of(attention="sdpa", **settings):
     """transformers' GPT-2 with random weights everywhere, biases and gains too."""
     torch.manual_seed(0)

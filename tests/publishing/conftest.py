@@ -19,15 +19,15 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from groundup.common.console import console
 from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
-from groundup.evaluation.language import LanguageScore, language_rows
-from groundup.evaluation.report import plot_curve, write_metrics
+from groundup.evaluation.curve import plot_curve
+from groundup.evaluation.metrics_file import write_metrics
+from groundup.evaluation.scoring import LanguageScore, language_rows
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
-from groundup.training.checkpoint import save_model
 
 TEXTS = [
     "The cat sat on the mat. The dog sat on the log, and the frog in the bog.\n" * 9,
@@ -45,11 +45,6 @@ KINDS = {
 }
 TOKEN = "hf_" + "aLiCeAnDhErToKeN0123456789abcdefgh"
 READER = "hf_" + "rEaDoNlY0123456789abcdefghijklmnop"
-
-
-@pytest.fixture(autouse=True)
-def loud(monkeypatch):
-    monkeypatch.setattr(console, "quiet", False)
 
 
 @pytest.fixture(scope="session")

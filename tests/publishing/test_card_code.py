@@ -9,17 +9,18 @@ from transformers import AutoModelForSequenceClassification
 
 from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
-from groundup.evaluation.adapters import load_adapter
-from groundup.evaluation.card import write_card
-from groundup.evaluation.kinds import auto_class_of
-from groundup.evaluation.loading import load_model, load_network
-from groundup.evaluation.proof import prove
-from groundup.evaluation.report import write_metrics
-from groundup.evaluation.usage import code_on_card
+from groundup.evaluation.metrics_file import write_metrics
+from groundup.inference.adapters import load_adapter
+from groundup.inference.from_pretrained import load_network
+from groundup.inference.kinds import auto_class_of
+from groundup.inference.loading import load_model
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.publishing.card import write_card
+from groundup.publishing.conversion import export
+from groundup.publishing.proof import prove
+from groundup.publishing.usage import code_on_card
 from groundup.tokenization.bpe import train_bpe
-from groundup.training.checkpoint import save_model
-from groundup.training.conversion import export
 from groundup.training.lora import add_lora
 from groundup.training.settings import LoraOptions
 
@@ -159,6 +160,6 @@ def test_the_gate_runs_the_code_on_a_twins_card(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_a_card_whose_code_fails_does_not_pass(checkpoint, monkeypatch):
     folder = checkpoint()
-    monkeypatch.setattr("groundup.evaluation.proof.code_on_card", lambda *_: "raise SystemExit('this code is wrong')")
+    monkeypatch.setattr("groundup.publishing.proof.code_on_card", lambda *_: "raise SystemExit('this code is wrong')")
     with pytest.raises(Exception, match="does not load without this package: this code is wrong"):
         prove(folder, "The cat")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.evaluation import proof
-from groundup.evaluation.gate import check_content
-from groundup.evaluation.gate_folder import sort_files
+from groundup.publishing import proof
+from groundup.publishing.gate import check_content
+from groundup.publishing.gate_folder import sort_files
 
 pytestmark = pytest.mark.slow
 CASES = 160

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.gate import check_content, through_the_gate
-from groundup.evaluation.gate_folder import CONTRACT, sort_files
+from groundup.publishing.gate import check_content, through_the_gate
+from groundup.publishing.gate_folder import CONTRACT, sort_files
 
 LICENSED = {"license": "apache-2.0"}
 

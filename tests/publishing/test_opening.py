@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from groundup.common.errors import InputError
-from groundup.evaluation.adapters import load_adapter
-from groundup.evaluation.loading import load_model, load_writer
-from groundup.training.conversion import export
-from groundup.training.merging import merge
+from groundup.inference.adapters import load_adapter
+from groundup.inference.loading import load_model, load_writer
+from groundup.publishing.conversion import export
+from groundup.publishing.merging import merge
 
 
 def cut(path):

@@ -10,10 +10,10 @@ import pytest
 from groundup import hub_upload
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.common.hub import Pushed, Target, push_folder
-from groundup.evaluation import gate, gate_folder
-from groundup.evaluation.gate import sums_of, through_the_gate
-from groundup.evaluation.proof import Proof
+from groundup.publishing import gate, gate_folder
+from groundup.publishing.gate import sums_of, through_the_gate
+from groundup.publishing.hub import Pushed, Target, push_folder
+from groundup.publishing.proof import Proof
 from groundup.training import pushing
 from groundup.training.settings import PushOptions
 
@@ -117,7 +117,7 @@ def test_a_file_that_is_not_the_one_that_was_proven_is_refused_before_the_hub_is
     name, harm, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    monkeypatch.setattr("groundup.common.hub._repository", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("groundup.publishing.hub._repository", lambda *_: pytest.fail("the Hub was asked"))
     for file in ("model.safetensors", "config.json", "README.md", "tokenizer.json"):
         (tmp_path / file).write_bytes(file.encode() * 9)
     proven = sums_of(tmp_path)

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from groundup.common.errors import InputError
-from groundup.common.hub import Target
-from groundup.common.hub_errors import without_secrets
+from groundup.publishing.hub import Target
+from groundup.publishing.hub_errors import without_secrets
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# a model\n"
 

@@ -12,9 +12,9 @@ import pytest
 from gradio_client import Client
 from huggingface_hub import SpaceCard
 
-from groundup.cli import space
 from groundup.common.errors import InputError
 from groundup.hub_upload import publish as publish_here
+from groundup.publishing import space
 
 
 def test_the_files_of_a_space_need_no_other_of_this_package(tmp_path):

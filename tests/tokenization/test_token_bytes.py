@@ -8,8 +8,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from groundup.data.tokens import write_shards
-from groundup.evaluation.language import comparable_bytes, structure_ids, unigram_score
+from groundup.evaluation.scoring import comparable_bytes, unigram_score
 from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes, bytes_lost, is_byte_level
 from groundup.tokenization.word_level import train_word_level
 

@@ -6,10 +6,10 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import load_tokenizer, without_length
-from groundup.training.checkpoint import save_model
 
 CONTEXT, NO_LIMIT = 24, int(1e30)
 SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}

@@ -6,8 +6,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from groundup.common.errors import InputError
 from groundup.data.example_rows import for_classifying
-from groundup.evaluation.adapters import fold, load_adapter
-from groundup.evaluation.loading import load_model
+from groundup.inference.adapters import fold, load_adapter
+from groundup.inference.loading import load_model
+from groundup.inference.saving import save_adapter, save_model
 from groundup.modeling import (
     GroundupConfig,
     GroundupForCausalLM,
@@ -16,10 +17,9 @@ from groundup.modeling import (
 )
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
-from groundup.training.checkpoint import save_model
 from groundup.training.classification_preparation import _in_order
 from groundup.training.classifier_base import FOLDED, Start, base_of, labels_of, load_base, start_of
-from groundup.training.lora import add_lora, save_adapter
+from groundup.training.lora import add_lora
 from groundup.training.settings import ClassifySettings
 
 SIZES = {

@@ -20,7 +20,7 @@ import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.settings import public_settings, read_yaml
-from groundup.evaluation.loading import load_model
+from groundup.inference.loading import load_model
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.settings import ClassifySettings

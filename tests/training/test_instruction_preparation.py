@@ -9,12 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, ConversationRows
+from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE
 from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.tokenization.word_level import train_word_level
 from groundup.training import instruction_preparation as preparation
-from groundup.training.checkpoint import save_model
 from groundup.training.instruction_preparation import (
     FINE_TUNING,
     _lay_out,

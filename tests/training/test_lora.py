@@ -8,13 +8,14 @@ from peft.tuners.lora import LoraLayer
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from groundup.common.errors import InputError
+from groundup.inference.saving import save_adapter
 from groundup.modeling import (
     GroundupConfig,
     GroundupForCausalLM,
     GroundupForConditionalGeneration,
     GroundupForSequenceClassification,
 )
-from groundup.training.lora import add_lora, save_adapter
+from groundup.training.lora import add_lora
 from groundup.training.optim import build_optimizers, split_parameters
 from groundup.training.settings import LoraOptions
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.evaluation.adapters import load_adapter
+from groundup.inference.adapters import load_adapter
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.run_folder import RunFolder
@@ -182,17 +182,17 @@ def encoder(tmp_path):
 
 
 def test_a_classifier_on_a_base_without_a_pooler_is_the_trained_one_at_each_loading(encoder, tmp_path, monkeypatch):
-    import groundup.training.lora as lora
+    from groundup.inference import saving
 
     rows = [{"text": f"{a} {b} {n}", "label": b} for n in range(8) for a in COLOURS for b in COLOURS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trained, save = [], lora.save_adapter
+    trained, save = [], saving.save_adapter
 
     def save_adapter(folder, adapted, weights=None):
         trained.append(logits(adapted))
         save(folder, adapted, weights)
 
-    monkeypatch.setattr(lora, "save_adapter", save_adapter)
+    monkeypatch.setattr(saving, "save_adapter", save_adapter)
     out = package.classify(
         data=["rows.jsonl"], model=str(encoder), lora=True, lora_rank=4, max_steps=8, out="adapter", quiet=True
     )

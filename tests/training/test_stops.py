@@ -12,7 +12,8 @@ import pytest
 import groundup as package
 from groundup.common.errors import Interrupted
 from groundup.common.files import sha256_of
-from groundup.evaluation.report import log_rows, read_metrics
+from groundup.evaluation.curve import log_rows
+from groundup.evaluation.metrics_file import read_metrics
 from groundup.training.loop import Loop
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,330 @@
+"""How well a model predicts text it has not seen: loss, perplexity, bits per byte, with two baselines beside them.
+
+The headline is taken over disjoint windows of the model's own context, so that every token is predicted once. Bits
+per byte divides by the UTF-8 bytes of the text itself, so that models with different tokenizers can be compared.
+"""
+
+import itertools
+import lzma
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from groundup.data.tokens import TokenStream
+from groundup.data.windows import IGNORED
+from groundup.evaluation.windows import Windows, disjoint
+from groundup.inference.properties import device_of, evaluating, plain_head, require_known
+from groundup.tokenization.token_bytes import TokenBytes
+
+BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once
+PRIMING_BYTES = 2**25  # of the training text shown to xz: about 20 seconds
+CHUNK_LOGITS = 2**24  # at most this many logits, 64 MiB in fp32, exist at once
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What a model, or a baseline, did on a text: sums, from which every measure follows.
+
+    `nats` is the summed negative log likelihood of `tokens` text tokens, of which `correct` were also the likeliest;
+    `bytes` are the UTF-8 bytes these tokens stand for, or None where `note` says why they cannot be compared.
+    `context` is the window in tokens, None for a baseline that looks at none.
+    """
+
+    nats: float
+    tokens: int
+    correct: int
+    bytes: int | None
+    context: int | None
+    note: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """Nats per token; NaN where no token was scored."""
+        return self.nats / self.tokens if self.tokens else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the loss: among how many equally likely tokens the model seems to choose."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # e^710 is no float any more
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Bits the model needs for one byte of the text, None where the tokenizer lost some of it."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else None
+
+    @property
+    def token_accuracy(self) -> float:
+        """The share of tokens that were the model's likeliest next token."""
+        return self.correct / self.tokens if self.tokens else math.nan
+
+
+@torch.inference_mode()
+def score_stream(
+    model: PreTrainedModel,
+    stream: TokenStream,
+    context_length: int,
+    *,
+    special_ids: Collection[int],
+    token_bytes: TokenBytes | None = None,
+    batch_rows: int = 16,
+    limit_tokens: int | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> LanguageScore:
+    """Sum a causal model's negative log likelihood over disjoint windows of `context_length` tokens.
+
+    Every token of the stream but the first is a target once. Targets among `special_ids` count for nothing: neither
+    loss nor tokens nor bytes. The result does not depend on `batch_rows` but for rounding.
+
+    Args:
+        model: stays on its device, and is left in the mode (training or not) it came in.
+        special_ids: what `structure_ids` gives.
+        token_bytes: of the tokenizer; without it there are no bits per byte.
+        limit_tokens: score about so many tokens only, in whole windows spread evenly over the stream.
+        progress: called with the share done (0 to 1) and the loss so far as a text.
+    """
+    windows = disjoint(len(stream), context_length)
+    chosen = _spread(len(windows), context_length, limit_tokens)
+    nats, tokens, correct, scored = 0.0, 0, 0, 0
+    seen = None if len(chosen) == len(windows) else np.zeros(len(stream.counts), np.int64)
+    for batch in score_windows(model, stream, windows, chosen, special_ids=special_ids, batch_rows=batch_rows):
+        nats += batch.nats.sum(dtype=np.float64)
+        tokens += len(batch.nats)
+        correct += int(batch.correct.sum())
+        if seen is not None:
+            seen += np.bincount(batch.targets, minlength=len(seen))
+        scored += len(batch.windows)
+        if progress:
+            progress(scored / len(chosen), f"{nats / max(tokens, 1):.3f} nats/token")
+    bytes_, note = comparable_bytes(stream, special_ids, token_bytes, seen)
+    return LanguageScore(nats, tokens, correct, bytes_, context_length, note)
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A batch of windows: their numbers, and for each counted target its place in the stream, id, nats, and whether it
+    was the likeliest, each of shape (N,).
+    """
+
+    windows: np.ndarray
+    positions: np.ndarray
+    targets: np.ndarray
+    nats: np.ndarray
+    correct: np.ndarray
+
+
+@torch.inference_mode()
+def score_windows(
+    model: PreTrainedModel,
+    stream: TokenStream,
+    windows: Windows,
+    chosen: np.ndarray,
+    *,
+    special_ids: Collection[int],
+    batch_rows: int = 16,
+) -> Iterator[ScoredBatch]:
+    """Score the `chosen` windows a batch at a time, in their order; targets among `special_ids` are left out.
+
+    The one place where this package turns logits into nats of a text.
+    """
+    rows = max(1, min(batch_rows, BATCH_TOKENS // max(1, min(windows.context, len(stream)))))
+    special = torch.tensor(sorted(special_ids), dtype=torch.long)
+    require_known(model, len(stream.counts) - 1)
+    with evaluating(model):
+        head = plain_head(model)
+        for first in range(0, len(chosen), rows):
+            numbers = chosen[first : first + rows]
+            input_ids, labels = windows.batch(stream, numbers)
+            counted = (labels != IGNORED) & ~torch.isin(labels, special)  # (B, T)
+            nats, correct = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
+            for logits, targets in _logits_and_targets(model, head, input_ids, labels, counted):
+                nats.append(functional.cross_entropy(logits, targets, reduction="none").cpu().numpy())
+                correct.append((logits.argmax(-1) == targets).cpu().numpy())
+            row, column = counted.nonzero(as_tuple=True)
+            positions = windows.starts[numbers[row.numpy()]] + 1 + column.numpy()
+            targets = labels[counted].numpy()
+            yield ScoredBatch(numbers, positions, targets, np.concatenate(nats), np.concatenate(correct))
+
+
+def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.ndarray:
+    """The numbers of the windows to score: all, or evenly spread ones that hold at least `limit_tokens` tokens."""
+    if limit_tokens is None or windows * context_length <= limit_tokens:
+        return np.arange(windows)
+    wanted = max(1, math.ceil(limit_tokens / context_length))
+    return np.arange(wanted) * windows // wanted
+
+
+def comparable_bytes(
+    stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes | None, seen: np.ndarray | None = None
+) -> tuple[int | None, str | None]:
+    """The denominator of bits per byte, or None and why there is none.
+
+    All tokens of a text stand for all its bytes, whatever the tokenizer, unless it lost some of it: then the model was
+    not asked for all of the text. A part of the text, `seen` (how often each id was scored), has its share of them.
+    """
+    if token_bytes is None:
+        return None, None
+    if note := _lost(stream, token_bytes):
+        return None, f"{note}: bits per byte cannot be compared"
+    if stream.meta["bytes"] is None and not token_bytes.exact:
+        return None, "the shards do not say how many bytes of text they hold: there are no bits per byte"
+    if seen is None and stream.meta["bytes"] is not None:
+        return stream.meta["bytes"], None
+    share = bytes_by_id(stream, special_ids, token_bytes)
+    counts = stream.counts if seen is None else seen
+    return round(float(counts @ share[: len(counts)])), None
+
+
+def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes) -> npt.NDArray[np.float64]:
+    """How many bytes of a stream's text each id stands for, so that its text tokens together have all of them."""
+    counts = stream.counts
+    lengths = np.zeros(max(len(counts), len(token_bytes.lengths)))
+    lengths[: len(token_bytes.lengths)] = token_bytes.lengths
+    lengths[[index for index in special_ids if index < len(lengths)]] = 0
+    total = float(counts @ lengths[: len(counts)])
+    known = stream.meta["bytes"]  # None of shards that do not say it
+    return lengths if known is None or not total else lengths * (known / total)
+
+
+def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
+    """What of its text a tokenizer lost, None where it kept all."""
+    if lost := stream.meta.get("lost_bytes"):
+        return f"{lost:,} of the text's {stream.meta['bytes']:,} bytes are in no token"
+    unknown = sum(int(stream.counts[index]) for index in token_bytes.unknown if index < len(stream.counts))
+    if stream.meta.get("end_of_text") in token_bytes.unknown:
+        unknown -= stream.meta.get("documents", unknown - 1) + 1
+    return f"{unknown:,} of {len(stream):,} tokens stand for words the tokenizer does not know" if unknown else None
+
+
+def _logits_and_targets(
+    model: PreTrainedModel,
+    head: nn.Module | None,
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    counted: torch.Tensor,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield fp32 logits (N, V) and target ids (N,) of the counted positions of a batch (B, T), a piece at a time.
+
+    With a plain `head` the logits of a piece of the positions exist at once; a model that does more to its logits (a
+    soft cap, a scale, an adapter of the head) gives them itself, for as many rows as fit.
+    """
+    piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+    if head is None:
+        rows = max(1, piece // input_ids.shape[1])
+        for ids, ids_labels, is_counted in zip(input_ids.split(rows), labels.split(rows), counted.split(rows)):
+            logits = model(input_ids=ids.to(device_of(model)), use_cache=False).logits
+            yield logits[is_counted.to(logits.device)].float(), ids_labels[is_counted].to(logits.device)
+        return
+    hidden = model.base_model(input_ids=input_ids.to(device_of(model)), use_cache=False).last_hidden_state
+    hidden, targets = hidden[counted.to(hidden.device)], labels[counted].to(hidden.device)  # (N, C), (N,)
+    for start in range(0, len(targets), piece):
+        yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
+
+
+def unigram_score(
+    train: TokenStream,
+    validation: TokenStream,
+    vocab_size: int,
+    special_ids: Collection[int],
+    token_bytes: TokenBytes | None = None,
+) -> LanguageScore:
+    """The baseline that knows only how often each token stands in the training text, add-one smoothed.
+
+    The same text tokens count as in `score_stream`; the probability is shared among the text tokens alone.
+    """
+    is_text = np.ones(vocab_size, dtype=bool)
+    is_text[list(special_ids)] = False
+    weights = (_token_counts(train, vocab_size) + 1) * is_text
+    seen = _token_counts(validation, vocab_size) * is_text
+    log_probabilities = np.log(weights[is_text] / weights.sum())
+    bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
+    nats = -float((seen[is_text] * log_probabilities).sum())
+    return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
+
+
+def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
+    """How often each id stands in a stream, shape (vocab_size,)."""
+    return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size]
+
+
+def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = None) -> float | None:
+    """Bits `xz -9e` needs for one byte of the documents, None where they hold none.
+
+    The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. `primed_with`
+    is what it has seen before, the training text: the size is then what the documents add to the size of that, which
+    shows how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
+    """
+    before = [] if primed_with is None else _last_of(primed_with, PRIMING_BYTES)
+    alone, raw_alone = _xz(before) if before else (0, 0)
+    together, raw = _xz(itertools.chain(before, texts))
+    return 8 * (together - alone) / (raw - raw_alone) if raw > raw_alone else None
+
+
+def _xz(texts: Iterable[str]) -> tuple[int, int]:
+    """The bytes of documents compressed together, and their own."""
+    compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    compressed, raw, joiner = 0, 0, b""
+    for text in texts:
+        document = text.encode()
+        raw += len(document)
+        compressed += len(compressor.compress(joiner + document))
+        joiner = b"\n"
+    return compressed + len(compressor.flush()), raw
+
+
+def _last_of(texts: Iterable[str], most_bytes: int) -> list[str]:
+    """The last documents, as many as `most_bytes` have room for, and at least one."""
+    kept: deque[tuple[str, int]] = deque()
+    size = 0
+    for text in texts:
+        kept.append((text, len(text.encode())))
+        size += kept[-1][1]
+        while size > most_bytes and len(kept) > 1:
+            size -= kept.popleft()[1]
+    return [text for text, _ in kept]
+
+
+def language_rows(
+    score: LanguageScore,
+    *,
+    dataset: str,
+    split: str,
+    seed: int,
+    unigram: LanguageScore | None = None,
+    ngram: LanguageScore | None = None,
+    xz: float | None = None,
+    xz_primed: float | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of metrics.json for a model's score and for the baselines taken on the same text.
+
+    `baseline` is None for the model, else "unigram", "5-gram", "xz -9e" or "xz -9e after the training text". Bits per
+    byte that cannot be compared have the value None and a `note`. `count` is in tokens (for xz, which has none, in
+    bytes), `context` and `stride` in tokens.
+    """
+
+    def rows(of: LanguageScore, names: Iterable[str], baseline: str | None) -> list[dict[str, Any]]:
+        shared = {"dataset": dataset, "split": split, "count": of.tokens, "seed": seed, "context": of.context}
+        shared |= {"stride": of.context, "bytes": of.bytes, "baseline": baseline}
+        made = [{"name": name, "value": getattr(of, name), **shared} for name in names]
+        return [row | {"note": of.note} if row["value"] is None and of.note else row for row in made]
+
+    names = ("bits_per_byte", "perplexity", "loss", "token_accuracy")
+    result = rows(score, names, None)
+    if unigram is not None:
+        result += rows(unigram, names, "unigram")
+    if ngram is not None:
+        result += [row | {"stride": None} for row in rows(ngram, names[:3], "5-gram")]
+    for value, baseline in ((xz, "xz -9e"), (xz_primed, "xz -9e after the training text")):
+        if value is not None and score.bytes is not None:
+            text_bytes = (unigram or score).bytes  # a score of a part has the bytes of that part
+            result += rows(score, ["bits_per_byte"], baseline)
+            result[-1] |= {"value": value, "count": text_bytes, "bytes": text_bytes, "context": None, "stride": None}
+    return result

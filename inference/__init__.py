@@ -1,0 +1,1 @@
+"""Load any model, decode, sample and stream what it writes."""

@@ -1,0 +1,401 @@
+"""A folder becomes a repository on the Hub: one commit, whole or not at all, and read back afterwards.
+
+A repository that was made for a push that fails is removed again; a commit whose files the Hub does not give back as
+they were sent is undone. What the client raises is told in plain words (`hub_errors.py`).
+"""
+
+import contextlib
+import hashlib
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import httpx2
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+    hf_hub_url,
+    snapshot_download,
+)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    validate_repo_id,
+)
+from huggingface_hub.utils.sha import git_hash
+
+from groundup.common.checkpoint_files import CARD_FILE, RECIPE_FILE
+from groundup.common.console import ProgressBar, console, say
+from groundup.common.errors import InputError, Unavailable
+from groundup.publishing.hub_errors import line, plain_words
+
+MAIN = "main"
+SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken for dead; the client itself waits for ever
+WAITS = (1.0, 4.0)  # seconds before the second and the third try of a call that the client does not repeat itself
+MODEL_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt", CARD_FILE, RECIPE_FILE, "*.png"]
+LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left to the person
+# What git takes as the name of a branch or a tag (git-check-ref-format), without its rarer letters.
+GIT_NAME = re.compile(r"(?![-/.])(?!.*(\.\.|//|/\.|\.lock(/|$)|@\{))[\w./@+-]+(?<![/.])")
+LEFT_EMPTY = "{}, made for this, may be left there empty: the same command goes on with it"
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where on the Hub a folder goes."""
+
+    repo_id: str
+    private: bool = False
+    branch: str | None = None
+    pull_request: bool = False
+    tag: str | None = None
+    repo_type: Literal["model", "space"] = "model"
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for a name that no repository can have, or for wishes that exclude each other."""
+        try:
+            validate_repo_id(self.repo_id)
+        except HFValidationError as error:
+            raise InputError(f"{self.repo_id!r} is no repository's name: give OWNER/NAME ({line(error)})") from error
+        if self.repo_id.count("/") != 1:
+            raise InputError(f"{self.repo_id!r} does not say whose repository it is: give OWNER/NAME")
+        for option, name in (("--branch", self.branch), ("--tag", self.tag)):
+            if name is not None and not GIT_NAME.fullmatch(name):
+                raise InputError(f"{option} {name!r} is no name that git takes: use letters, digits, - and .")
+        if self.pull_request and (self.branch or self.tag):
+            raise InputError("--pull-request goes to the main branch and has no tag yet: leave out --branch and --tag")
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What is on the Hub afterwards: the commit, whether it is new, and the pull request if there is one."""
+
+    commit: str
+    is_new: bool
+    url: str
+
+
+def push_folder(
+    folder: Path,
+    target: Target,
+    message: str,
+    is_ours: Callable[[str], bool],
+    proven: Mapping[str, str] | None = None,
+) -> Pushed:
+    """Make a repository hold the files of `folder`, by one commit, and read them back.
+
+    A file that `is_ours` knows by its name and that is in the repository but not in the folder is deleted by the same
+    commit; any other stays. Nothing is committed when nothing has changed. `proven` names the files that were looked
+    at, with their sha256: nothing else is sent.
+
+    Raises:
+        InputError: for what the person can mend: token, rights, name, somebody else's push in between, files that
+            changed after they were looked at.
+        Unavailable: where the Hub or the way to it failed.
+    """
+    api = HfApi(library_name="groundup")
+    with _patient_client(), plain_words(target.repo_id):
+        require_token()
+        added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files_under(folder)]
+        if proven is not None:
+            _require_proven(added, proven)
+        with _repository(api, target):
+            head = _head(api, target)
+            operations = _operations(api, added, target, head, is_ours)
+            commit = _commit(api, operations, target, head, message)
+            is_new = commit.oid != head
+            if not commit.pr_url:
+                _check_stored(api, operations, target, commit.oid, head)
+    with _patient_client(), plain_words(target.repo_id, f"; commit {commit.oid[:8]} is there, whole"):
+        if target.tag:
+            _tag(api, target, commit.oid)
+    page = f"{target.repo_id}/tree/{commit.oid}" if target.repo_type == "model" else f"spaces/{target.repo_id}"
+    return Pushed(commit.oid, is_new, commit.pr_url or f"{api.endpoint}/{page}")
+
+
+def require_token() -> None:
+    """Raise `InputError` where this machine has no token of the Hub."""
+    if get_token() is None:
+        raise InputError("no token: make one that may write in the Hub's settings, then run `hf auth login`")
+
+
+def fetch_model(name: str, revision: str | None = None) -> Path:
+    """The folder of a model on the Hub, fetched. Raises `InputError` when there is none that the token may see."""
+    with plain_words(name, "; nothing was published"):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The steps
+
+
+@contextlib.contextmanager
+def _repository(api: HfApi, target: Target) -> Iterator[None]:
+    """The repository, made where there was none; one that was made is removed again if what follows fails."""
+    made = _make(api, target)
+    try:
+        yield
+    except BaseException as error:
+        if made:
+            error.add_note(_remove_if_empty(api, target))
+        raise
+
+
+def _make(api: HfApi, target: Target) -> bool:
+    """Make the repository unless it exists; whether it was made here and nowhere else."""
+    named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+    try:
+        private = _trying(lambda: api.repo_info(**named)).private
+    except RepositoryNotFoundError:
+        if target.pull_request:
+            raise
+        say(f"making the {'private' if target.private else 'public'} repository {target.repo_id}")
+        new: dict[str, Any] = {"private": True} if target.private else {}
+        new |= {"space_sdk": "gradio"} if target.repo_type == "space" else {}
+        try:
+            _trying(lambda: api.create_repo(**named, **new))
+            return True
+        except HfHubHTTPError as error:
+            # Made by an attempt whose answer got lost, or by somebody else: whose it is cannot be known.
+            if error.response is None or error.response.status_code != 409:
+                raise
+        except httpx2.TransportError as error:  # no answer: it may be there all the same
+            error.add_note(LEFT_EMPTY.format(target.repo_id))
+            raise
+        private = _trying(lambda: api.repo_info(**named)).private
+    if target.private and not private:
+        raise InputError(f"{target.repo_id} is public already: make it private in its settings, or leave out --private")
+    return False
+
+
+def _remove_if_empty(api: HfApi, target: Target) -> str:
+    """Remove a repository made a moment ago, unless it has other files than it was born with; what is to be said."""
+    named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+    try:
+        for head in set(_refs(api, target, "branches").values()):
+            first = api.list_repo_commits(**named, revision=head)[-1].commit_id  # the Hub's own
+            if head != first and _blobs(api, target, head) != _blobs(api, target, first):
+                return ""
+        _trying(lambda: api.delete_repo(**named, missing_ok=True))
+    except Exception:  # whatever it is, what made the push fail matters more
+        return LEFT_EMPTY.format(target.repo_id)
+    return f"{target.repo_id}, made for this, is removed again"
+
+
+def _head(api: HfApi, target: Target) -> str | None:
+    """The commit that the branch stands at; a branch that does not exist is made."""
+    heads = _refs(api, target, "branches")
+    if target.branch and target.branch not in heads:
+        repo_type, branch = target.repo_type, target.branch
+        _trying(lambda: api.create_branch(target.repo_id, repo_type=repo_type, branch=branch, exist_ok=True))
+        heads = _refs(api, target, "branches")
+    return heads.get(target.branch or MAIN)
+
+
+def _refs(api: HfApi, target: Target, kind: str) -> dict[str, str]:
+    refs = _trying(lambda: api.list_repo_refs(target.repo_id, repo_type=target.repo_type))
+    return {ref.name: ref.target_commit for ref in getattr(refs, kind)}
+
+
+def _require_proven(added: list[CommitOperationAdd], proven: Mapping[str, str]) -> None:
+    """Raise `InputError` unless the files to be sent are those that were looked at, byte for byte."""
+    found = {operation.path_in_repo: operation.upload_info.sha256.hex() for operation in added}
+    if others := sorted(name for name in {*found, *proven} if found.get(name) != proven.get(name)):
+        raise InputError(
+            f"{', '.join(others)}: not the same as when it was looked at, and nothing was published: run the same "
+            "command again"
+        )
+
+
+def _operations(
+    api: HfApi, added: list[CommitOperationAdd], target: Target, head: str | None, is_ours: Callable[[str], bool]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Every file that is added, and the deletion of what an earlier push left."""
+    names = {operation.path_in_repo for operation in added}
+    there = {} if head is None else _tree(api, target, head)
+    gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in names]
+    if target.tag:
+        is_new = bool(gone) or any(not _is_there(operation, there) for operation in added)
+        _check_tag(api, target, None if is_new else head)
+    return [*added, *gone]
+
+
+def _files_under(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _tree(api: HfApi, target: Target, revision: str) -> dict[str, RepoFile]:
+    """Every file at a revision, by its path."""
+    at: dict[str, Any] = {"repo_type": target.repo_type, "revision": revision}
+    tree = _trying(lambda: list(api.list_repo_tree(target.repo_id, None, **at, recursive=True)))
+    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+
+
+def _blobs(api: HfApi, target: Target, revision: str) -> dict[str, str]:
+    return {path: entry.blob_id for path, entry in _tree(api, target, revision).items()}
+
+
+def _is_there(operation: CommitOperationAdd, there: dict[str, RepoFile]) -> bool:
+    """Whether the repository has a file with these bytes."""
+    entry = there.get(operation.path_in_repo)
+    if entry is None:
+        return False
+    if entry.lfs is not None:
+        return entry.lfs.sha256 == operation.upload_info.sha256.hex()
+    with operation.as_file() as file:
+        return entry.blob_id == git_hash(file.read())
+
+
+def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
+    """Raise `InputError` if the tag is at another commit: a tag is never moved."""
+    known = _refs(api, target, "tags").get(str(target.tag))
+    if known not in (None, commit):
+        raise InputError(f"{target.repo_id} has a tag {target.tag} already, at {known[:8]}: choose a new one")
+
+
+def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None, message: str) -> Any:
+    """The one commit, on top of the head that was looked at and of no other."""
+
+    attempts = 0
+
+    def commit() -> Any:
+        nonlocal attempts
+        attempts += 1
+        return api.create_commit(
+            target.repo_id,
+            operations,
+            commit_message=message,
+            repo_type=target.repo_type,
+            revision=target.branch or MAIN,
+            create_pr=target.pull_request,
+            parent_commit=head,
+        )
+
+    # A second pull request would be opened if only the answer to the first had been lost.
+    if target.pull_request:
+        return commit()
+    try:
+        return _trying(commit)
+    except HfHubHTTPError as error:
+        if attempts > 1 and error.response is not None and error.response.status_code == 412:
+            # The head has moved since the first attempt, most likely by that attempt itself.
+            raise Unavailable(
+                f"the Hub's answer got lost, and {target.repo_id} has changed since: it has all of it, or somebody "
+                "else pushed: run the same command again"
+            ) from None
+        raise
+
+
+def _check_stored(api: HfApi, operations: list[Any], target: Target, commit: str, head: str | None) -> None:
+    """Fetch every file of the commit and compare its bytes with what was sent; the client itself never does.
+
+    A commit with damaged files is undone by another one, for strangers load what stands on the branch.
+    """
+    with plain_words(target.repo_id, f"; commit {commit[:8]} is there, but could not be read back"):
+        damaged = _damaged(api, operations, target, commit)
+        if damaged is None:
+            return
+        if head is not None and commit != head:
+            _undo(api, operations, target, commit, head)
+    raise Unavailable(
+        f"the Hub gives back other bytes of {damaged} than were sent; {target.repo_id} has its former files again: "
+        "run the same command again"
+    )
+
+
+def _damaged(api: HfApi, operations: list[Any], target: Target, commit: str) -> str | None:
+    """The first file that the Hub gives back with other bytes than were sent, twice."""
+    added = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+    sizes, done = sum(operation.upload_info.size for operation in added), 0
+    headers = api._build_hf_headers()
+    with ProgressBar("reading back", total=sizes) as bar:
+        for operation in added:
+            name, sha256 = operation.path_in_repo, operation.upload_info.sha256.hex()
+            url = hf_hub_url(target.repo_id, name, repo_type=target.repo_type, revision=commit, endpoint=api.endpoint)
+            # The second time, for what was damaged on the way here.
+            if all(_trying(lambda url=url: _sha256_of_url(url, headers)) != sha256 for _ in range(2)):
+                return name
+            bar.update(done := done + operation.upload_info.size)
+    return None
+
+
+def _undo(api: HfApi, operations: list[Any], target: Target, commit: str, head: str) -> None:
+    """Give the branch the files of `head` again, by a commit on top of the one that is damaged."""
+    there = _tree(api, target, head)
+    names = [operation.path_in_repo for operation in operations]
+    undone = [
+        CommitOperationCopy(name, name, src_revision=head) if name in there else CommitOperationDelete(name)
+        for name in names
+    ]
+    message = f"undo {commit[:8]}: the Hub did not store it whole"
+    options: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.branch or MAIN}
+    _trying(lambda: api.create_commit(target.repo_id, undone, commit_message=message, parent_commit=commit, **options))
+
+
+def _sha256_of_url(url: str, headers: dict[str, str]) -> str:
+    digest = hashlib.sha256()
+    with get_session().stream("GET", url, headers=headers) as response:
+        response.raise_for_status()
+        for chunk in response.iter_bytes():
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _tag(api: HfApi, target: Target, commit: str) -> None:
+    if _refs(api, target, "tags").get(str(target.tag)) != commit:
+        tag, repo_type = str(target.tag), target.repo_type
+        _trying(lambda: api.create_tag(target.repo_id, tag=tag, revision=commit, repo_type=repo_type))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes wrong
+
+
+def _trying(call: Callable[[], R]) -> R:
+    """Call; where the Hub is busy, has a fault or cannot be reached, call again after a while, twice at most."""
+    for wait in WAITS:
+        try:
+            return call()
+        except Exception as error:
+            response = getattr(error, "response", None)
+            passing = response is not None and (response.status_code == 429 or response.status_code >= 500)
+            if not passing and not isinstance(error, httpx2.TransportError):
+                raise
+            asked = response.headers.get("Retry-After", "") if response is not None else ""
+            wait = float(asked) if asked.isdigit() else wait
+            if wait > LONGEST_WAIT:
+                raise
+            time.sleep(wait)
+    return call()
+
+
+@contextlib.contextmanager
+def _patient_client() -> Iterator[None]:
+    """The client with an end to its patience, and with its bars only where somebody sees them."""
+    session, hidden = get_session(), are_progress_bars_disabled()
+    before = session.timeout
+    session.timeout = httpx2.Timeout(SILENCE_SECONDS)
+    library = logging.getLogger("huggingface_hub")
+    level = library.level
+    library.setLevel(logging.ERROR)  # it warns of an empty commit, which is said in our own words
+    if console.quiet or not console.is_terminal:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        session.timeout = before
+        library.setLevel(level)
+        if not hidden:
+            enable_progress_bars()

@@ -1,0 +1,140 @@
+"""Whether a checkpoint is what it claims to be for someone who has never heard of this package.
+
+A second process, in which `groundup` cannot be imported and whose home is empty (`stranger.py`), loads the folder by
+the very code on its card, and by every other Auto class it names, with the code that travels in it, and must give the
+same token ids, the same logits and the same greedy text as this process.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
+from groundup.common.checkpoint_files import CONFIG_FILE
+from groundup.common.errors import InputError
+from groundup.inference.adapters import load_adapter, tokenizer_of
+from groundup.inference.from_pretrained import quiet_transformers
+from groundup.inference.generation import encode_prompt
+from groundup.inference.kinds import WRITERS, auto_class_of, read_json
+from groundup.inference.properties import context_of
+from groundup.publishing.usage import code_on_card
+from groundup.tokenization.folder import load_tokenizer
+
+TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
+PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\tand\u00a0goes on  twice.\n"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the stranger got: the largest difference between logits, and its greedy text after the prompt."""
+
+    largest_difference: float
+    completion: str
+
+
+def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None = None) -> Proof:
+    """Load `folder` in a clean process and compare ids, logits and greedy text with ours.
+
+    Args:
+        folder: a model, or an adapter to `base`. The code that lies in them runs: look at it first.
+        prompt: what the model is given; cut to half its context.
+        base: the folder of the adapter's base model.
+
+    Raises:
+        InputError: when it does not load there, or gives something else.
+    """
+    tokenizer = load_tokenizer(folder) if base is None else tokenizer_of(folder, str(base))
+    auto_class = auto_class_of(folder)
+    place = base or folder
+    model: Any = _load(folder, auto_class) if base is None else load_adapter(folder, base=str(base)).float().cpu()
+    ids = encode_prompt(tokenizer, prompt)[: max(1, context_of(model) // 2)]
+    probe_ids = tokenizer.encode(PROBE, verbose=False)  # of a classifier it may be longer than what that looks at
+    if (highest := max(*ids, *probe_ids)) >= model.config.get_text_config().vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has a token {highest}, the model only {model.config.vocab_size} rows"
+        )
+    code = sorted(read_json(place / CONFIG_FILE).get("auto_map") or {})
+    question = {
+        "code": code_on_card(folder, str(folder.resolve()), base and base.resolve()),
+        "place": str(place.resolve()),
+        "other_classes": [name for name in code if name.startswith("AutoModel") and name != auto_class],
+        "text": PROBE,
+        "text_ids": probe_ids,
+        "ids": ids,
+        "is_encoder_decoder": bool(model.config.is_encoder_decoder),
+        "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in WRITERS else 0,
+    }
+    answer = _ask_a_stranger(folder, question)
+    return _compare(folder, model, tokenizer, question, answer)
+
+
+def _compare(
+    folder: Path, model: Any, tokenizer: Any, question: dict[str, Any], answer: dict[str, torch.Tensor]
+) -> Proof:
+    ids = torch.tensor([question["ids"]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        output = model(**inputs, **({"decoder_input_ids": ids} if question["is_encoder_decoder"] else {}))
+    logits = output["logits"] if "logits" in output else output[0]
+    difference = (logits - answer["logits"]).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise InputError(f"{folder} gives other logits without this package, by {difference:.2g}: do not publish it")
+    if not question["new_tokens"]:
+        return Proof(difference, "")
+    written = model.generate(
+        **inputs,
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=question["new_tokens"],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    if not torch.equal(written, answer["written"]):
+        raise InputError(f"{folder} writes other text without this package: do not publish it")
+    new = written[0] if question["is_encoder_decoder"] else written[0, ids.shape[1] :]
+    return Proof(difference, str(tokenizer.decode(new, skip_special_tokens=True)))
+
+
+def _load(folder: Path, auto_class: str) -> Any:
+    """The model as this package loads it, fp32 on the CPU, every weight found and every one used."""
+    try:
+        with quiet_transformers():
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+    except Exception as error:  # of a broken checkpoint transformers may raise anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"{folder} does not load: {reason}") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if info[kind]:
+            names = ", ".join(sorted(info[kind])[:3])
+            raise InputError(f"{folder} has {kind.replace('_keys', '')} weights ({names}): save the model again")
+    return model.eval()
+
+
+def _ask_a_stranger(folder: Path, question: dict[str, Any]) -> dict[str, torch.Tensor]:
+    with tempfile.TemporaryDirectory() as home:
+        question_path, answer_path = Path(home) / "question.json", Path(home) / "answer.safetensors"
+        question_path.write_text(json.dumps(question), encoding="utf-8")
+        program = Path(__file__).with_name("stranger.py")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
+        done = subprocess.run(
+            [sys.executable, "-I", str(program), str(question_path), str(answer_path)],
+            env=kept | {"HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+        )
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
+            raise InputError(f"{folder} does not load without this package: {last}")
+        return load_file(answer_path)
