@@ -2,7 +2,7 @@
 
     checkpoint --gate (publishing/gate.py)--> clean copy with its card --one commit (publishing/hub.py)--> Hub
 
-Nothing is sent that does not load for strangers; what is sent arrives whole or not at all.
+Nothing is sent that does not load in a clean process; what is sent arrives whole or not at all.
 """
 
 import contextlib
@@ -124,7 +124,7 @@ def _push(parcel: Parcel, target: Target, message: str | None) -> Pushed:
 
 
 def _listing(parcel: Parcel, target: Target) -> str:
-    """What goes, what stays, and what the stranger said."""
+    """Return what goes, what stays, and what the clean process said."""
     lines = [f"to {target.repo_id}:", *(f"  {size:>13,} bytes  {name}" for name, size in parcel.files.items())]
     if parcel.left_out:
         lines.append(f"left out: {', '.join(parcel.left_out)}")

@@ -1,7 +1,7 @@
-"""What somebody without this package does with a published folder: load it in every way it offers, and use it.
+"""Load a published folder as somebody without this package does, in every way that it offers, and use it.
 
 Run as a program in a process of its own, with `groundup` made impossible to import:
-    python -I stranger.py QUESTION.json ANSWER.safetensors
+    python -I clean_process.py QUESTION.json ANSWER.safetensors
 It imports nothing of this package. Codes of exit: 0 and an answer, or 1 and the reason as the last line of stderr.
 """
 

@@ -1,6 +1,6 @@
 """The verbs `import-gpt2` and `export`: GPT-2's weights become a checkpoint of ours, ours become a stock model.
 
-Both are exact. An export is loaded again from its folder as a stranger would, and must give the same logits.
+Both are exact. An export is loaded again from its folder, without code of ours, and must give the same logits.
 """
 
 import contextlib

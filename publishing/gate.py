@@ -54,7 +54,7 @@ _CODE_PLACE = re.compile(r"(\w+)\.\w+")
 
 @dataclass(frozen=True)
 class Parcel:
-    """What may be published: a folder with these files and no other, and what the stranger said of it.
+    """What may be published: a folder with these files and no other, and what the clean process said of it.
 
     `files` gives their sizes (bytes), `proven` the sha256 of each, of which nothing else may be sent.
     """
@@ -327,7 +327,7 @@ def _check_paths(folder: Path, findings: Findings) -> None:
 
 
 def _rename_base(copy: Path, name: str | None) -> None:
-    """Let an adapter name its base as strangers know it."""
+    """Make an adapter name its base as others know it."""
     path = copy / ADAPTER_FILE
     if name and path.is_file():
         settings = read_json(path) | {"base_model_name_or_path": name, "revision": None}
@@ -335,7 +335,7 @@ def _rename_base(copy: Path, name: str | None) -> None:
 
 
 def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_code: bool) -> Path | None:
-    """The folder of an adapter's base model; what the adapter says of it must hold for strangers."""
+    """Return the folder of an adapter's base model; what the adapter says of it must hold for everybody."""
     if not (copy / ADAPTER_FILE).is_file():
         return None
     settings = read_json(copy / ADAPTER_FILE)

@@ -301,7 +301,7 @@ def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None,
 def _check_stored(api: HfApi, operations: list[Any], target: Target, commit: str, head: str | None) -> None:
     """Fetch every file of the commit and compare its bytes with what was sent; the client itself never does.
 
-    A commit with damaged files is undone by another one, for strangers load what stands on the branch.
+    A commit with damaged files is undone by another one, for others load what stands on the branch.
     """
     with plain_words(target.repo_id, f"; commit {commit[:8]} is there, but could not be read back"):
         damaged = _damaged(api, operations, target, commit)

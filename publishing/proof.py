@@ -1,7 +1,7 @@
-"""Whether a checkpoint is what it claims to be for someone who has never heard of this package.
+"""Prove that a checkpoint is what it claims to be for someone who does not have this package.
 
-A second process, in which `groundup` cannot be imported and whose home is empty (`stranger.py`), loads the folder by
-the very code on its card, and by every other Auto class it names, with the code that travels in it, and must give the
+A clean process, in which `groundup` cannot be imported and whose home is empty (`clean_process.py`), loads the folder
+by the very code on its card, and by every other Auto class it names, with the code that travels in it, and must give the
 same token ids, the same logits and the same greedy text as this process.
 """
 
@@ -35,7 +35,7 @@ PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\
 
 @dataclass(frozen=True)
 class Proof:
-    """What the stranger got: the largest difference between logits, and its greedy text after the prompt."""
+    """What the clean process got: the largest difference between logits, and its greedy text after the prompt."""
 
     largest_difference: float
     completion: str
@@ -73,7 +73,7 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
         "is_encoder_decoder": bool(model.config.is_encoder_decoder),
         "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in WRITERS else 0,
     }
-    answer = _ask_a_stranger(folder, question)
+    answer = _ask_a_clean_process(folder, question)
     return _compare(folder, model, tokenizer, question, answer)
 
 
@@ -120,11 +120,11 @@ def _load(folder: Path, auto_class: str) -> Any:
     return model.eval()
 
 
-def _ask_a_stranger(folder: Path, question: dict[str, Any]) -> dict[str, torch.Tensor]:
+def _ask_a_clean_process(folder: Path, question: dict[str, Any]) -> dict[str, torch.Tensor]:
     with tempfile.TemporaryDirectory() as home:
         question_path, answer_path = Path(home) / "question.json", Path(home) / "answer.safetensors"
         question_path.write_text(json.dumps(question), encoding="utf-8")
-        program = Path(__file__).with_name("stranger.py")
+        program = Path(__file__).with_name("clean_process.py")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "PYTHON"))}
         done = subprocess.run(
             [sys.executable, "-I", str(program), str(question_path), str(answer_path)],

@@ -55,7 +55,7 @@ class ExportSettings(QuietOption, OutOption, CheckpointOption):
 
 @dataclass(kw_only=True)
 class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
-    """Publish a checkpoint on the Hub: prove that it loads for strangers, write its card, push one commit."""
+    """Publish a checkpoint on the Hub: prove that it loads in a clean process, write its card, push one commit."""
 
     meaning: ClassVar[dict[str, str]] = {
         "checkpoint": "The folder of a checkpoint: a model, an adapter, or an exported twin.",
