@@ -1,7 +1,7 @@
 """Prove that a checkpoint is what it claims to be for someone who does not have this package.
 
 A clean process, in which `groundup` cannot be imported and whose home is empty (`clean_process.py`), loads the folder
-by the very code on its card, and by every other Auto class it names, with the code that travels in it, and must give the
+by the very code on its card, and by every other Auto class it names, with the code that travels in it. It must give the
 same token ids, the same logits and the same greedy text as this process.
 """
 
