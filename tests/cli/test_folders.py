@@ -141,6 +141,25 @@ def test_what_succeeds_beside_things_of_somebody_else_touches_only_its_own(verb,
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("way", [".", "link", "link to a link"])
+@pytest.mark.parametrize("verb", ["tokenizer", "prepare", "export"])
+def test_a_verb_fills_an_empty_folder_however_it_is_named(verb, way, pretrained, story, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    (tmp_path / "link to a link").symlink_to("link")
+    beside = {path.name for path in tmp_path.iterdir()}
+    words = [word.format(data=pretrained if verb == "export" else story) for word in VERBS[verb]]
+    if verb == "prepare":
+        words[-1] = str(pretrained)  # whose tokenizer it takes
+    out = tmp_path / way
+    if way == ".":
+        monkeypatch.chdir(place)
+        out = "."
+    assert main([*words, "--out", str(out), "--quiet"]) == 0
+    assert list(place.iterdir()) and {path.name for path in tmp_path.iterdir()} == beside
+
+
 def start(*words, cwd):
     return subprocess.Popen(
         [sys.executable, "-m", "groundup", *map(str, words)], cwd=cwd, stderr=subprocess.PIPE, text=True

@@ -1,4 +1,5 @@
 import csv
+import gzip
 import io
 
 import pytest
@@ -8,7 +9,10 @@ from hypothesis import strategies as st
 from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.data import csv_rows
+from groundup.data.conversations import load_conversations
 from groundup.data.csv_rows import find_form, read_csv
+from groundup.data.examples import Columns, Examples, load_examples, load_texts
+from groundup.data.sources import load_documents, load_tables
 
 WORDS = ["see", "you", "at", "lunch", "bring", "the", "notes"]
 
@@ -154,3 +158,19 @@ def test_blanks_without_a_quote_and_quotes_within_a_field_stay(rows_of):
     assert rows_of('text,label\n a,b "c" d\n b,x\n') == [(2, " a", 'b "c" d'), (3, " b", "x")]
     assert rows_of('text,label\n "a" said,x\nb,y\n') == [(2, ' "a" said', "x"), (3, "b", "y")]
     assert rows_of('text\tlabel\n "a"\tx\nb\ty\n', ".tsv") == [(2, ' "a"', "x"), (3, "b", "y")]
+
+
+@pytest.mark.parametrize("separator", csv_rows.SEPARATORS)
+@pytest.mark.parametrize("kind", [".csv", ".tsv", ".csv.gz"])
+def test_every_door_reads_the_same_rows_whatever_separates_them(kind, separator, tmp_path):
+    lines = [[f"{word} at {number}:15", "ab"[number % 2], f"who? {word}", word] for number, word in enumerate(WORDS)]
+    table = "\n".join(separator.join(line) for line in [["text", "label", "prompt", "completion"], *lines]).encode()
+    path = tmp_path / f"rows{kind}"
+    path.write_bytes(gzip.compress(table) if kind.endswith(".gz") else table)
+    texts = [line[0] for line in lines]
+    assert list(load_documents([str(path)])[0].texts()) == texts == load_texts(str(path), None)
+    ((_, rows),) = load_tables([str(path)])[0]
+    assert [list(row.values()) for _, row in rows.numbered()] == lines
+    assert load_examples([str(path)], Columns())[0] == Examples(texts, [line[1] for line in lines])
+    read = [[message["content"] for message in found.messages] for found in load_conversations([str(path)], "\n")[0]]
+    assert read == [line[2:] for line in lines]

@@ -4,6 +4,8 @@ import json
 import shutil
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from groundup.common.errors import InputError
 from groundup.inference.adapters import load_adapter
@@ -90,3 +92,17 @@ def test_an_adapter_without_a_tokenizer_takes_its_bases(checkpoint, bpe, tmp_pat
     assert len(load_model(folder)[1]) == len(bpe) and load_adapter(folder)
     merge(adapter=str(folder), out=str(tmp_path / "merged"), quiet=True)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("to", ["qwen3", "gguf"])
+def test_an_adapter_is_exported_as_what_it_makes_of_its_base(to, checkpoint, tmp_path):
+    folder = checkpoint("adapter")
+    written = export(checkpoint=str(folder), to=to, out=str(tmp_path / ("x.gguf" if to == "gguf" else "x")), quiet=True)
+    place, options = (tmp_path, {"gguf_file": "x.gguf"}) if to == "gguf" else (written, {})
+    twin = AutoModelForCausalLM.from_pretrained(place, **options)
+    ids = torch.arange(40).view(2, 20)
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    with torch.no_grad():
+        expected, alone, got = (model(ids).logits for model in (load_model(folder)[0], load_model(base)[0], twin))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(got, alone, atol=1e-2)
