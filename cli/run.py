@@ -17,7 +17,7 @@ from groundup.cli.settings import RunSettings
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.output import claim, given_folder, next_free, require_unused
+from groundup.common.output import claim, given_folder, holds_nothing, next_free, require_unused
 from groundup.common.settings import verb
 
 
@@ -90,7 +90,7 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     folder, begun, started = out / stage.name, ledger.has_begun(stage), time.monotonic()
     shared = {"out": str(folder), "smoke": settings.smoke, "quiet": settings.quiet, "resume": begun}
     options = stage.filled(out) | {name: value for name, value in shared.items() if name in fields}
-    if folder.exists() and not (begun and "resume" in fields):
+    if folder.exists() and not (begun and "resume" in fields) and not holds_nothing(folder):
         require_unused(folder)
         folder.rename(next_free(folder))  # nothing that was trained is thrown away
     ledger.begin(stage)

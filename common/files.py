@@ -13,15 +13,20 @@ from groundup.common.errors import InputError
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, temporary: Path | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on leaving, sync it and put it in `target`'s place.
 
-    An error inside leaves what was at `target` untouched and removes the temporary folder.
+    An error inside leaves what was at `target` untouched and removes the temporary folder. `temporary` is its path
+    where one process alone writes there: what a killed one left in it is then removed by the next.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    if temporary is None:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         temporary.chmod(0o755)
+    else:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+    try:
         yield temporary
         replace_folder(temporary, target)
     finally:
@@ -33,6 +38,7 @@ def replace_folder(temporary: Path, target: Path) -> None:
     sync_tree(temporary)
     if target.exists():
         old = temporary.with_name(temporary.name + ".old")
+        remove(old)
         target.rename(old)
         temporary.rename(target)
         shutil.rmtree(old)
@@ -42,17 +48,21 @@ def replace_folder(temporary: Path, target: Path) -> None:
 
 
 def atomic_write(target: Path, content: bytes) -> None:
-    """Write a small file so that a crash leaves the old content or the new, never a part."""
-    with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent, delete=False) as file:
-        try:
+    """Write a small file so that a crash leaves the old content or the new, never a part.
+
+    What a killed process left of it is overwritten by the next that writes the file: one at a time may.
+    """
+    temporary = target.with_name(f".{target.name}.partial")
+    try:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        temporary.chmod(0o644)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync_tree(folder: Path) -> None:
@@ -86,6 +96,15 @@ def sha256_of(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def user_path(text: str | Path) -> Path:

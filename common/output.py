@@ -2,7 +2,8 @@
 
 OUT/.groundup/   there while a command is at work in OUT, gone at its end: the lock, a note of who holds it, and what is
                  not whole yet. The system frees the lock when the process dies; the note that a killed command leaves
-                 says that what lies beside it, though there is no recipe, was that command's.
+                 says that what lies beside it, though there is no recipe, was that command's. What it had whole, in
+                 whole/, the next command moves up.
 """
 
 import contextlib
@@ -13,18 +14,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from groundup.common.checkpoint_files import RECIPE_FILE
+from groundup.common.checkpoint_files import ADAPTER_FILE, CONFIG_FILE, METRICS_FILE, RECIPE_FILE, TOKENIZER_FILE
+from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full
-from groundup.common.files import sync_folder, sync_tree, user_path
+from groundup.common.files import remove, sync_folder, sync_tree, user_path
 from groundup.common.settings import read_yaml
 
 STATE = ".groundup"
 GOING_ON = ("pretrain", "classify", "instruct", "evaluate", "prepare")  # the verbs with --resume
+# No model or tokenizer loads without these, and a run that has scores has ended: moved up last, in this order.
+_LAST = (TOKENIZER_FILE, CONFIG_FILE, ADAPTER_FILE, RECIPE_FILE, METRICS_FILE)
 _NAME_BYTES = 100  # of a folder that is named here; file systems take 143 to 255
 _PATIENCE = 0.1  # seconds to wait for a command that is just ending
 
@@ -52,12 +56,12 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         try:
             self._take(is_named)
         except BaseException:
-            self._leave()
+            self._leave(is_done=False)
             raise
         self.goes_on = bool(resume) and is_ours(path)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._leave()
+        self._leave(is_done=error is None)
         if told := error and _disk_error(error, self.path, self._resume is not None):
             raise told from error
 
@@ -68,27 +72,29 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
 
     @contextlib.contextmanager
     def filled(self) -> Iterator[Path]:
-        """Yield an empty folder; on leaving, sync it and move what is in it up, the recipe last.
+        """Yield an empty folder; on leaving, sync it and move what is in it up, what makes it a whole one last.
 
         An error inside leaves the folder as it was. Raises `InputError` where the name of a file is taken by then.
         """
-        new = Path(tempfile.mkdtemp(prefix="new-", dir=self._state))
+        new, whole = Path(tempfile.mkdtemp(prefix="new-", dir=self._state)), self._state / "whole"
         moved: list[str] = []
         try:
             yield new
             sync_tree(new)
-            names = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == RECIPE_FILE)
+            names = _in_order(new)
             if taken := [name for name in names if os.path.lexists(self.path / name)]:
                 raise InputError(f"{self.path / taken[0]} has appeared meanwhile: choose a new --out")
+            new.rename(whole)
             for name in names:
                 moved.append(name)
-                (new / name).rename(self.path / name)
+                (whole / name).rename(self.path / name)
             sync_folder(self.path)
         except BaseException:
             self.take_back(*moved)
             raise
         finally:
             remove(new)
+            remove(whole)
 
     def _take(self, is_named: bool) -> None:
         """Check, make and lock the folder."""
@@ -97,6 +103,10 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         self._make(is_named)
         self._hold()
         self._left_by = self._note().get("verb")
+        if (self._state / "whole").is_dir():
+            move_up(self._state / "whole", self.path)
+            maker, self._left_by = self._left_by, None
+            raise InputError(f"{self.path} has the whole of what a killed `groundup {maker}` made: choose a new --out")
         self._require_usable()
         for entry in self._state.iterdir():
             if entry.name != "lock":
@@ -162,10 +172,10 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
             return {}
         return note if isinstance(note, dict) and {"verb", "process", "since"} <= set(note) else {}
 
-    def _leave(self) -> None:
+    def _leave(self, *, is_done: bool) -> None:
         """Free the lock, and remove what served only the work."""
         if self._lock.is_locked:
-            is_unfinished = self._left_by and not (self._is_taken and self._is_ours(self.path))
+            is_unfinished = self._left_by and not is_done and not (self._is_taken and self._is_ours(self.path))
             if is_unfinished and any(entry.name != STATE for entry in self.path.iterdir()):
                 remove(self._state / "lock")  # the note stays, for the next one to go on
             else:
@@ -247,6 +257,27 @@ def _unread(recipe: Path) -> str:
     return ""
 
 
+def nothing_to_resume(folder: str | Path) -> InputError:
+    """Return what to say where `--resume` finds no run in a folder, and nothing is given to begin one."""
+    return InputError(
+        f"{folder} holds nothing to go on with, and no --data is given to begin with: see --out, or give --data"
+    )
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a command that was killed at its very end left of its lock, where none is at work in `folder`."""
+    state = folder / STATE
+    if state.is_dir():
+        with contextlib.suppress(OSError, Timeout), FileLock(state / "lock", timeout=0):
+            remove(state)
+
+
+def holds_nothing(folder: Path) -> bool:
+    """Return whether there is nothing in a folder, or no more than a killed command leaves before its first file."""
+    state = folder / STATE
+    return folder.is_dir() and all(entry == state for entry in folder.iterdir()) and not (state / "whole").exists()
+
+
 def require_unused(folder: Path) -> None:
     """Raise `InputError` where a command is at work in `folder`."""
     lock = folder / STATE / "lock"
@@ -258,19 +289,30 @@ def require_unused(folder: Path) -> None:
             raise InputError(f"{folder} is in use by another command: wait for its end") from None
 
 
+def move_up(source: Path, folder: Path, replaced: Container[str] = ()) -> None:
+    """Move all that is in `source` up into `folder`, what makes it a whole one last.
+
+    What somebody put there under such a name meanwhile is kept under another, but for names in `replaced`.
+    """
+    for name in _in_order(source):
+        target = folder / name
+        if os.path.lexists(target) and name not in replaced:
+            aside = next_free(target)
+            target.rename(aside)
+            say(f"{target} was there, and is {aside.name} now")
+        (source / name).replace(target)
+    sync_folder(folder)
+
+
+def _in_order(folder: Path) -> list[str]:
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(names, key=lambda name: _LAST.index(name) if name in _LAST else -1)
+
+
 def next_free(path: Path) -> Path:
     """The first of PATH.old-1, PATH.old-2 ... that is not there: where to move what nobody may lose."""
     places = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
     return next(place for place in places if not os.path.lexists(place))
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, as far as that can be done."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
 
 
 def _unwritable(folder: Path, error: Exception) -> InputError:

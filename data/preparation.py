@@ -100,7 +100,7 @@ def _begin(output: OutputFolder, recipe: dict[str, Any], tokenizer: PreTrainedTo
             what = " and ".join(differing).replace("_sha256", "")
             raise InputError(f"{out} was begun with other {what} (see its {RECIPE_FILE}): choose a new --out")
         return
-    with atomic_folder(out / TOKENIZER) as folder:
+    with atomic_folder(out / TOKENIZER, out / f".{TOKENIZER}.partial") as folder:
         save_tokenizer(tokenizer, folder)
     write_yaml(out / RECIPE_FILE, recipe)
 

@@ -20,7 +20,7 @@ from groundup.common.console import ProgressBar, console, say
 from groundup.common.contents import content_of, digest
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of, user_path
-from groundup.common.output import claim, given_folder, is_begun
+from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
 from groundup.data.preparation import TRAINING_BYTES
@@ -70,6 +70,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
         out = given_folder(settings.out)
         if is_begun(out, VERB) and Parts(out).is_finished:
             Parts(out).refuse_changes(settings)
+            tidy(out)
             say(f"{out} is finished: nothing to do")
             return out
     with contextlib.ExitStack() as held:  # on the first process alone

@@ -16,8 +16,7 @@ from groundup.common.checkpoint_files import METRICS_FILE, RECIPE_FILE
 from groundup.common.console import say
 from groundup.common.contents import digest
 from groundup.common.errors import InputError, Interrupted, is_disk_full
-from groundup.common.files import atomic_write, user_path
-from groundup.common.output import remove
+from groundup.common.files import atomic_write, remove, user_path
 from groundup.common.resuming import differing, refuse
 from groundup.common.settings import read_yaml, settings_from, write_yaml
 from groundup.evaluation.settings import EvaluateSettings
@@ -62,15 +61,14 @@ class Parts:
             now |= {"quiet": settings.quiet, "resume": True, "out": settings.out}
             return settings_from(kept, known | now, EvaluateSettings)
         if not settings.model or not (settings.data or settings.tasks):
-            raise InputError(
-                "evaluate needs a model and something to measure it on: give --model, and --data or --tasks"
-            )
+            missing = f"{self.out} holds nothing to go on with" if settings.resume else "evaluate needs more"
+            raise InputError(f"{missing}: give --model, and what to measure it on by --data or --tasks")
         self._is_new = True
         (self.work / "parts").mkdir(parents=True, exist_ok=True)
         values = dataclasses.asdict(settings)
-        atomic_write(kept, json.dumps(values, indent=2).encode())
         public = {"verb": VERB} | {key: _public(key, value) for key, value in values.items()}
         write_yaml(self.out / RECIPE_FILE, public)
+        atomic_write(kept, json.dumps(values, indent=2).encode())  # last: with it the evaluation has begun
         return settings
 
     def refuse_changes(self, settings: EvaluateSettings) -> None:

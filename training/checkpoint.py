@@ -7,7 +7,6 @@ A folder is written under another name, synced and renamed: a crash or a full di
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from groundup.common.console import say
-from groundup.common.files import sha256_of
+from groundup.common.files import remove, sha256_of
 from groundup.inference.from_pretrained import without_bars
 from groundup.training.sharding import share_like, to_save
 
@@ -193,6 +192,11 @@ def saved_steps(out: Path) -> list[Path]:
     return sorted(folders, key=lambda path: int(path.name[5:]), reverse=True)
 
 
+def scratch_of(out: Path) -> Path:
+    """Return the folder beside the step folders for what is not whole: one that is being written, or removed."""
+    return out / "checkpoints" / ".partial"
+
+
 def newest_whole(out: Path) -> Path | None:
     """The newest step folder that is as it was written; damaged ones are named and passed over."""
     for folder in saved_steps(out):
@@ -206,4 +210,8 @@ def remove_old(out: Path, keep: int, best_step: int) -> None:
     """Remove all step folders but the newest `keep` and the best one."""
     for folder in saved_steps(out)[keep:]:
         if int(folder.name[5:]) != best_step:
-            shutil.rmtree(folder, ignore_errors=True)
+            going = scratch_of(out) / folder.name
+            remove(going)
+            going.parent.mkdir(exist_ok=True)
+            folder.rename(going)  # at once: half a folder must not have the name of a whole one
+            remove(going)

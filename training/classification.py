@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
-from groundup.common.output import claim
+from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, verb, write_yaml
 from groundup.data.example_rows import ExampleBatches
@@ -76,7 +76,7 @@ def classify(settings: ClassifySettings) -> Path:
         Interrupted: after Ctrl-C, with the state saved.
         Diverged: when the loss stops being a number.
     """
-    if settings.predict is not None and not settings.data and not settings.resume:
+    if settings.predict is not None and not settings.data and not _goes_on(settings):
         return _label_only(settings)
     if settings.predict is not None:
         load_texts(settings.predict, settings.text_column)  # what is wrong with it is said before anything is trained
@@ -85,6 +85,11 @@ def classify(settings: ClassifySettings) -> Path:
         write_predictions(out, settings)  # asked for only now
     say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
     return out
+
+
+def _goes_on(settings: ClassifySettings) -> bool:
+    """Return whether there is a run to go on with, which the texts to label are then for."""
+    return settings.resume and settings.out is not None and is_begun(given_folder(settings.out), "classify")
 
 
 def _train(settings: ClassifySettings) -> Path:
@@ -346,7 +351,7 @@ def _label_only(settings: ClassifySettings) -> Path:
     console.quiet = settings.quiet
     if settings.model is None:
         raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
-    with claim(settings.out, "classify", short_name([settings.predict or ""]), resume=False) as output:
+    with claim(settings.out, "classify", short_name([settings.predict or ""])) as output:
         content = label_texts(settings.model, settings.predict or "", settings.text_column, settings.trust_remote_code)
         with output.filled() as folder:
             write_yaml(folder / RECIPE_FILE, {"verb": "classify", "settings": public_settings(settings, PATHS)})

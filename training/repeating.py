@@ -11,7 +11,7 @@ from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder, atomic_write
-from groundup.common.output import claim, given_folder, is_begun
+from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
@@ -61,6 +61,8 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
             output = held.enter_context(
                 claim(settings.out, "classify", short_name(settings.data), resume=settings.resume)
             )
+            if settings.resume and not output.goes_on and not settings.data:
+                raise nothing_to_resume(output.path)
             return output.path, output.goes_on
 
         out, goes_on = agreed(state, begin)
@@ -134,17 +136,18 @@ def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings
     means = mean_rows([one["metrics"] for one in metrics])
     best = max(range(len(folders)), key=lambda number: metrics[number]["training"]["selection"])
     own = [row | {"dataset": f"{row['dataset']} (this model)"} for row in metrics[best]["metrics"]]
-    with atomic_folder(run.final) as final:
-        for path in folders[best].iterdir():
-            if path.is_file():
-                shutil.copyfile(path, final / path.name)
-        whole = {"settings": public_settings(settings, PATHS)}
-        write_yaml(final / RECIPE_FILE, read_yaml(final / RECIPE_FILE) | whole)
-        about = metrics[best]["training"] | {"seeds": len(folders), "kept": folders[best].name}
-        write_metrics(final, [*means, *own], about, metrics[best]["weights_sha256"])
-        write_card(final)
-        if settings.predict is not None:
-            write_predictions(final, settings)
+    if not run.final.is_dir():  # whole already where a kill came between
+        with atomic_folder(run.final) as final:
+            for path in folders[best].iterdir():
+                if path.is_file():
+                    shutil.copyfile(path, final / path.name)
+            whole = {"settings": public_settings(settings, PATHS)}
+            write_yaml(final / RECIPE_FILE, read_yaml(final / RECIPE_FILE) | whole)
+            about = metrics[best]["training"] | {"seeds": len(folders), "kept": folders[best].name}
+            write_metrics(final, [*means, *own], about, metrics[best]["weights_sha256"])
+            write_card(final)
+            if settings.predict is not None:
+                write_predictions(final, settings)
     run.promote()
     console.print(summary_table(read_metrics(run.out)))
     say(f"kept: {folders[best].name}, the best of {len(folders)} on its own rows for selection")

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.output import claim, given_folder, is_begun
+from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.report import summary_table
@@ -94,6 +94,8 @@ def carry_out(
         def begin() -> tuple[Path, bool]:
             output = held.enter_context(claim(settings.out, verb, name, resume=settings.resume))
             if not output.goes_on:
+                if settings.resume and not settings.data:
+                    raise nothing_to_resume(output.path)
                 pusher_of(settings)  # options that will not do are said before anything is done
             elif not inner:
                 _take_changes(settings, RunFolder(output.path))
@@ -149,6 +151,7 @@ def finished_folder(settings: TrainingOptions, verb: str, *, inner: bool = False
         return None
     if not inner:
         refuse_for_finished(settings, folder, verb)
+    RunFolder(folder).tidy()
     return folder
 
 

@@ -9,9 +9,8 @@ OUT/                the best of them, at the end
 
 import contextlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,16 +25,15 @@ from groundup.common.checkpoint_files import (
     MODEL_WEIGHTS,
     RECIPE_FILE,
 )
-from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, atomic_write, sha256_of, sync_folder
-from groundup.common.output import next_free, remove
+from groundup.common.files import atomic_folder, atomic_write, remove, sha256_of
+from groundup.common.output import STATE, move_up, tidy
 from groundup.common.settings import Settings, check_names, read_yaml, write_yaml
 from groundup.evaluation.curve import log_rows, plot_curve
 from groundup.evaluation.metrics_file import write_metrics
 from groundup.inference.saving import save_model
 from groundup.publishing.card import write_card
-from groundup.training.checkpoint import newest_whole, remove_old, write_manifest
+from groundup.training.checkpoint import newest_whole, remove_old, scratch_of, write_manifest
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Settings)
 P = TypeVar("P")
 
+PRIVATE_FILE = "private.yaml"  # in work/
 KEPT = 2  # newest states, beside the best
 
 
@@ -68,12 +67,14 @@ class RunFolder:
     def write_recipe(self, recipe: dict[str, Any], private: dict[str, Any]) -> None:
         """Keep the recipe, and beside it in work/ what must not be published (paths)."""
         self.work.mkdir(parents=True, exist_ok=True)
-        write_yaml(self.work / "private.yaml", private)
+        write_yaml(self.work / PRIVATE_FILE, private)
         write_yaml(self.out / RECIPE_FILE, recipe)
 
     def read_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `write_recipe` kept."""
-        return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / "private.yaml")
+        """What `write_recipe` kept. Raises `InputError` where the private part is gone."""
+        if not (self.work / PRIVATE_FILE).is_file():
+            raise InputError(f"{self.out} holds no run to go on with: its work/ is missing: choose a new --out")
+        return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / PRIVATE_FILE)
 
     def read(self, settings_class: type[S], plan_class: type[P]) -> tuple[dict[str, Any], S, P]:
         """The recipe, and the settings and the plan in it. Raises `InputError` for one that is damaged."""
@@ -92,9 +93,16 @@ class RunFolder:
             ) from error
 
     @contextlib.contextmanager
-    def being_prepared(self) -> Iterator[None]:
-        """Make `work/`, and remove it again if preparing fails: the command can be mended and given again."""
+    def being_prepared(self, kept: Collection[str] = ()) -> Iterator[None]:
+        """Make `work/`, and remove it again if preparing fails: the command can be mended and given again.
+
+        Of what a command that was killed while preparing left there only the names in `kept` stay: another command may
+        have other settings, and take the rest for its own.
+        """
         self.work.mkdir(parents=True, exist_ok=True)
+        for path in self.work.iterdir():
+            if path.name not in kept:
+                remove(path)
         try:
             yield
         except BaseException:
@@ -125,12 +133,13 @@ class RunFolder:
 
         `weights` are the model's where it holds only a share of them.
         """
-        with atomic_folder(self.out / "checkpoints" / f"step-{step}") as folder:
+        with atomic_folder(self.out / "checkpoints" / f"step-{step}", scratch_of(self.out) / "new") as folder:
             save_model(folder, model, tokenizer, weights)
             self._describe(folder, [], training)
             save_state(folder)
             write_manifest(folder)
         remove_old(self.out, KEPT, best_step)
+        remove(scratch_of(self.out))
 
     def newest_state(self) -> Path | None:
         """The newest step folder that is undamaged."""
@@ -161,19 +170,24 @@ class RunFolder:
         self.promote()
 
     def promote(self) -> None:
-        """Move the whole last checkpoint up into the folder; done again by a resumed run that was stopped in between.
+        """Move the whole last checkpoint up into the folder; a run that was stopped in between does it again."""
+        remove(scratch_of(self.out))
+        move_up(self.final, self.out, replaced=(RECIPE_FILE, LOG_FILE))
+        self._remove_work()
 
-        What somebody put there under the name of a file of it meanwhile is kept under another.
-        """
-        for path in sorted(self.final.iterdir(), key=lambda path: path.name == METRICS_FILE):
-            target = self.out / path.name
-            if os.path.lexists(target) and path.name not in (RECIPE_FILE, LOG_FILE):
-                aside = next_free(target)
-                target.rename(aside)
-                say(f"{target} was there, and is {aside.name} now")
-            os.replace(path, target)
+    def tidy(self) -> None:
+        """Remove from a finished run what a command that was killed at its very end could not."""
+        if (self.work / PRIVATE_FILE).is_file():
+            self._remove_work()
+        tidy(self.out)
+
+    def _remove_work(self) -> None:
+        """Remove `work/`, at once where the folder is held: half of it would look like a folder of somebody's."""
+        going = self.out / STATE / "work"
+        if going.parent.is_dir():
+            self.work.rename(going)
+            remove(going)
         remove(self.work)
-        sync_folder(self.out)
 
     def _describe(self, folder: Path, rows: list[dict[str, Any]], training: dict[str, Any]) -> None:
         """Recipe, log, scores, curve and card of the weights in `folder`."""

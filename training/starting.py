@@ -49,6 +49,7 @@ SMOKE_STEPS = 20
 SMOKE_ROWS, SMOKE_TEST_ROWS = 1000, 100  # of tables, spread evenly over them
 USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
+SHARDS = ("train", "validation", ".train.partial", ".validation.partial")  # in work/: kept if they are of this text
 KNOWN = "known.safetensors"  # in work/: hashes of the training text
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
 OF_A_NEW_MODEL = ("vocab_size", "hidden_size", "num_hidden_layers", "preset", "model_config")
@@ -77,7 +78,7 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
     Raises `InputError` for data or options that will not do.
     """
     settings = with_budget(settings)
-    with run.being_prepared():
+    with run.being_prepared(kept=SHARDS):
         _prepare(settings, run, began)
 
 

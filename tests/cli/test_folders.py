@@ -116,6 +116,26 @@ def test_a_command_that_fails_late_leaves_nothing_either(verb, options, given, t
     assert not (tmp_path / "a").exists() and not list((tmp_path / "empty").iterdir())
 
 
+@pytest.mark.parametrize(
+    "words", [["pretrain"], ["classify"], ["classify", "--seeds", "2"], ["instruct"], ["evaluate"]]
+)
+def test_resuming_where_there_is_nothing_says_so_and_names_the_folder(words, tmp_path, capsys):
+    assert main([*words, "--out", str(tmp_path / "none"), "--resume"]) == 2
+    assert f"groundup {words[0]}: {tmp_path / 'none'} holds nothing to go on with" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_labelling_goes_on_where_nothing_has_begun_and_no_run_is_sought_beside_labels(tmp_path, capsys):
+    (tmp_path / "texts.txt").write_text("a\n")
+    words = ["classify", "--predict", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out"), "--resume"]
+    assert main([*words, "--model", str(tmp_path)]) == 2
+    assert "--data" not in capsys.readouterr().err
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml").write_text("verb: classify\nsettings: {}\n")
+    assert main([*words, "--model", str(tmp_path)]) == 2
+    assert "holds no run to go on with: its work/ is missing" in capsys.readouterr().err
+
+
 def test_a_chain_moves_no_folder_that_no_stage_of_it_made(given, tmp_path, capsys):
     chain = tmp_path / "chain"
     (chain / "pretrain").mkdir(parents=True)

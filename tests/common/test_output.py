@@ -1,5 +1,6 @@
 """The folder that a command writes: whose it is, who is at work in it, and what is left where the command fails."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from groundup.cli.main import VERBS, find
 from groundup.common.errors import InputError
-from groundup.common.output import GOING_ON, STATE, claim, given_folder, is_begun, require_unused
+from groundup.common.output import GOING_ON, STATE, claim, given_folder, is_begun, require_unused, tidy
 from groundup.common.settings import hints_of
 
 ENTRIES = ["work/", "final/", "checkpoints/step-3/", "seed-0/", "train/", "tokenizer/", "new-x/", ".part/"]
@@ -294,3 +295,41 @@ def test_only_verbs_that_go_on_are_named_as_the_maker_of_a_folder(tmp_path):
     (folder / "recipe.yaml").write_text("verb: [\n")  # somebody's, in whatever form
     with pytest.raises(InputError, match="did not write"):
         claim(folder, "pretrain", "x", resume=True)
+
+
+def test_what_a_killed_command_had_whole_is_moved_up_by_the_next_one(tmp_path):
+    out, names = tmp_path / "out", ["a", "config.json", "recipe.yaml", "metrics.json"]
+
+    def killed_after(moves):
+        code = "import os, pathlib\nfrom groundup.common.output import claim\nreal, moved = pathlib.Path.rename, []\n"
+        code += f"def rename(self, target):\n    if len(moved) > {moves}:\n        os.kill(os.getpid(), 9)\n"
+        code += "    moved.append(target)\n    return real(self, target)\npathlib.Path.rename = rename\n"
+        code += f"with claim({str(out)!r}, 'export', 'x') as output, output.filled() as new:\n"
+        code += f"    for name in {names}:\n        (new / name).write_text('ours')\n"
+        assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+
+    killed_after(2)
+    assert {path.name for path in out.iterdir()} == {STATE, "a", "config.json"}
+    with pytest.raises(InputError, match="has the whole of what a killed `groundup export` made"):
+        claim(out, "export", "x")
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    with pytest.raises(InputError, match="already holds something"):
+        claim(out, "export", "x")
+
+
+def test_a_command_that_succeeds_where_one_was_killed_leaves_nothing_of_it(tmp_path):
+    (tmp_path / STATE).mkdir()
+    note = {"verb": "merge", "process": 1, "since": "then"}
+    (tmp_path / STATE / "holder.json").write_text(json.dumps(note))
+    with claim(tmp_path, "merge", "x") as output, output.filled() as new:
+        (new / "recipe.yaml").write_text("verb: pretrain\n")  # a merged model has its adapter's recipe
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_what_is_left_of_a_lock_is_removed_unless_a_command_is_at_work(tmp_path, at_work):
+    at_work(tmp_path / "held")
+    for name in ("held", "left", "none"):
+        (tmp_path / name / ("" if name == "none" else STATE)).mkdir(parents=True, exist_ok=True)
+        tidy(tmp_path / name)
+    assert (tmp_path / "held" / STATE / "lock").is_file()
+    assert not list((tmp_path / "left").iterdir()) and not list((tmp_path / "none").iterdir())

@@ -1,5 +1,9 @@
 """A run's folder at its end, and what somebody put into it meanwhile."""
 
+import pytest
+
+from groundup.common.errors import InputError
+from groundup.training.checkpoint import remove_old, saved_steps
 from groundup.training.run_folder import RunFolder
 
 
@@ -18,3 +22,46 @@ def test_the_last_checkpoint_replaces_nothing_that_somebody_put_into_the_folder_
     ours = {"README.md", "recipe.yaml", "log.jsonl", "metrics.json"}
     assert found == dict.fromkeys(theirs, "theirs") | dict.fromkeys(ours, "ours")
     assert run.is_finished and not run.work.exists()
+
+
+def test_what_was_saved_or_removed_by_half_when_a_run_was_killed_is_gone_at_its_end(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_recipe({"verb": "pretrain"}, {})
+    for folder in ("new", "new.old", "step-1"):
+        (tmp_path / "checkpoints" / ".partial" / folder / "state").mkdir(parents=True)
+    for step in (1, 2, 3, 4):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir()
+        (tmp_path / "checkpoints" / f"step-{step}" / "config.json").write_text("{}")
+    remove_old(tmp_path, 2, best_step=2)
+    assert [path.name for path in saved_steps(tmp_path)] == ["step-4", "step-3", "step-2"]
+    run.final.mkdir(parents=True)
+    (run.final / "metrics.json").write_text("{}")
+    run.promote()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2", "step-3", "step-4"}
+
+
+def test_of_a_finished_run_only_the_work_folder_that_is_its_own_is_removed(tmp_path):
+    run = RunFolder(tmp_path)
+    run.work.mkdir()
+    (run.work / "notes").write_text("theirs")
+    (tmp_path / ".groundup").mkdir()
+    run.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    run.write_recipe({}, {})
+    run.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_preparing_anew_keeps_of_a_killed_command_only_what_it_can_check(tmp_path):
+    run = RunFolder(tmp_path)
+    for name in ("train", "folded", "validation"):
+        (run.work / name).mkdir(parents=True)
+    with run.being_prepared(kept=("train",)):
+        assert [path.name for path in run.work.iterdir()] == ["train"]
+
+
+def test_a_run_without_what_it_needs_to_go_on_says_so(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("verb: pretrain\n")
+    with pytest.raises(InputError, match=r"holds no run to go on with: its work/ is missing: choose a new --out"):
+        run.read_recipe()
