@@ -15,7 +15,7 @@ from typing import Any
 from groundup import __version__
 from groundup.cli import help
 from groundup.common import clock
-from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, near
+from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, is_disk_full, near
 from groundup.common.files import user_path
 from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
 
@@ -138,22 +138,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # scheduler's next turn: a small model trains many times slower (docs/performance.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # offline its client would warn of each retry, tens of lines
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this: `groundup ... >&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end of the process)
     with contextlib.suppress(AttributeError):  # a stand-in of somebody's
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no é shows a ? for it
     name = arguments[0] if arguments else ""
     try:
-        if name in ("", "-h", "--help"):
-            print(overview())
-            return 0
-        if name == "--version":
-            print(__version__)
-            return 0
-        if name not in VERBS:
-            raise InputError(f"unknown verb {name!r}{near(name, VERBS)}: there are {', '.join(VERBS)}")
-        settings = parse(name, arguments[1:])
-        if settings is not None:
-            with clock.counting_from_process_start():
-                find(VERBS[name].function)(settings)
+        _do(name, arguments[1:])
+        sys.stdout.flush()  # what goes wrong with it is said here, not when Python ends
         return 0
     except InputError as error:
         complain(name, error)
@@ -164,9 +157,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Diverged, Unavailable) as error:
         complain(name, error)
         return 1
-    except BrokenPipeError:  # `groundup ... | head`: the reader has seen enough
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and not is_disk_full(error):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # `groundup ... | head`: the reader has seen enough
+            return 0
+        complain(name, "no space left where the output goes: make room, then give the command again")
+        return 2
+
+
+def _do(name: str, options: list[str]) -> None:
+    """Do a verb, or print what was asked for in its place."""
+    if name in ("", "-h", "--help", "--version"):
+        print(__version__ if name == "--version" else overview())
+        return
+    if name not in VERBS:
+        raise InputError(f"unknown verb {name!r}{near(name, VERBS)}: there are {', '.join(VERBS)}")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the folder that this is called in is gone: change to one that is there") from None
+    settings = parse(name, options)
+    if settings is not None:
+        with clock.counting_from_process_start():
+            find(VERBS[name].function)(settings)
 
 
 def complain(name: str, error: Any) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import os
 from collections.abc import Iterable
 
 
@@ -16,15 +17,15 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that no space is left to write.
+    """Return whether an error, or one that it was raised from, says that no space is left to write, or none allowed.
 
     safetensors reports it as text from Rust, with no errno, so the text is looked at too.
     """
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if "No space left on device" in str(cause):
+        if any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EFBIG)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

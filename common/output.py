@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from groundup.common.checkpoint_files import ADAPTER_FILE, CONFIG_FILE, METRICS_FILE, RECIPE_FILE, TOKENIZER_FILE
 from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full
-from groundup.common.files import remove, sync_folder, sync_tree, user_path
+from groundup.common.files import printable, remove, sync_folder, sync_tree, user_path
 from groundup.common.settings import read_yaml
 
 STATE = ".groundup"
@@ -30,6 +30,7 @@ GOING_ON = ("pretrain", "classify", "instruct", "evaluate", "prepare")  # the ve
 # No model or tokenizer loads without these, and a run that has scores has ended: moved up last, in this order.
 _LAST = (TOKENIZER_FILE, CONFIG_FILE, ADAPTER_FILE, RECIPE_FILE, METRICS_FILE)
 _NAME_BYTES = 100  # of a folder that is named here; file systems take 143 to 255
+_PLENTY = 2**30  # bytes free on a disk that is not full
 _PATIENCE = 0.1  # seconds to wait for a command that is just ending
 
 
@@ -234,6 +235,10 @@ def given_folder(out: str | Path) -> Path:
     if not str(out).strip():
         raise InputError("--out is empty: name a folder, or leave --out away")
     path = user_path(out)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # tokenizers and safetensors write to no other names
+        raise InputError(f"--out {printable(str(path))}: the name is not UTF-8: choose another --out") from None
     if str(path).startswith("~") and not os.path.lexists(path):
         raise InputError(f"--out {out}: there is no home folder {path.parts[0]}: choose another --out")
     return path
@@ -325,7 +330,9 @@ def _disk_error(error: BaseException, folder: Path, can_resume: bool) -> InputEr
     if is_disk_full(error):
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         again = "add --resume" if can_resume else "give the command again"
-        return InputError(f"no space left on the disk of {folder} ({free / 1e6:.0f} MB free): make room, then {again}")
+        beyond = ", but a quota or a limit on the size of files is reached" if free > _PLENTY else ""
+        left = f"{free / 1e6:.0f} MB free{beyond}"
+        return InputError(f"no space left on the disk of {folder} ({left}): make room, then {again}")
     if not isinstance(error, OSError) or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
         return None
     if error.filename and not Path(os.fsdecode(error.filename)).resolve().is_relative_to(folder.resolve()):

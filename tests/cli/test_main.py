@@ -1,6 +1,9 @@
 """The command line from outside and from inside."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -112,3 +115,32 @@ def test_a_recipe_is_checked_before_anything_is_done(tmp_path, monkeypatch, caps
         (tmp_path / "recipe.yaml").write_text(text)
         assert main(["run", "recipe.yaml"]) == 2
         assert words in capsys.readouterr().err
+
+
+def called(command, cwd, **environment):
+    """Status and standard error of a shell's command, in which `groundup` is this package's."""
+    return_of = f'groundup() {{ "{sys.executable}" -m groundup "$@"; }}; '
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    found = subprocess.run(
+        ["bash", "-c", return_of + command], cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    return found.returncode, found.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("groundup --help > /dev/full", 2, "no space left where the output goes"),
+        ("groundup --version > /dev/full", 2, "no space left where the output goes"),  # seen when it is flushed
+        ("groundup --help >&-", 0, ""),
+        ("groundup completion bash >&-", 0, ""),
+        ("groundup nothing 2>&-", 2, ""),
+        ("mkdir gone; cd gone; rmdir ../gone; groundup completion bash", 2, "is gone: change to one that is there"),
+        ("set -o pipefail; groundup --help | true", 0, ""),
+        ("set -o pipefail; groundup completion bash | head -c 1 > first", 0, ""),
+    ],
+)
+def test_an_output_or_a_folder_that_is_gone_gives_one_line_or_none(command, status, said, tmp_path):
+    found, error = called(command, tmp_path)
+    assert found == status
+    assert len(error.splitlines()) == bool(said) and said in error

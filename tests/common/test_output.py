@@ -162,7 +162,8 @@ def test_a_place_that_cannot_be_written_to_is_said_before_any_work(tmp_path, mon
 
 
 def test_a_full_disk_and_a_file_that_may_not_be_read_are_told_apart(tmp_path):
-    errors = [(28, tmp_path / "out" / "x", "no space left"), (13, tmp_path / "out" / "x", "cannot write to")]
+    errors = [(28, tmp_path / "out" / "x", "no space left"), (27, tmp_path / "out" / "x", "no space left")]
+    errors += [(13, tmp_path / "out" / "x", "cannot write to")]
     for number, name, said in [*errors, (13, tmp_path / "data.txt", r"cannot open .*data\.txt")]:
         with pytest.raises(InputError, match=said), claim(tmp_path / "out", "merge", "x"):
             raise OSError(number, os.strerror(number), str(name))
@@ -333,3 +334,8 @@ def test_what_is_left_of_a_lock_is_removed_unless_a_command_is_at_work(tmp_path,
         tidy(tmp_path / name)
     assert (tmp_path / "held" / STATE / "lock").is_file()
     assert not list((tmp_path / "left").iterdir()) and not list((tmp_path / "none").iterdir())
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_any_work():
+    with pytest.raises(InputError, match="--out b.: the name is not UTF-8"):
+        given_folder("b\udcff")
