@@ -337,5 +337,5 @@ def test_what_is_left_of_a_lock_is_removed_unless_a_command_is_at_work(tmp_path,
 
 
 def test_a_name_that_is_not_utf_8_is_refused_before_any_work():
-    with pytest.raises(InputError, match="--out b.: the name is not UTF-8"):
+    with pytest.raises(InputError, match=r"--out b.: the name is not UTF-8"):
         given_folder("b\udcff")
