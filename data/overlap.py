@@ -17,7 +17,7 @@ import numpy.typing as npt
 from safetensors.numpy import load_file, save_file
 
 from groundup.common.console import say
-from groundup.data.documents import Content, Documents, Piece, blocks, pieces_of, stretch
+from groundup.data.documents import Content, Documents, Part, blocks, stretch
 from groundup.data.sources import Corpus
 
 WINDOW = 32  # letters and digits: five or six English words
@@ -151,7 +151,7 @@ def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, s
     return corpus, None, "next to none are left to score without them, so the score is one of text that was seen"
 
 
-class Stretches:
+class Stretches(Part):
     """Documents that are stretches of others: (number of the document, first byte, end) of each, in their order."""
 
     def __init__(self, documents: Documents, chosen: list[tuple[int, int, int]]) -> None:
@@ -161,7 +161,7 @@ class Stretches:
         return len(self._chosen)
 
     def contents(self, chosen: range) -> Iterator[Content]:
-        """The documents of the numbers `chosen`, found in one pass over the others."""
+        """Yield the documents of the numbers `chosen`, found in one pass over the others."""
         wanted = self._chosen[chosen.start : chosen.stop : chosen.step].tolist()
         if not wanted:
             return
@@ -172,10 +172,6 @@ class Stretches:
             while at < number:
                 at, content = next(numbered)
             yield stretch(content, start, stop)
-
-    def pieces(self, chosen: range) -> Iterator[Piece]:
-        """The pieces of these documents."""
-        return (piece for content in self.contents(chosen) for piece in pieces_of(content))
 
 
 def _letters(block: bytes | memoryview) -> npt.NDArray[np.uint8]:

@@ -14,8 +14,8 @@ from groundup.common.files import atomic_folder, public_name
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.resuming import refuse
 from groundup.common.settings import read_yaml, verb, write_yaml
+from groundup.data.documents import Share
 from groundup.data.overlap import held_apart
-from groundup.data.parts import Share
 from groundup.data.prepared import TOKENIZER, TRAIN, VALIDATION
 from groundup.data.settings import PrepareSettings, TokenizerSettings
 from groundup.data.sources import Corpus, load_corpus, sample, sample_texts, short_name, text_bytes

@@ -15,7 +15,7 @@ from groundup.common.errors import InputError
 from groundup.common.files import user_path
 from groundup.common.settings import read_yaml
 from groundup.data.datatrove import DS_FILES, open_datatrove
-from groundup.data.parts import Share
+from groundup.data.documents import Share
 from groundup.data.tokens import TokenStream
 from groundup.tokenization.folder import fingerprint, load_tokenizer, require_ids_of
 

@@ -24,9 +24,8 @@ from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import printable, sha256_of, user_path
 from groundup.data import python_docs
-from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Part, Texts, blocks, stretch
+from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Part, Share, Texts, blocks, stretch
 from groundup.data.listing import Named, list_files, list_folder
-from groundup.data.parts import Share
 from groundup.data.readers import (
     PACKINGS,
     ROW_KINDS,

@@ -1,7 +1,7 @@
 """Tables: rows with named cells from any kind of file or dataset, read a few at a time, each cell as it was written."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from groundup.common.errors import InputError, near
 from groundup.data.json_rows import decode_json
-from groundup.data.stored_texts import read_batches
 from groundup.data.values import KINDS, Cell, Number, Row, cell_of, listed, written
 
 _ROWS_AT_ONCE = 256
@@ -44,6 +43,13 @@ class Table:
     def kinds(self, column: str) -> set[type]:
         """Which types of cells a column has: str, Number, bool, list, dict, bytes; none for gaps alone."""
         raise NotImplementedError
+
+
+def read_batches(files: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The batches of files that hold a stream of them each."""
+    for name in files:
+        with pa.OSFile(name) as file, pa.ipc.open_stream(file) as reader:
+            yield from reader
 
 
 def rows_of(table: Table) -> Iterator[Row]:

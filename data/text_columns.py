@@ -20,10 +20,10 @@ from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_folder
 from groundup.data.conversation_forms import CONTENT_KEYS, ROLE_KEYS
+from groundup.data.documents import Rows
 from groundup.data.json_rows import decode_json
 from groundup.data.readers import quiet_datasets
-from groundup.data.stored_texts import Rows, read_batches
-from groundup.data.tables import ArrowTable, Table, check_column, described, is_text, rows_of
+from groundup.data.tables import ArrowTable, Table, check_column, described, is_text, read_batches, rows_of
 from groundup.data.values import Cell, kind_of_cell, listed, written
 
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")

@@ -1,26 +1,28 @@
-"""Cutting a long sequence of ids into rows: sliding windows, packed documents, and the order that training sees."""
+"""Rows of ids cut from a long stream: sliding windows, packed documents, hidden tokens, and the order of training."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from groundup.data.packing import document_borders, pack
-from groundup.data.tokens import TokenStream
+from groundup.data.tokens import READ_TOKENS, TokenStream
 
 IGNORED = -100  # a label that no loss counts, torch's own default
+MASKED_SHARE = 0.3  # of the text tokens; Warner et al. 2024, section 2.2 (after Wettig et al. 2023: more than 15 %)
 
 
 class _Rows(torch.utils.data.Dataset):
-    """A data set whose rows are made several at once."""
+    """A data set that makes several rows at once."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
-        """Several rows at once, each tensor of shape (B, T), int64."""
+        """Return several rows, each tensor of shape (B, T), int64."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
@@ -33,9 +35,9 @@ class SlidingWindow(_Rows):
     """Windows of `context_length` tokens, one every `stride` tokens (default: the context length).
 
     Row i holds `input_ids` (T,) from position i·stride and `shift_labels` (T,), the same shifted by one: position t
-    is to predict label t. The name is transformers' own for labels that are already shifted. The last window is
-    filled up with `pad_id` and labels -100. With the default stride every token but the very first is a target
-    exactly once; with a smaller one windows overlap and every one is a target at least once.
+    predicts label t. The name is transformers' own for labels that are already shifted. The last window is padded with
+    `pad_id` and labels -100. With the default stride every token but the very first is a target exactly once; with a
+    smaller one windows overlap and every token is a target at least once.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class SlidingWindow(_Rows):
         return 1 + max(0, -(-(targets - self.context_length) // self.stride))
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
-        """Several rows at once: `input_ids` and `shift_labels` of shape (B, T), int64."""
+        """Return `input_ids` and `shift_labels` of several rows, both (B, T), int64."""
         length = self.context_length + 1
         starts = np.asarray(indices, np.int64) * self.stride
         whole = starts + length <= len(self.stream)
@@ -75,10 +77,10 @@ class SlidingWindow(_Rows):
 class PackedRows(_Rows):
     """Rows of `context_length` tokens in which every document sees only itself.
 
-    Row i holds `input_ids` and `shift_labels` as those of `SlidingWindow`, and `position_ids` (T,), which begin at 0
-    again with each document: attention without a mask of its own keeps documents apart by that. Documents stand whole
-    where they fit (see `packing.pack`); what was cut off one counts as a document. Every token of the stream but the
-    very first is a target exactly once. The last row is filled up with `pad_id` and labels -100.
+    Row i holds `input_ids` and `shift_labels` as `SlidingWindow` does, and `position_ids` (T,), which restart at 0 with
+    each document: attention without a mask keeps documents apart by that. `pack` decides which documents share a row.
+    Every token of the stream but the very first is a target exactly once. The last row is padded with `pad_id` and
+    labels -100.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class PackedRows(_Rows):
         return len(self.packing.first) - 1
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
-        """Several rows at once: `input_ids`, `shift_labels` and `position_ids` of shape (B, T), int64."""
+        """Return `input_ids`, `shift_labels` and `position_ids` of several rows, each (B, T), int64."""
         shape = len(indices), self.context_length
         inputs, labels = np.full(shape, self.pad_id, np.int64), np.full(shape, IGNORED, np.int64)  # (B, T)
         positions = np.zeros(shape, np.int64)
@@ -112,11 +114,104 @@ class PackedRows(_Rows):
         }
 
 
-class BatchOrder:
-    """Which rows each step sees, as a pure function of the seed, so that a resumed run goes on as if never stopped.
+@dataclass(frozen=True)
+class Packing:
+    """Rows as lists of stretches of a stream: row i has the stretches `first[i]` up to `first[i + 1]`."""
 
-    Sample k of a run lies in epoch k // rows, at place k % rows of numpy's permutation for (seed, epoch): every row
-    once an epoch. A batch may reach over the end of an epoch. `limit` ends the run after so many samples.
+    starts: npt.NDArray[np.int64]  # where each stretch begins in the stream
+    lengths: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+
+
+def document_borders(stream: TokenStream, end_of_text: int) -> npt.NDArray[np.int64]:
+    """Return where documents begin in a stream, each with the end-of-text token before it; the last border is its end.
+
+    The last token has nothing to predict and belongs to no document.
+    """
+    last = len(stream) - 1
+    borders = [np.array([0])]
+    for start in range(0, last, READ_TOKENS):
+        ids = stream.read(start, min(start + READ_TOKENS, last))
+        borders.append(np.flatnonzero(ids == end_of_text) + start)
+    return np.unique(np.concatenate([*borders, [max(0, last)]]))
+
+
+def pack(borders: npt.NDArray[np.int64], row_length: int) -> Packing:
+    """Pack documents between `borders` into rows of `row_length` tokens, so that no row but the last has a gap.
+
+    Longer documents first give whole rows. Then best fit: a row starts with the longest document left and takes the
+    longest that still fits, again and again. Where none fits, the shortest is cut, because that leaves the fewest
+    tokens without their context, and its tail waits like a document. So every token is in exactly one row, and the same
+    borders always give the same rows. After nanochat's loader, which throws such tails away.
+    """
+    begins, sizes = borders[:-1], np.diff(borders)
+    whole_rows = sizes // row_length
+    number = np.arange(whole_rows.sum()) - np.repeat(np.cumsum(whole_rows) - whole_rows, whole_rows)  # in its document
+    starts = array("q", (np.repeat(begins, whole_rows) + number * row_length).tolist())
+    lengths = array("q", [row_length]) * len(starts)
+    first = array("q", range(len(starts) + 1))
+    waiting = _Waiting()
+    for is_whole in (True, False):
+        chosen = (sizes < row_length) if is_whole else (sizes >= row_length)
+        waiting.add((begins + whole_rows * row_length)[chosen], (sizes % row_length)[chosen], is_whole)
+    while waiting:
+        room = row_length
+        while room and waiting:
+            start, length = waiting.take(room)
+            starts.append(start)
+            lengths.append(length)
+            room -= length
+        first.append(len(starts))
+    return Packing(*(np.array(values, np.int64) for values in (starts, lengths, first)))
+
+
+class _Waiting:
+    """Stretches that are in no row yet, by length; of two of the same length a whole document comes first."""
+
+    def __init__(self) -> None:
+        self._whole: dict[int, array[int]] = {}
+        self._tails: dict[int, array[int]] = {}
+        self._there = 0  # bit n: one of length n is there
+
+    def __bool__(self) -> bool:
+        return bool(self._there)
+
+    def add(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], are_whole: bool) -> None:
+        """Add stretches, except those of length 0. Of two of the same length the first is taken first."""
+        order = np.argsort(lengths[::-1], kind="stable")  # backwards, because the last is popped first
+        starts, lengths = starts[::-1][order], lengths[::-1][order]
+        found, at = np.unique(lengths, return_index=True)
+        for length, group in zip(found.tolist(), np.split(starts, at[1:])):
+            if length:
+                kept = self._whole if are_whole else self._tails
+                kept.setdefault(length, array("q")).extend(group.tolist())
+                self._there |= 1 << length
+
+    def take(self, room: int) -> tuple[int, int]:
+        """Take the longest stretch that fits `room`, else the start of the shortest one; return where and how long."""
+        fitting = self._there & ((2 << room) - 1)
+        if fitting:
+            length = fitting.bit_length() - 1
+            return self._pop(length), length
+        length = (self._there & -self._there).bit_length() - 1
+        start = self._pop(length)
+        self._tails.setdefault(length - room, array("q")).append(start + room)
+        self._there |= 1 << (length - room)
+        return start, room
+
+    def _pop(self, length: int) -> int:
+        whole, tails = self._whole.get(length), self._tails.get(length)
+        start = whole.pop() if whole else tails.pop()  # type: ignore[union-attr]
+        if not whole and not tails:
+            self._there ^= 1 << length
+        return start
+
+
+class BatchOrder:
+    """The rows of each step, a pure function of the seed, so that a resumed run goes on as if never stopped.
+
+    Sample k of a run lies in epoch k // rows, at index k % rows of numpy's permutation for (seed, epoch): every row
+    once an epoch. A batch may reach over the end of an epoch. `limit` ends the run after that many samples.
     """
 
     def __init__(self, rows: int, batch_rows: int, seed: int, limit: int | None = None) -> None:
@@ -126,7 +221,7 @@ class BatchOrder:
         self._epochs: dict[int, npt.NDArray[np.int64]] = {}
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """The rows of step `step` (from 0), shape (batch_rows,); fewer at the `limit`, none beyond it."""
+        """Return the rows of step `step` (from 0), shape (batch_rows,); fewer at the `limit`, none beyond it."""
         start, stop = step * self.batch_rows, (step + 1) * self.batch_rows
         if self.limit is not None:
             start, stop = min(start, self.limit), min(stop, self.limit)
@@ -142,3 +237,28 @@ class BatchOrder:
             self._epochs = {known: order for known, order in self._epochs.items() if known == epoch - 1}
             self._epochs[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         return self._epochs[epoch]
+
+
+class Masking:
+    """The tokens of a row that are hidden from an encoder, a pure function of the seed and the row's number in the run.
+
+    Every hidden token becomes the mask (Devlin et al. 2019); keeping or replacing some of them (80 : 10 : 10) was found
+    to make no difference (Wettig et al. 2023, section 5). Special tokens mark structure and are never hidden.
+    """
+
+    def __init__(self, mask_id: int, special_ids: Collection[int], seed: int):
+        self.mask_id, self.seed = mask_id, seed
+        self._special = torch.tensor(sorted(special_ids), dtype=torch.long)
+
+    def apply(self, input_ids: torch.Tensor, samples: Sequence[int] | npt.NDArray[Any]) -> dict[str, torch.Tensor]:
+        """Return `input_ids` with masks and `labels`, both (B, T), for ids (B, T) of which row b is `samples[b]`.
+
+        Labels hold the hidden ids, and -100 elsewhere.
+        """
+        length = input_ids.size(1)
+        draws = [np.random.default_rng([self.seed, int(sample)]).random(length) for sample in samples]
+        hidden = torch.from_numpy(np.stack(draws) < MASKED_SHARE) & ~torch.isin(input_ids, self._special)
+        return {
+            "input_ids": input_ids.masked_fill(hidden, self.mask_id),
+            "labels": input_ids.masked_fill(~hidden, IGNORED),
+        }

@@ -7,9 +7,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from groundup.data.masking import Masking
 from groundup.data.tokens import TokenStream
-from groundup.data.windows import IGNORED, SlidingWindow
+from groundup.data.windows import IGNORED, Masking, SlidingWindow
 from groundup.evaluation.scoring import LanguageScore
 from groundup.inference.properties import device_of, evaluating
 

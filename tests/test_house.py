@@ -5,7 +5,7 @@ from pathlib import Path
 
 HOUSE = runpy.run_path(str(Path(__file__).with_name("house.py")))
 LARGEST_FOLDER = 18
-NOT_YET = {"data": 27, "evaluation": 28, "training": 27}  # fewer with every fold; none may grow
+NOT_YET = {"data": 23, "evaluation": 28, "training": 27}  # fewer with every fold; none may grow
 
 
 def test_no_folder_holds_more_modules_than_can_be_overlooked():
@@ -14,7 +14,7 @@ def test_no_folder_holds_more_modules_than_can_be_overlooked():
 
 
 def test_no_module_imports_itself_through_others():
-    assert [circle for circle in HOUSE["circles"]() if circle != ("data.documents", "data.stored_texts")] == []
+    assert HOUSE["circles"]() == []
 
 
 def test_a_process_that_only_writes_text_loads_few_modules():

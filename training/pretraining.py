@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 from groundup.common.console import ProgressBar, say
 from groundup.common.settings import verb
 from groundup.data.documents import Documents
-from groundup.data.masking import Masking
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.data.windows import IGNORED, BatchOrder, PackedRows, SlidingWindow
+from groundup.data.windows import IGNORED, BatchOrder, Masking, PackedRows, SlidingWindow
 from groundup.evaluation.masked import score_masked
 from groundup.evaluation.scoring import LanguageScore, language_rows, score_stream, unigram_score, xz_bits_per_byte
 from groundup.tokenization.folder import structure_ids

@@ -16,7 +16,7 @@ import yaml
 from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.data import tokens
-from groundup.data.parts import Share
+from groundup.data.documents import Share
 from groundup.data.preparation import prepare
 from groundup.data.prepared import is_prepared, open_prepared_data
 from groundup.data.sources import load_documents

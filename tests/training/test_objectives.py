@@ -6,9 +6,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from groundup.data.masking import Masking
 from groundup.data.tokens import TokenStream
-from groundup.data.windows import PackedRows
+from groundup.data.windows import Masking, PackedRows
 from groundup.modeling import (
     GroundupConfig,
     GroundupForCausalLM,
