@@ -68,13 +68,13 @@ def sections(metrics: dict[str, Any], level: int = 2) -> str:
     results = [*section(rows, "results"), *section(rows, "comparison")]
     parts = [
         ("Results", table(*result_lines(results), kind="text") + _paragraphs([*notes(results), *_how(results)])),
-        ("By family", table(*family_lines(section(rows, "families")), kind="text")),
-        ("Does it use its context?", _positions_plot(section(rows, "positions"))),
-        ("Does it learn from examples in its prompt?", _fewshot_plot(results)),
-        ("What it writes", "".join(map(_sample, metrics.get("samples", [])))),
-        ("The tokenizer", _tokenizer_tables(section(rows, "tokenizer"))),
+        ("Results by family", table(*family_lines(section(rows, "families")), kind="text")),
+        ("Loss by position", _positions_plot(section(rows, "positions"))),
+        ("Few-shot accuracy", _fewshot_plot(results)),
+        ("Samples", "".join(map(_sample, metrics.get("samples", [])))),
+        ("Tokenizer", _tokenizer_tables(section(rows, "tokenizer"))),
         ("Not measured", _list([f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()])),
-        ("How it was made", _facts(metrics)),
+        ("Training and versions", _facts(metrics)),
     ]
     return "".join(f"<h{level}>{html.escape(title)}</h{level}>\n{content}\n" for title, content in parts if content)
 
@@ -113,7 +113,7 @@ def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
                 f"{row['dataset']}: windows of {row['context']:,} tokens{stride}; {row['count']:,} tokens counted."
             )
         if row.get("interval"):
-            said.append(f"Brackets: the middle 95 % of a bootstrap over {row['interval']}.")
+            said.append(f"Brackets: 95 % bootstrap interval over {row['interval']}.")
     return list(dict.fromkeys(said))
 
 
@@ -175,11 +175,11 @@ def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     by_place = {(row["positions"], name): row for name, line in lines.items() for row in line}
     places = dict.fromkeys(place for place, _ in by_place)
-    header = ["tokens it could see", *lines]
+    header = ["tokens of context", *lines]
     values = [[place, *(shown(by_place.get((place, name))) for name in lines)] for place in places]
     return _plot(
         {name: ([row["positions"] for row in line], [row["value"] for row in line]) for name, line in lines.items()},
-        "tokens it could see",
+        "tokens of context",
         "loss (nats per token)",
     ) + table(header, values)
 

@@ -1,5 +1,6 @@
 """Numbers to a person: metrics.json, the one source of every number shown, and the curve and table made of it."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,15 +16,18 @@ _TITLES = {
     "rouge_l": "ROUGE-L",
     "bits_per_byte": "bits per byte",
     "loss": "loss (nats per token)",
-    "token_accuracy": "next token right",
-    "repeated_4grams": "repeated 4-grams",
-    "distinct_1": "different words",
-    "distinct_2": "different pairs of words",
-    "copied": "copied from the training text",
-    "continued_word_for_word": "training text continued word for word",
-    "stopped": "texts that end",
-    "tokens_against_english": "tokens against English",
-    "unknown_rate": "unknown words",
+    "token_accuracy": "next-token accuracy",
+    "answer_loss": "loss on answer tokens (nats per token)",
+    "repetition": "repeated 4-grams (rep-4)",
+    "repeated_4grams": "repeated 4-grams (rep-4)",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "words": "mean length (words)",
+    "copied": "copied verbatim from training",
+    "continued_word_for_word": "training text continued verbatim",
+    "stopped": "EOS rate",
+    "tokens_against_english": "tokens relative to English",
+    "unknown_rate": "unknown-token rate",
 }
 MOST_COLUMNS = 3  # baselines with a column of their own
 FEW = 8  # texts written, below which a share of them says little; `evaluate` takes as many unless told
@@ -129,7 +133,7 @@ def _place(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _on(row: dict[str, Any]) -> str:
     """What a number was measured on, and how where that is not as usual."""
-    parts = [row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {row['split']}"]
+    parts = [row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {split_title(row['split'])}"]
     parts += [f"({row['windows']})"] if row.get("windows") else []
     parts += [f"({row['filter']})"] if row.get("filter") else []
     if row.get("num_fewshot") is not None:
@@ -141,7 +145,7 @@ def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Why a number of the table is missing, each reason once; on how few texts; whether a classifier was worth it."""
     said = dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note"))
     written = min((row["count"] for row in rows if row["name"] == "stopped" and row.get("count")), default=FEW)
-    few = f"what the model writes was measured on {written} text{'s' * (written > 1)} only" if written < FEW else None
+    few = f"generated text was measured on {written} text{'s' * (written > 1)} only" if written < FEW else None
     return [*said, *filter(None, [few, worth(rows)])]
 
 
@@ -150,7 +154,9 @@ def family_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
     names = {row["name"]: title(row) for row in rows}
     places = dict.fromkeys((row["family"], row["split"]) for row in rows)
     values = {(row["family"], row["split"], row["name"]): row for row in rows}
-    lines = [[*place, *(shown(values.get((*place, name))) for name in names)] for place in places]
+    lines = [
+        [place[0], split_title(place[1]), *(shown(values.get((*place, name))) for name in names)] for place in places
+    ]
     return ["", "on", *names.values()], lines
 
 
@@ -160,11 +166,16 @@ def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         if row["name"] == "exact_match":
             splits.setdefault(row["split"], []).append(f"{row['family']} {shown(row)}")
-    return [f"exact match by family, {split}: {', '.join(said)}" for split, said in splits.items()]
+    return [f"exact match by family, {split_title(split)}: {', '.join(said)}" for split, said in splits.items()]
+
+
+def split_title(split: str) -> str:
+    """Return the name that people read for a `split`."""
+    return re.sub(r"(\w+) without (?:overlap|them)", r"deduplicated \1 set", split)
 
 
 def title(row: dict[str, Any]) -> str:
-    """What a number is called for a person."""
+    """Return the name that people read for a measure."""
     name: str = row["name"]
     return f"F1 of {row['label']}" if "label" in row else _TITLES.get(name, name.replace("_", " "))
 

@@ -20,7 +20,7 @@ def verdict(row: Mapping[str, Any]) -> str:
         return "no difference shown"
     measure = row["name"].removesuffix("_difference")
     better = (row["value"] < 0) == (measure in BETTER_WHEN_SMALLER)
-    where = ", on text that was trained on" if row.get("split") == TRAINED else ""
+    where = ", on training text" if row.get("split") == TRAINED else ""
     return f"{'better' if better else 'worse'} than {row['against']}{where}"
 
 

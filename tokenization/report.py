@@ -39,7 +39,7 @@ def tokenizer_report(
 
 def report_table(rows: list[dict[str, Any]]) -> Table:
     """The rows as a table for the terminal."""
-    table = Table(title="tokenizer, on text kept back", title_justify="left")
+    table = Table(title="tokenizer, on held-out text", title_justify="left")
     for column in ("tokenizer", "vocabulary", "bytes/token", "unknown", "tokens/doc", "used"):
         table.add_column(column, justify="left" if column == "tokenizer" else "right", no_wrap=True)
     for row in rows:

@@ -215,11 +215,11 @@ def _reasons(
     reasons = {
         "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
         "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
-        "context": "a model learns to copy what a text repeats, and the longer it trains the farther back",
+        "context": "the longer a model trains, the more context it learns to use",
         "vocabulary": f"about the square root of {text_bytes:,.0f} bytes of text",
         "batch": "grows with the tokens seen, to the power 0.38",
         "precision": "the processor multiplies bf16 in hardware" if bf16_is_native() else "no bf16 in hardware",
-        "weight_decay": "forgets within a third of a pass over the text, so as not to learn it by heart",
+        "weight_decay": "weights forget within a third of an epoch, so that the text is not memorised",
         "compiled": "takes up to 20 seconds and makes a step a third faster: pays from two minutes on",
     }
     given = {"size": any(getattr(settings, name) is not None for name in sizes)}

@@ -146,7 +146,7 @@ def choice_table(forecast: Forecast) -> Table:
             chosen.reasons["size"],
         ),
         ("context", f"{chosen.context_length:,} tokens", chosen.reasons["context"]),
-        ("batch", f"{chosen.batch_tokens:,} tokens an update", chosen.reasons["batch"]),
+        ("batch", f"{chosen.batch_tokens:,} tokens a step", chosen.reasons["batch"]),
         ("precision", chosen.precision, chosen.reasons["precision"]),
         ("optimizer", chosen.optimizer, ""),
         ("decay", f"{chosen.weight_decay:g}", chosen.reasons["weight_decay"]),
@@ -157,7 +157,7 @@ def choice_table(forecast: Forecast) -> Table:
             f"about {forecast.bits_per_byte:.2f}",
             "on English prose, from four runs of 3 to 30 minutes; less on plainer text",
         ),
-        ("passes", f"{forecast.epochs:.1f} over the text", _epochs_in_words(forecast)),
+        ("epochs", f"{forecast.epochs:.1f}", _epochs_in_words(forecast)),
         ("memory", f"{forecast.memory / 1e9:.1f} GB", "weights, optimizer, one micro-batch"),
     ]
     for row in rows:
@@ -168,7 +168,7 @@ def choice_table(forecast: Forecast) -> Table:
 def _epochs_in_words(forecast: Forecast) -> str:
     if forecast.epochs > 4:
         return "text seen more than four times teaches little (Muennighoff et al. 2023): more text, or a smaller model"
-    return "" if forecast.epochs >= 1 else "part of the text is never seen: a larger budget would use it"
+    return "" if forecast.epochs >= 1 else "the budget ends before all of the text is seen"
 
 
 def hardware_table(forecast: Forecast, settings: PlanSettings) -> Table:

@@ -117,5 +117,5 @@ def test_a_browser_shows_every_section_and_asks_for_nothing_else(folder):
         titles = tab.locator("h2").all_inner_texts()
         widths = [tab.locator("svg").nth(number).bounding_box()["width"] for number in range(2)]
         browser.close()
-    assert titles[0] == "Results" and "Does it use its context?" in titles and "The tokenizer" in titles
+    assert titles[0] == "Results" and "Loss by position" in titles and "Tokenizer" in titles
     assert all(width > 300 for width in widths) and len(asked) == 1 and not complaints

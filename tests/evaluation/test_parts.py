@@ -227,7 +227,7 @@ def test_examples_in_the_prompt_give_a_curve(models, tmp_path):
     assert [row["num_fewshot"] for row in found] == shots
     assert all("cut off" in row["note"] for row in found[2:])
     page = (out / "report.html").read_text()
-    assert "Does it learn from examples in its prompt?" in page and page.count("<svg") == 1
+    assert "Few-shot accuracy" in page and page.count("<svg") == 1
 
 
 def test_tasks_alone_need_no_text_and_give_a_row_for_each_number_of_examples(models, tmp_path, groundup):

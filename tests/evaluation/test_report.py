@@ -130,4 +130,4 @@ def test_a_curve_is_drawn_of_any_log(log, tmp_path):
 @pytest.mark.parametrize("count, said", [(1, "1 text only"), (7, "7 texts only"), (8, None)])
 def test_a_share_of_few_texts_is_said_to_be_one(count, said):
     rows = [{"name": "stopped", "value": 1.0, "dataset": "d", "split": "test", "baseline": None, "count": count}]
-    assert notes(rows) == ([f"what the model writes was measured on {said}"] if said else [])
+    assert notes(rows) == ([f"generated text was measured on {said}"] if said else [])

@@ -124,7 +124,7 @@ def test_what_makes_no_plan_is_said(options, words):
 
 def test_the_verb_prints_both_tables(groundup, story):
     printed = groundup("plan", "--data", story, "--max-steps", 10).stderr
-    for words in ("vocabulary", "tokens an update", "over the text", "NVIDIA H100", "US dollars"):
+    for words in ("vocabulary", "tokens a step", "epochs", "NVIDIA H100", "US dollars"):
         assert words in printed
     assert plan(text_bytes=1e6, max_steps=3).steps == 3
 
