@@ -77,7 +77,7 @@ class SmokeOption(Settings):
     """A short try."""
 
     smoke: bool = False
-    """Walk the same path with a tiny model and a little of the data, in seconds."""
+    """Run the same steps with a tiny model and a little of the data, in seconds."""
 
 
 @dataclass(kw_only=True)
@@ -85,7 +85,7 @@ class OutOption(Settings):
     """Where what is made goes."""
 
     out: Name | None = None
-    """A new or empty folder for what is made (default: a new one under runs/)."""
+    """Output folder, new or empty (default: a new one under runs/)."""
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ class DryRunOption(Settings):
     """Looking before leaping."""
 
     dry_run: bool = False
-    """Only say what would be done."""
+    """Only print what would be done."""
 
 
 @dataclass(kw_only=True)
@@ -109,7 +109,7 @@ class ResumeOption(Settings):
     """Going on after a stop."""
 
     resume: bool = False
-    """Go on from the newest whole state under --out, with the settings kept there; start if there is none."""
+    """Resume from the newest complete state under --out, with the settings saved there; start if there is none."""
 
 
 @dataclass(kw_only=True)
@@ -117,7 +117,7 @@ class SeedOption(Settings):
     """Where chance begins."""
 
     seed: Annotated[int, Interval(ge=0, le=MOST)] = 0
-    """Decides all that is left to chance: the same seed does the same again."""
+    """Seed of all random choices: the same seed gives the same result."""
 
 
 @dataclass(kw_only=True)
@@ -125,7 +125,7 @@ class TrustOption(Settings):
     """Code from others."""
 
     trust_remote_code: bool = False
-    """Run code that comes with a model, if it is not one of ours."""
+    """Run the code that comes with a model, if the model is not one of ours."""
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,7 @@ class DataOption(Settings):
     """What is read."""
 
     data: list[DataName] = field(default_factory=list)
-    """Text to learn from: files, folders, globs, Hub datasets, or python-docs; give it several times for more."""
+    """Training text: files, folders, globs, Hub datasets, or python-docs; may be given several times."""
 
 
 @dataclass(kw_only=True)
@@ -141,7 +141,7 @@ class TextOptions(DataOption):
     """What is read, and where in it the text stands."""
 
     text_column: Name | None = None
-    """The column with the text, for rows with several (default: found by its name)."""
+    """The column that holds the text, where a table has several (default: found by its name)."""
 
 
 @dataclass(kw_only=True)
@@ -149,7 +149,7 @@ class TokenizerOption(Settings):
     """A tokenizer that there is already."""
 
     tokenizer: ModelName | None = None
-    """A trained tokenizer, as a folder (made by `groundup tokenizer`, or a model's) or a name on the Hub."""
+    """A trained tokenizer: a folder (from `groundup tokenizer`, or a model's) or a name on the Hub."""
 
 
 @dataclass(kw_only=True)
@@ -165,11 +165,11 @@ class SizeOptions(VocabularyOption):
     """The sizes of a model that is made."""
 
     hidden_size: Annotated[int, Interval(ge=1, le=2**16)] | None = None
-    """Width of a model made here (default: by the plan)."""
+    """Width of a new model (default: by the plan)."""
     num_hidden_layers: Annotated[int, Interval(ge=1, le=2**12)] | None = None
-    """Blocks of a model made here (default: by the plan)."""
+    """Blocks of a new model (default: by the plan)."""
     context_length: Annotated[int, Interval(ge=1, le=2**24)] | None = None
-    """Tokens in a training row, and the longest text the model is made for (default: by the plan)."""
+    """Tokens in a training row, which is the context length of a new model (default: by the plan)."""
 
 
 @dataclass(kw_only=True)
@@ -177,7 +177,7 @@ class ModelConfigOption(Settings):
     """Every other choice of the architecture."""
 
     model_config: dict[str, Any] = field(default_factory=dict)
-    """Further fields of GroundupConfig for a model made here, as a mapping: '{"qk_norm": false}'."""
+    """Further fields of GroundupConfig for a new model, as a mapping: '{"qk_norm": false}'."""
 
 
 @dataclass(kw_only=True)
@@ -193,9 +193,9 @@ class BudgetOptions(Settings):
     """How long a run may take; one of them is given at most."""
 
     minutes: Positive | None = None
-    """Budget of the whole command, from its start to its last file [minutes]."""
+    """Budget of the whole command, from its start until its last file is written [minutes]."""
     max_steps: Count | None = None
-    """Budget in updates of the weights."""
+    """Budget in steps."""
 
 
 @dataclass(kw_only=True)
@@ -203,7 +203,7 @@ class BatchOptions(Settings):
     """The batch and the optimizer of a language model."""
 
     batch_tokens: Count | None = None
-    """Tokens in one update of the weights, about (default: by the plan)."""
+    """Tokens in one step, approximately (default: by the plan)."""
     optimizer: Optimizer = "muon"
     """muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all."""
 
@@ -213,10 +213,10 @@ class SamplingOptions(SeedOption):
     """How tokens are drawn."""
 
     max_new_tokens: Count = 200
-    """The most tokens to write."""
+    """Most tokens to generate."""
     temperature: Temperature = 0.8
-    """Above 1 wilder, below 1 tamer; 0 always takes the likeliest token."""
+    """Divides the logits before sampling; 0 always takes the likeliest token (greedy)."""
     top_k: CountOrNone = 50
-    """Draw from so many of the likeliest tokens; 0: from all."""
+    """Sample from this many of the likeliest tokens; 0: from all."""
     top_p: Annotated[float, Interval(gt=0, le=1)] = 0.95
-    """Draw from the likeliest tokens that together have this probability; 1: from all."""
+    """Sample from the likeliest tokens whose probabilities add up to this; 1: from all."""

@@ -15,13 +15,13 @@ from groundup.common.options import (
     VocabularyOption,
 )
 
-_SEED = "Written into the recipe; nothing here is left to chance."
-_SMOKE = "Walk the same path with the first megabyte of text."
+_SEED = "Written into the recipe; nothing here is random."
+_SMOKE = "Run the same steps with the first megabyte of text."
 
 
 @dataclass(kw_only=True)
 class TokenizerSettings(QuietOption, SmokeOption, SeedOption, OutOption, VocabularyOption, TextOptions):
-    """Train a tokenizer on nine tenths of a text, and report on the last tenth what it is worth."""
+    """Train a tokenizer on nine tenths of a text, and measure it on the last tenth."""
 
     meaning: ClassVar[dict[str, str]] = {
         "vocab_size": "Tokens in the vocabulary, special ones included (default: the power of two at the square root "
@@ -31,22 +31,20 @@ class TokenizerSettings(QuietOption, SmokeOption, SeedOption, OutOption, Vocabul
     }
 
     kind: Literal["bpe", "word"] = "bpe"
-    """bpe: byte-level BPE, any text comes back exactly; word: whole words, for teaching and comparison."""
+    """bpe: byte-level BPE, which decodes any text exactly; word: whole words, for teaching and comparison."""
 
 
 @dataclass(kw_only=True)
 class PrepareSettings(QuietOption, SmokeOption, ResumeOption, SeedOption, OutOption, TextOptions, TokenizerOption):
-    """Turn text into shards of token ids, nine tenths for training and the last tenth for validation."""
+    """Tokenize text into shards, nine tenths for training and the last tenth for validation."""
 
     meaning: ClassVar[dict[str, str]] = {
-        "data": "Text to tokenise: files, folders, globs, Hub datasets, or python-docs; give it several times for "
-        "more.",
+        "data": "Text to tokenize: files, folders, globs, Hub datasets, or python-docs; may be given several times.",
         "seed": _SEED,
-        "resume": "Go on where the same command was stopped, keeping the shards that are whole; start if there are "
-        "none.",
+        "resume": "Resume the same command, keeping its complete shards; start if there are none.",
         "smoke": _SMOKE,
     }
 
     part: Name | None = None
-    """I/N: do only the I-th of N parts, in a folder of its own under --out, where all of them join. Files are divided
-    if there are at least N, documents otherwise; each part keeps back its own last tenth."""
+    """I/N: prepare only part I of N, in its own folder under --out, where all parts meet. Files are divided if there
+    are at least N, otherwise documents; each part holds out its own last tenth."""

@@ -23,39 +23,39 @@ from groundup.common.options import (
 
 @dataclass(kw_only=True)
 class EvaluateSettings(QuietOption, SmokeOption, SeedOption, TrustOption, ResumeOption, OutOption, TextOptions):
-    """Measure causal language models, on a text and on tasks, with baselines beside them; several are compared."""
+    """Measure causal language models on text and on tasks, beside baselines; compare several models."""
 
     meaning: ClassVar[dict[str, str]] = {
-        "data": "The text to predict: files, folders, globs or Hub datasets. It must not have been trained on.",
-        "out": "A new folder for metrics.json and report.html (default: a new one under runs/).",
-        "resume": "Go on with the evaluation in --out: what it has is kept, what failed is tried again.",
-        "seed": "Decides the samples, the examples of a prompt and the draws of the bootstrap.",
-        "smoke": "The same path in seconds: a little of the text, 8 rows of a task, 2 samples.",
+        "data": "The test text: files, folders, globs or Hub datasets. The model must not have been trained on it.",
+        "out": "Output folder for metrics.json and report.html (default: a new one under runs/).",
+        "resume": "Resume the evaluation in --out: finished parts are kept, failed parts are tried again.",
+        "seed": "Seed of the samples, the few-shot examples and the bootstrap.",
+        "smoke": "Run the same steps in seconds: a little of the text, 8 rows of a task, 2 samples.",
     }
 
     model: list[ModelName] = field(default_factory=list)
-    """A model's folder or its name on the Hub: ours, or any that AutoModelForCausalLM loads. Of several the others are
-    compared with the first."""
+    """A model's folder or Hub name: ours, or any that AutoModelForCausalLM loads. Of several, each is compared with the
+    first."""
     train_data: list[DataName] = field(default_factory=list)
-    """The text the model was trained on: adds baselines that learnt from it, and how much of it comes back word for
-    word."""
+    """The text the model was trained on: adds baselines trained on it, and measures how much of it the model copies
+    verbatim."""
     tasks: list[FileName] = field(default_factory=list)
-    """Tasks of lm-eval: ours (docs_last_word, docs_module, docs_text, instruction_...), a standard one if the Hub can
-    be reached, or a YAML file. A comma separates several."""
+    """Tasks of lm-eval: ours (docs_last_word, docs_module, docs_text, instruction_...), a standard one (needs the Hub),
+    or a YAML file; separate several with commas."""
     num_fewshot: list[Annotated[int, Interval(ge=0, le=10_000)]] = field(default_factory=lambda: [0])
-    """Examples before each question of a task; several, as in 0,1,2,4,8, give a curve."""
+    """Few-shot examples before each question of a task; several numbers, such as 0,1,2,4,8, give a curve."""
     limit: Count | None = None
-    """Only the first rows of each task (default: all)."""
+    """Use only this many rows of each task, from the first (default: all)."""
     stride: Count | None = None
-    """Also measure with a window every so many tokens, so that every token has context before it."""
+    """Also measure with overlapping windows, one every this many tokens, so that every token has context before it."""
     by_document: bool = False
     """Also measure each document alone, so that no token is predicted from another document."""
     samples: CountOrNone = 8
-    """Texts written, from the beginnings of documents of --data, to measure their quality; 0: none."""
+    """Texts to generate from the beginnings of documents of --data, to measure their quality; 0: none."""
     compare_tokenizer: list[ModelName] = field(default_factory=list)
-    """Folders of tokenizers to compare the model's with (default: GPT-2's, where it is in the Hub's cache)."""
+    """Tokenizer folders to compare with the model's tokenizer (default: GPT-2's, if it is in the Hub's cache)."""
     batch_rows: Count = 16
-    """Windows scored at once (fewer where windows are long); changes the speed and nothing else."""
+    """Windows scored at once (fewer if windows are long); changes only the speed."""
 
     def __post_init__(self) -> None:
         """Bring every value into its type; a comma may separate tasks."""

@@ -21,20 +21,20 @@ from groundup.common.options import (
 
 @dataclass(kw_only=True)
 class MergeSettings(QuietOption, TrustOption, OutOption):
-    """Fold a LoRA adapter into its base: one full checkpoint that computes the same."""
+    """Merge a LoRA adapter into its base model: one full checkpoint with the same outputs."""
 
     adapter: ModelNameOrNone = ""
-    """An adapter's folder or its name on the Hub."""
+    """An adapter's folder or Hub name."""
     base: ModelName | None = None
-    """The model that the adapter was trained on (default: the one that the adapter names)."""
+    """The model that the adapter was trained on (default: the one named in the adapter)."""
 
 
 @dataclass(kw_only=True)
 class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
-    """Turn a GPT-2 checkpoint into one of ours that computes exactly the same."""
+    """Convert a GPT-2 checkpoint into one of ours with exactly the same outputs."""
 
     meaning: ClassVar[dict[str, str]] = {
-        "tokenizer": "The tokenizer, as a folder or a Hub name (default: the files that lie beside the weights)."
+        "tokenizer": "The tokenizer: a folder or a Hub name (default: the files beside the weights)."
     }
 
     source: ModelNameOrNone = ""
@@ -43,45 +43,45 @@ class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
 
 @dataclass(kw_only=True)
 class ExportSettings(QuietOption, OutOption, CheckpointOption):
-    """Turn a checkpoint of ours into a stock model that computes exactly the same and needs no code of ours."""
+    """Convert a checkpoint of ours into a stock model with exactly the same outputs, which needs no code of ours."""
 
     meaning: ClassVar[dict[str, str]] = {
         "out": "A new or empty folder, or with --to gguf a new file NAME.gguf (default: a new folder under runs/)."
     }
 
     to: StockForm | None = None
-    """The stock model to become: a folder for transformers and whoever reads its models, or one file for llama.cpp."""
+    """The target: a folder for transformers and every tool that reads its models, or (gguf) a file for llama.cpp."""
 
 
 @dataclass(kw_only=True)
 class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
-    """Publish a checkpoint on the Hub: prove that it loads in a clean process, write its card, push one commit."""
+    """Publish a checkpoint on the Hub: verify that it loads in a clean process, write its card, push one commit."""
 
     meaning: ClassVar[dict[str, str]] = {
         "checkpoint": "The folder of a checkpoint: a model, an adapter, or an exported twin.",
-        "dry_run": "Go through the gate and show the files, their sizes and the card; send nothing.",
-        "trust_remote_code": "Run modeling files that are not this package's own, to prove that they work.",
+        "dry_run": "Run every check and print the files, their sizes and the card; send nothing.",
+        "trust_remote_code": "Run modeling files that are not this package's own, to verify that they work.",
     }
 
     repo_id: NameOrNone = ""
-    """The repository, as OWNER/NAME; it is made if it does not exist."""
+    """The repository, OWNER/NAME; it is created if it does not exist."""
     license: Name | None = None
-    """The licence that the Hub shows, by its identifier there, such as apache-2.0 (default: the recipe's)."""
+    """The licence shown on the Hub, by its identifier, such as apache-2.0 (default: the recipe's)."""
     language: Names = field(default_factory=list)
-    """Languages of the text, as ISO 639 codes such as en; give it several times for more (default: the recipe's)."""
+    """Languages of the text, as ISO 639 codes such as en; may be given several times (default: the recipe's)."""
     base_model: Name | None = None
-    """The name on the Hub of the model that an adapter or a fine-tuned model was made from (default: as recorded)."""
+    """The Hub name of the base model of an adapter or a fine-tuned model (default: as recorded)."""
     private: bool = False
-    """Make a new repository private; an existing public one is refused."""
+    """Create the repository as private; an existing public one is refused."""
     branch: Name | None = None
-    """The branch to commit to (default: main); it is made if it does not exist."""
+    """The branch to commit to (default: main); it is created if it does not exist."""
     pull_request: bool = False
     """Open a pull request instead of committing to main."""
     tag: Name | None = None
-    """A name for this version, such as v1.0, put on the commit."""
+    """A tag for the commit, such as v1.0."""
     message: Name | None = None
-    """The commit's message (default: says what is published)."""
+    """The commit message (default: names what is published)."""
     with_twin: list[StockForm] = field(default_factory=list)
-    """Publish this stock form of the model too, in a repository beside it: OWNER/NAME-qwen3."""
+    """Also publish this stock form of the model, in a repository of its own: OWNER/NAME-qwen3."""
     space: bool = False
-    """Publish the playground for this model too, as a Space that the Hub runs: OWNER/NAME-space."""
+    """Also publish the playground for this model, as a Space that the Hub runs: OWNER/NAME-space."""
