@@ -60,7 +60,8 @@ def evaluate(settings: EvaluateSettings) -> Path:
 
     Takes an `EvaluateSettings` or its fields by keyword. What is done is kept: `resume` goes on from there, and a part
     that fails does not lose the others. Under torchrun the processes share the text; all else the first one does.
-    Raises `InputError` for a model, a text or a task that cannot be read, and where nothing could be measured.
+    Raises `InputError` for a model, a text or a task that cannot be read and, when all else is written, for a part that
+    failed.
     """
     state = processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     console.quiet = settings.quiet or (state is not None and not state.is_main_process)
@@ -182,9 +183,12 @@ class Evaluation:
         write_page(out)
         self.parts.end()
         console.print(summary_table(read_metrics(out)))
-        if self.parts.failures:
-            say(f"{len(self.parts.failures)} parts failed; try them again: groundup evaluate --resume --out {out}")
         say(f"written to {out}: metrics.json, report.html")
+        if self.parts.failures:
+            failed = "; ".join(f"{part}: {reason}" for part, reason in self.parts.failures.items())
+            raise InputError(
+                f"all but this is written ({failed}): try it again: groundup evaluate --resume --out {out}"
+            )
         return out
 
     def _label_trained(self, rows: list[dict[str, Any]]) -> None:

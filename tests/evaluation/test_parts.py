@@ -88,14 +88,16 @@ def test_names_of_models_are_told_apart(tmp_path):
     assert names_of(["owner/model", "owner/model"])[1] != "owner/model"
 
 
-def test_a_part_that_fails_loses_nothing_else_and_is_tried_again(models, text_file, tmp_path, monkeypatch, capfd):
+def test_a_part_that_fails_loses_nothing_else_and_is_tried_again(models, text_file, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
     def fail(*_):
         raise RuntimeError("the disk of the samples\nis gone")
 
     with monkeypatch.context() as broken:
         broken.setattr(measuring, "writing_part", fail)
-        out = evaluate(model=models[0], data=text_file, samples=1, out=str(tmp_path / "out"))
-    assert "--resume" in capfd.readouterr().err
+        with pytest.raises(InputError, match=r"model: writing: the disk of the samples\).*--resume --out"):
+            evaluate(model=models[0], data=text_file, samples=1, out=str(out))
     assert rows(out, name="bits_per_byte") and not rows(out, name="distinct_1")
     assert read_metrics(out)["failures"] == {"groundup-model: writing": "the disk of the samples"}
     before = rows(out, name="bits_per_byte")
@@ -196,7 +198,9 @@ def test_what_is_wrong_from_the_start_leaves_no_folder_and_touches_none(models, 
 
 
 def test_a_stride_beyond_the_context_fails_alone(models, text_file, tmp_path):
-    out = evaluate(model=models[0], data=text_file, stride=99, samples=0, out=str(tmp_path / "out"), quiet=True)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"all but this is written .*--stride 99 must lie between 1 and"):
+        evaluate(model=models[0], data=text_file, stride=99, samples=0, out=str(out), quiet=True)
     assert "--stride 99 must lie between 1 and" in read_metrics(out)["failures"]["groundup-model: language, strided"]
     assert rows(out, name="bits_per_byte")
 
