@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
-from groundup.common.checkpoint_files import CARD_FILE, GGUF_WEIGHTS, RECIPE_FILE
 from groundup.common.console import console, say
-from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import CARD_FILE, GGUF_WEIGHTS, RECIPE_FILE
 from groundup.common.settings import read_yaml, verb
 from groundup.inference.kinds import auto_class_of
 from groundup.publishing.conversion import export

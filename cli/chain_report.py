@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 
 from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe, Stage
-from groundup.common.checkpoint_files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS
 from groundup.common.console import console, say
-from groundup.common.files import atomic_write
+from groundup.common.files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS, atomic_write
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.page import document, sections, table
 from groundup.evaluation.report import summary_table

@@ -15,8 +15,7 @@ from typing import Any
 from groundup import __version__
 from groundup.cli import help
 from groundup.common import clock
-from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, is_disk_full, near
-from groundup.common.files import user_path
+from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, is_disk_full, near, user_path
 from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
 
 

@@ -18,11 +18,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.cli.inspection import Inspection, Lens
-from groundup.common.checkpoint_files import CARD_FILE, CURVE_FILE
-from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import CARD_FILE, CURVE_FILE
 from groundup.inference.generation import Sampling, can_slide, encode_prompt
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 from groundup.inference.writing import Messages, Writing, conversation_ids
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported

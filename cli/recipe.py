@@ -10,10 +10,9 @@ from typing import Any
 
 from groundup import __version__
 from groundup.cli.main import VERBS, find
-from groundup.common.checkpoint_files import CARD_FILE, PAGE_FILE
 from groundup.common.contents import KEPT_APART, content_of, digest, files_of
-from groundup.common.errors import InputError, near
-from groundup.common.files import atomic_write, user_path
+from groundup.common.errors import InputError, near, user_path
+from groundup.common.files import CARD_FILE, PAGE_FILE, atomic_write
 from groundup.common.options import what_is_read
 from groundup.common.settings import Settings, hints_of, read_yaml, settings_from, spelt
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import yaml
 
-from groundup.common.checkpoint_files import ADAPTER_FILE
-from groundup.common.errors import InputError
-from groundup.common.files import sha256_of, user_path
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import ADAPTER_FILE, sha256_of
 
 KEPT_APART = ("checkpoints", "work")  # folders in a run's folder that are needed to go on with it alone
 _BASE = "base_model_name_or_path"

@@ -1,9 +1,11 @@
-"""The one error that is the user's to mend, and the suggestion of a near name."""
+"""What a person gave: the paths and names that they meant, a near name for a wrong one, and the errors to tell."""
 
+import contextlib
 import difflib
 import errno
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -11,7 +13,7 @@ class InputError(Exception):
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` when a known name resembles `name`, else an empty string."""
+    """Return ` (did you mean 'x'?)` when a known name resembles `name`, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -41,3 +43,33 @@ class Diverged(Exception):  # noqa: N818
 
 class Unavailable(Exception):  # noqa: N818 (the others here are named after what happened, too)
     """The Hub, or the way to it, did not do what was asked; nothing the user gave is wrong. Exit status 1."""
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a person means: the text as it stands where something lies there, else with `~` for a home.
+
+    Raises `InputError` for what cannot be a path at all: a name that is too long, or one with a NUL.
+    """
+    path = Path(text)
+    if not os.path.lexists(path):
+        with contextlib.suppress(RuntimeError):  # ~nobody/x
+            path = path.expanduser()
+    try:
+        path.lstat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            why = "is longer than a name can be" if isinstance(error, OSError) else "holds a NUL"
+            raise InputError(f"{printable(str(text))[:60]!r}… is the name of no file: it {why}") from error
+    return path
+
+
+def printable(name: str) -> str:
+    """Return a name as it can stand in one line of a message or a recipe: no line ends, no bytes that are not UTF-8."""
+    text = os.fsencode(name).decode(errors="replace") if not name.isascii() else name
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def public_name(source: str) -> str:
+    """Return a name that says no more of a path than its last part; a name on the Hub stays whole."""
+    path = user_path(source)
+    return printable(path.resolve().name if path.exists() or path.is_absolute() else source)

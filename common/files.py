@@ -1,7 +1,6 @@
-"""Files that are whole or not there: written beside their place, synced, then renamed."""
+"""Files that are whole or not there: written beside their place, synced, then renamed; a checkpoint's file names."""
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
@@ -9,7 +8,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from groundup.common.errors import InputError
+# The files in a checkpoint's folder, named once for all rooms.
+CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE = "config.json", "adapter_config.json", "config_overrides.json"
+MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS = "model.safetensors", "adapter_model.safetensors", "model.gguf"
+TOKENIZER_FILE = "tokenizer.json"
+METRICS_FILE, RECIPE_FILE, LOG_FILE = "metrics.json", "recipe.yaml", "log.jsonl"
+CARD_FILE, CURVE_FILE, PAGE_FILE = "README.md", "curve.png", "report.html"
 
 
 @contextlib.contextmanager
@@ -93,7 +97,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -105,33 +109,3 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def user_path(text: str | Path) -> Path:
-    """The path that a person means: the text as it stands where something lies there, else with `~` for a home.
-
-    Raises `InputError` for what cannot be a path at all: a name that is too long, or one with a NUL.
-    """
-    path = Path(text)
-    if not os.path.lexists(path):
-        with contextlib.suppress(RuntimeError):  # ~nobody/x
-            path = path.expanduser()
-    try:
-        path.lstat()
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
-            why = "is longer than a name can be" if isinstance(error, OSError) else "holds a NUL"
-            raise InputError(f"{printable(str(text))[:60]!r}… is the name of no file: it {why}") from error
-    return path
-
-
-def printable(name: str) -> str:
-    """A name as it can stand in one line of a message or a recipe: no line ends, no bytes that are not UTF-8."""
-    text = os.fsencode(name).decode(errors="replace") if not name.isascii() else name
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def public_name(source: str) -> str:
-    """A name that says no more of a path than its last part; a name on the Hub stays whole."""
-    path = user_path(source)
-    return printable(path.resolve().name if path.exists() or path.is_absolute() else source)

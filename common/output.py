@@ -19,10 +19,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from groundup.common.checkpoint_files import ADAPTER_FILE, CONFIG_FILE, METRICS_FILE, RECIPE_FILE, TOKENIZER_FILE
 from groundup.common.console import say
-from groundup.common.errors import InputError, is_disk_full
-from groundup.common.files import printable, remove, sync_folder, sync_tree, user_path
+from groundup.common.errors import InputError, is_disk_full, printable, user_path
+from groundup.common.files import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    TOKENIZER_FILE,
+    remove,
+    sync_folder,
+    sync_tree,
+)
 from groundup.common.settings import read_yaml
 
 STATE = ".groundup"

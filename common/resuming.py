@@ -8,8 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from groundup.common.errors import InputError
-from groundup.common.files import public_name, user_path
+from groundup.common.errors import InputError, public_name, user_path
 from groundup.common.settings import Settings
 
 OF_THE_CALL = ("out", "resume", "quiet")

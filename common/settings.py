@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
-from groundup.common.errors import InputError, near
-from groundup.common.files import atomic_write, public_name
+from groundup.common.errors import InputError, near, public_name
+from groundup.common.files import atomic_write
 
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")

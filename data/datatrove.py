@@ -16,10 +16,9 @@ import numpy.typing as npt
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import TOKENIZER_FILE
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import sha256_of
+from groundup.common.files import TOKENIZER_FILE, sha256_of
 from groundup.data.tokens import TokenStream
 from groundup.tokenization.folder import fingerprint, load_tokenizer
 

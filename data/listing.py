@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, near
-from groundup.common.files import printable, user_path
+from groundup.common.errors import InputError, near, printable, user_path
 from groundup.data.readers import ROW_KINDS, TEXT_KINDS, is_saved_dataset, kind_of
 from groundup.data.values import listed
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import console, say
-from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, public_name
+from groundup.common.errors import InputError, public_name
+from groundup.common.files import RECIPE_FILE, atomic_folder
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.resuming import refuse
 from groundup.common.settings import read_yaml, verb, write_yaml

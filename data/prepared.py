@@ -10,9 +10,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import RECIPE_FILE
-from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import RECIPE_FILE
 from groundup.common.settings import read_yaml
 from groundup.data.datatrove import DS_FILES, open_datatrove
 from groundup.data.documents import Share

@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils import logging as hub_logging
 
 from groundup.common.console import say
-from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, printable, sha256_of
+from groundup.common.errors import InputError, printable
+from groundup.common.files import atomic_folder, sha256_of
 from groundup.data.csv_rows import find_form, read_csv
 from groundup.data.json_rows import read_json
 from groundup.data.tables import ArrowTable, FileTable, Table

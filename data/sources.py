@@ -21,8 +21,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, is_disk_full
-from groundup.common.files import printable, sha256_of, user_path
+from groundup.common.errors import InputError, is_disk_full, printable, user_path
+from groundup.common.files import sha256_of
 from groundup.data import python_docs
 from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Part, Share, Texts, blocks, stretch
 from groundup.data.listing import Named, list_files, list_folder

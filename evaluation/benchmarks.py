@@ -24,10 +24,9 @@ from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.errors import InputError, near
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, near, user_path
 from groundup.evaluation.intervals import mean_interval
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 
 TASKS_FOLDER = Path(__file__).parent / "tasks"
 NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's name -> ours

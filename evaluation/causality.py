@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from groundup.common.errors import InputError
-from groundup.inference.properties import context_of, device_of, evaluating
+from groundup.inference.loading import context_of, device_of, evaluating
 
 TOLERANCE = 1e-3  # between logits of the same positions, relative to their spread
 

@@ -23,7 +23,7 @@ from groundup.data.example_rows import ExampleRows
 from groundup.data.examples import Examples
 from groundup.evaluation.lettering import can_write, fonts_for
 from groundup.evaluation.verdict import MAJORITY, SVM
-from groundup.inference.properties import device_of, require_known
+from groundup.inference.loading import device_of, require_known
 
 UNKNOWN = "(a label that training had not)"
 BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # the most of either that go through the model at once

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.evaluation.language_parts import Text
 from groundup.evaluation.units import units
 from groundup.inference.generation import Sampling, encode_prompt, stream_tokens
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 
 COPIED_BYTES = 50  # a run of so many bytes that stands in the training text counts as copied
 PREFIX_TOKENS = 32

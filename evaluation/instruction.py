@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.data.conversations import Conversation, ConversationRows
 from groundup.data.windows import IGNORED
 from groundup.evaluation.units import as_compared, units
-from groundup.inference.properties import context_of, device_of, evaluating
+from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once
 BATCH_PROMPTS = 64  # answered at once

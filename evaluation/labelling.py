@@ -11,8 +11,7 @@ from groundup.common.errors import InputError
 from groundup.data.example_rows import encode_examples
 from groundup.data.examples import load_texts
 from groundup.evaluation.classification import predict
-from groundup.inference.loading import load_model
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of, load_model
 
 PREDICTIONS_FILE = "predictions.csv"
 OURS = ("text", "label", "probability")  # columns, before those of the labels

@@ -10,9 +10,9 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
+from groundup.common.files import RECIPE_FILE
 from groundup.common.settings import read_yaml
 from groundup.data.documents import Documents
 from groundup.data.sources import PYTHON_DOCS
@@ -23,7 +23,7 @@ from groundup.evaluation.ngram import ngram_score
 from groundup.evaluation.scoring import language_rows, unigram_score, xz_bits_per_byte
 from groundup.evaluation.token_scores import TokenScores, UnitSums
 from groundup.evaluation.windows import Windows, disjoint, document_ends, each_document_alone, strided
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 

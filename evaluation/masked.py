@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import IGNORED, Masking, SlidingWindow
 from groundup.evaluation.scoring import LanguageScore
-from groundup.inference.properties import device_of, evaluating
+from groundup.inference.loading import device_of, evaluating
 
 NOTE = "a masked token is seen from both sides: the sum is no likelihood of the text, so there are no bits per byte"
 

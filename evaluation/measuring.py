@@ -15,11 +15,10 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import MODEL_WEIGHTS
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.contents import content_of, digest
-from groundup.common.errors import InputError, Interrupted
-from groundup.common.files import sha256_of, user_path
+from groundup.common.errors import InputError, Interrupted, user_path
+from groundup.common.files import MODEL_WEIGHTS, sha256_of
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from groundup.common.checkpoint_files import METRICS_FILE
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_write, sha256_of
+from groundup.common.files import METRICS_FILE, atomic_write, sha256_of
 
 PACKAGES = ("groundup", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 

@@ -10,8 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from groundup.common.checkpoint_files import PAGE_FILE
-from groundup.common.files import atomic_write
+from groundup.common.files import PAGE_FILE, atomic_write
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.report import BESIDE, family_lines, notes, result_lines, section, shown, title
 

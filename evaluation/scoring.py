@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from groundup.data.tokens import TokenStream
 from groundup.data.windows import IGNORED
 from groundup.evaluation.windows import Windows, disjoint
-from groundup.inference.properties import device_of, evaluating, plain_head, require_known
+from groundup.inference.loading import device_of, evaluating, plain_head, require_known
 from groundup.tokenization.token_bytes import TokenBytes
 
 BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once

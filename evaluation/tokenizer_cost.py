@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import TOKENIZER_FILE
+from groundup.common.files import TOKENIZER_FILE
 from groundup.evaluation.parts import names_of
 from groundup.tokenization.folder import load_tokenizer, plain_backend
 from groundup.tokenization.token_bytes import TokenBytes, bytes_lost

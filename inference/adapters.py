@@ -5,55 +5,27 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
-from groundup.common.checkpoint_files import METRICS_FILE, MODEL_WEIGHTS, OVERRIDES_FILE, TOKENIZER_FILE
-from groundup.common.errors import InputError
-from groundup.common.files import sha256_of, user_path
-from groundup.inference.from_pretrained import check_place, load_network, new_modules, quiet_transformers
-from groundup.inference.kinds import overrides_of, read_json
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import METRICS_FILE, MODEL_WEIGHTS, OVERRIDES_FILE, TOKENIZER_FILE, sha256_of
+from groundup.inference.kinds import ADAPTER_CLASSES, overrides_of, read_json
 from groundup.tokenization.folder import load_tokenizer
 
 BASE_SHA256 = "base_weights_sha256"  # among what metrics.json says of the training
 
-KINDS: dict[str | None, Any] = {
-    "CAUSAL_LM": AutoModelForCausalLM,
-    "SEQ_CLS": AutoModelForSequenceClassification,
-    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
-    "TOKEN_CLS": AutoModelForTokenClassification,
-    "QUESTION_ANS": AutoModelForQuestionAnswering,
-    None: AutoModelForMaskedLM,  # which peft has no name for
-}
 
+def what_to_load(source: str | Path, base: str | None, kind: Any) -> tuple[str, Any, dict[str, Any]]:
+    """Return the name of an adapter's base, the Auto class to load it by, and the fields of its config to change.
 
-def load_adapter(
-    source: str | Path, *, base: str | None = None, trust_remote_code: bool = False, kind: Any = None
-) -> PeftModel:
-    """The base of an adapter with the adapter beside its weights, in evaluation mode.
-
-    Args:
-        source: a folder or a Hub name that has adapter_config.json.
-        base: where the base is, if not where the adapter says.
-        trust_remote_code: run code that comes with the base.
-        kind: the Auto class of the kind of model that is wanted; by default any will do.
-
-    Raises:
-        InputError: in one sentence, where adapter or base are missing, do not belong together, or lack weights.
+    `base` and `kind` are as in `load_adapter`. Raises `InputError` for an adapter that is not whole, is for another
+    kind of model, or was trained on another base.
     """
     settings = adapter_settings(source)
     base = base or settings.get("base_model_name_or_path")
@@ -62,30 +34,32 @@ def load_adapter(
     weights = file_of(source, SAFETENSORS_WEIGHTS_NAME)
     if weights is None:
         raise InputError(f"{source} has no {SAFETENSORS_WEIGHTS_NAME}: save the adapter again")
-    own_kind = KINDS.get(settings.get("task_type"))
+    own_kind = getattr(transformers, ADAPTER_CLASSES.get(settings.get("task_type"), ""), None)
     if own_kind is None or kind not in (None, own_kind):
         raise InputError(f"{source} is an adapter for {settings.get('task_type')}: give a model of another kind")
     _check_base(source, base)
     file_of(source, OVERRIDES_FILE)  # of one on the Hub it is fetched, to lie beside the weights
-    overrides = overrides_of(weights.parent)
-    try:
-        model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=True, **overrides)
-    except InputError as error:
-        raise InputError(f"the adapter {source} needs its base; {error}") from error
-    new = new_modules(model)
+    return base, own_kind, overrides_of(weights.parent)
+
+
+def attach(model: PreTrainedModel, source: str | Path, base: str, new: list[str]) -> PeftModel:
+    """Put an adapter beside the weights of its base, in evaluation mode; `new` are modules without weights so far.
+
+    Raises `InputError` where the adapter does not fit the base, or neither of them has the weights of a module.
+    """
     tokens, embedding = len(tokenizer_of(source, base)), model.get_input_embeddings()
     if tokens > cast(nn.Embedding, embedding).num_embeddings:
         model.resize_token_embeddings(tokens, mean_resizing=False)
     try:
-        adapted = adapt(model, source)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, SafetensorError):
-            raise InputError(
-                f"{SAFETENSORS_WEIGHTS_NAME} of {source} is cut short, or none: fetch or save it again"
-            ) from error
+        adapted = _read_adapter(model, source)
+    except SafetensorError as error:
+        raise InputError(
+            f"{SAFETENSORS_WEIGHTS_NAME} of {source} is cut short, or none: fetch or save it again"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the adapter {source} does not fit its base {base}: {reason}") from error
-    brought = tuple(settings.get("modules_to_save") or ())
+    brought = tuple(adapter_settings(source).get("modules_to_save") or ())
     if random := [name for name in new if not name.endswith(brought)]:
         raise InputError(f"neither the adapter {source} nor its base {base} has weights for {', '.join(random[:3])}: "
                          "give it a whole base, or train it again")  # fmt: skip
@@ -95,18 +69,18 @@ def load_adapter(
 
 
 def tokenizer_of(source: str | Path, base: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer that came with an adapter, or its base's where it has none of its own."""
+    """Return the tokenizer that came with an adapter, or its base's where it has none of its own."""
     if file_of(source, TOKENIZER_FILE) is not None:
         return load_tokenizer(source)
     return load_tokenizer(base or adapter_settings(source).get("base_model_name_or_path") or source)
 
 
-def adapt(model: PreTrainedModel, source: str | Path) -> PeftModel:
-    """The model with an adapter beside its weights, in evaluation mode.
+def _read_adapter(model: PreTrainedModel, source: str | Path) -> PeftModel:
+    """Return the model with an adapter beside its weights, in evaluation mode.
 
     Raises `ValueError` for an adapter whose file lacks some of its tensors: peft warns, and leaves them at their start.
     """
-    with quiet_transformers(), warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         adapted = PeftModel.from_pretrained(model, str(source)).eval()
     missing = next((str(one.message) for one in said if "missing adapter keys" in str(one.message)), None)
@@ -124,8 +98,8 @@ def _check_base(source: str | Path, base: str) -> None:
 
 
 def adapter_settings(source: str | Path) -> dict[str, Any]:
-    """What adapter_config.json says. Raises `InputError` where there is none."""
-    path = find_adapter_config_file(str(check_place(source)))
+    """Return what adapter_config.json says. Raises `InputError` where there is none."""
+    path = find_adapter_config_file(str(user_path(source)))
     if path is None:
         here = user_path(source).exists()
         why = "it has no adapter_config.json" if here else "there is no such folder, and none was found on the Hub"
@@ -134,7 +108,7 @@ def adapter_settings(source: str | Path) -> dict[str, Any]:
 
 
 def fold(adapted: PeftModel) -> PreTrainedModel:
-    """The base with the adapter added to its weights, in place: a model like any other, with the same logits.
+    """Add the adapter to the weights of its base, in place, and return a model like any other with the same logits.
 
     Where embedding and head share their weights and the adapter sets them apart, they become two: merged while they are
     one, each would get the other's part as well.
@@ -157,7 +131,7 @@ def fold(adapted: PeftModel) -> PreTrainedModel:
 
 
 def _plain(layer: Any) -> Any:
-    """The layer of the base that peft wrapped."""
+    """Return the layer of the base that peft wrapped."""
     while True:
         inner = getattr(layer, "base_layer", None) or getattr(layer, "original_module", None)
         if inner is None:
@@ -166,7 +140,7 @@ def _plain(layer: Any) -> Any:
 
 
 def file_of(source: str | Path, name: str) -> Path | None:
-    """A file of an adapter's folder or repository, None where it has none of that name."""
+    """Return a file of an adapter's folder or repository, None where it has none of that name."""
     path = cached_file(
         str(user_path(source)),
         name,
@@ -177,6 +151,6 @@ def file_of(source: str | Path, name: str) -> Path | None:
 
 
 def json_of(source: str | Path, name: str) -> dict[str, Any]:
-    """What a JSON file of an adapter's folder or repository says; nothing where there is none."""
+    """Return what a JSON file of an adapter's folder or repository says; nothing where there is none."""
     path = file_of(source, name)
     return {} if path is None else read_json(path)

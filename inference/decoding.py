@@ -18,7 +18,7 @@ from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from groundup.inference.properties import device_of
+from groundup.inference.loading import device_of
 from groundup.modeling import GroundupForCausalLM, GroundupModel
 from groundup.modeling.modeling_groundup import (
     CACHE,

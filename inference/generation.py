@@ -13,10 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
-from groundup.common.options import SamplingOptions
-from groundup.common.settings import checked, hints_of
 from groundup.inference.decoding import decoder_for
-from groundup.inference.properties import context_of, evaluating, require_known
+from groundup.inference.loading import context_of, evaluating, require_known
 from groundup.modeling.modeling_groundup import every_thread_reads, is_plain_weight
 from groundup.tokenization.folder import structure_ids
 
@@ -37,6 +35,9 @@ class Sampling:
     """Token ids that end the text and are no part of it; empty: those that the model's generation config names."""
 
     def __post_init__(self) -> None:
+        from groundup.common.options import SamplingOptions  # what a setting may be is declared there
+        from groundup.common.settings import checked, hints_of
+
         for name, hint in hints_of(SamplingOptions).items():
             object.__setattr__(self, name, checked(name, getattr(self, name), hint))
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from groundup.common.checkpoint_files import ADAPTER_FILE, ADAPTER_WEIGHTS, CONFIG_FILE, OVERRIDES_FILE
-from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import ADAPTER_FILE, ADAPTER_WEIGHTS, CONFIG_FILE, OVERRIDES_FILE
 
 # The Auto class of a model, by how the name of its class ends.
 AUTO_CLASSES = {

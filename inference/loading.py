@@ -1,23 +1,62 @@
-"""A folder or a name on the Hub -> a causal language model and its tokenizer, ready to be measured or to write."""
+"""A folder or a name on the Hub -> a model and its tokenizer, ready to be measured or to write; and what it is asked.
 
+Whatever fails on the way is told in one line.
+"""
+
+import contextlib
+import functools
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from torch import nn
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import CONFIG_NAME, find_adapter_config_file, logging
 
-from groundup.common.files import user_path
-from groundup.inference.from_pretrained import check_place, load_network
+from groundup.common.errors import InputError, printable, user_path
+from groundup.modeling import GroundupConfig
 from groundup.tokenization.folder import load_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+DEFAULT_CONTEXT = 1024  # tokens, for a model whose config names no limit
+_ENCODER = "an encoder cannot write"  # words of our models' own error
+# What transformers says at length, or not at all, in one line: (words of its message, our reason).
+_REASONS = (
+    ("contains custom code", "it brings code of its own: add --trust-remote-code if you trust whoever made it"),
+    ("ignore_mismatched_sizes", "its weights have other shapes than its config.json says: save the model again"),
+    ("for this kind of AutoModel", "it is a model of another kind: give {wanted}"),
+    ("does not recognize this architecture", "transformers knows no such model_type: look into its config.json"),
+    ("makes two models", "it is an encoder with a decoder: give {wanted}"),
+    (_ENCODER, "it is an encoder, which sees the words that follow: give {wanted}"),
+    ("couldn't connect", "there is no such folder, and the Hub cannot be reached"),
+    ("is not a local folder", "there is no such folder, and on the Hub no such model that you may read"),
+    ("deserializing header", "its file of weights is cut short, or none: fetch or save the model again"),
+    ("no file named", "it has no model.safetensors: give a folder with the weights"),
+)
+_WANTED = {
+    AutoModelForCausalLM: "a model that predicts the next token",
+    AutoModelForSeq2SeqLM: "an encoder with a decoder",
+    AutoModelForMaskedLM: "an encoder that predicts masked tokens",
+    AutoModelForSequenceClassification: "a classifier, such as the folder that groundup classify wrote",
+}
 
 
 def load_model(
@@ -33,20 +72,88 @@ def load_model(
     is missing, not whole, or no causal language model.
     """
     if is_adapter(source):
-        from groundup.inference.adapters import fold, load_adapter, tokenizer_of  # peft takes a while to import
+        from groundup.inference.adapters import fold, tokenizer_of  # peft takes a while to import
 
         model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))
         return model, tokenizer_of(source)
     return load_network(source, kind, trust_remote_code=trust_remote_code), load_tokenizer(source)
 
 
+def load_writer(
+    source: str | Path, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load what `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
+    check_place(source)
+    kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
+    return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
+
+
+def load_network(
+    source: str | Path, kind: Any, *, trust_remote_code: bool = False, new_head: bool = False, **config: Any
+) -> PreTrainedModel:
+    """Load a model as `load_model` does, without a tokenizer; `config` changes its fields, `new_head` may lack weights.
+
+    Weights that are missing are drawn at random; `new_modules` says of the result where. Raises `InputError` as
+    `load_model` does.
+    """
+    _check_folder(source)
+    wanted = "a language model or an encoder" if new_head else _WANTED.get(kind, f"a whole {kind.__name__}")
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        with quiet_transformers():
+            loaded: Any = kind.from_pretrained(
+                str(source),
+                dtype=torch.float32 if device.type == "cpu" else "auto",
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,  # a pickle can run code
+                output_loading_info=True,
+                **config,
+            )
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        raise InputError(f"cannot load a language model from {source}: {_reason(error, wanted)}") from error
+    model, info = loaded
+    if kind is AutoModelForCausalLM and _sees_ahead(model):
+        raise InputError(f"cannot load a language model from {source}: {_reason(ValueError(_ENCODER), wanted)}")
+    if info["missing_keys"] and not new_head:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise InputError(f"{source} has no weights for {missing}: give {wanted}")
+    model.new_weights = frozenset(info["missing_keys"])
+    return model.to(device).eval()
+
+
+def load_adapter(
+    source: str | Path, *, base: str | None = None, trust_remote_code: bool = False, kind: Any = None
+) -> "PeftModel":
+    """Load the base of an adapter and put the adapter beside its weights, in evaluation mode.
+
+    Args:
+        source: a folder or a Hub name that has adapter_config.json.
+        base: where the base is, if not where the adapter says.
+        trust_remote_code: run code that comes with the base.
+        kind: the Auto class of the kind of model that is wanted; by default any will do.
+
+    Raises:
+        InputError: in one sentence, where adapter or base are missing, do not belong together, or lack weights.
+    """
+    from groundup.inference import adapters  # peft takes a while to import
+
+    check_place(source)
+    base, own_kind, overrides = adapters.what_to_load(source, base, kind)
+    try:
+        model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=True, **overrides)
+    except InputError as error:
+        raise InputError(f"the adapter {source} needs its base; {error}") from error
+    with quiet_transformers():
+        return adapters.attach(model, source, base, new_modules(model))
+
+
 def is_adapter(source: str | Path) -> bool:
-    """Whether a folder or a name on the Hub holds a LoRA adapter. Raises `InputError` for what can be neither."""
+    """Return whether a folder or a Hub name holds a LoRA adapter. Raises `InputError` for what can be neither."""
     return find_adapter_config_file(str(check_place(source))) is not None
 
 
 def stored_dtype(source: str | Path) -> torch.dtype | None:
-    """The dtype of a model's weights as they are stored; None where that is not said, and for an adapter.
+    """Return the dtype of a model's weights as they are stored; None where that is not said, and for an adapter.
 
     Rounded to the dtype of its base, the sum of the two would lose most of what the adapter says.
     """
@@ -56,17 +163,8 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
     return stored
 
 
-def load_writer(
-    source: str | Path, *, trust_remote_code: bool = False
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """What `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
-    check_place(source)
-    kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
-    return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
-
-
 def _is_pair(source: str | Path) -> bool:
-    """Whether a model, or the one that an adapter is for, has an encoder and a decoder; False where there is none."""
+    """Return whether a model, or the base of an adapter, has an encoder and a decoder; False where there is none."""
     path = str(user_path(source))
     try:
         if adapter := find_adapter_config_file(path):
@@ -74,3 +172,155 @@ def _is_pair(source: str | Path) -> bool:
         return bool(PreTrainedConfig.get_config_dict(path)[0].get("is_encoder_decoder"))
     except (OSError, ValueError, AttributeError):  # the last for a config.json that holds no names and values
         return False  # `load_model` says what is wrong
+
+
+def new_modules(model: PreTrainedModel) -> list[str]:
+    """Return the names of the modules for which `load_network` found no weights: a classifier's head, perhaps a pooler.
+
+    A module that is new as a whole stands for all that lies in it.
+    """
+    missing = getattr(model, "new_weights", frozenset())
+    names = set()
+    for weight in missing:
+        name = weight.rpartition(".")[0]
+        while (parent := name.rpartition(".")[0]) and all(
+            f"{parent}.{inner}" in missing for inner, _ in model.get_submodule(parent).named_parameters()
+        ):
+            name = parent
+        names.add(name)
+    return sorted(names)
+
+
+def _sees_ahead(model: PreTrainedModel) -> bool:
+    """Return whether it is an encoder of transformers that its head alone makes a language model: it loads in silence.
+
+    Our own refuse that themselves.
+    """
+    config: Any = model.config
+    is_both = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not isinstance(config, GroundupConfig)
+    return is_both and getattr(config, "is_decoder", None) is False
+
+
+def check_place(source: str | Path) -> Path:
+    """Return where a model or an adapter lies. Raises `InputError` for a path or a name that can be neither."""
+    path = user_path(source)
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            raise InputError(f"{source} is a file for llama.cpp: give the folder of the model that it was made of")
+        raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(source).startswith((".", "~")) or len(path.parts) > 2:
+        raise InputError(f"{source} does not exist: give the folder of a model or its name on the Hub (owner/name)")
+    try:
+        validate_repo_id(str(source))
+    except HFValidationError as error:
+        raise InputError(
+            f"{printable(str(source))[:100]} does not exist and cannot be a name on the Hub: give the folder of a "
+            "model or its name there (owner/name)"
+        ) from error
+    _say_where(str(source))
+    return path
+
+
+def _check_folder(source: str | Path) -> None:
+    """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
+    path = check_place(source)
+    if path.is_dir() and not (path / CONFIG_NAME).is_file():
+        raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
+
+
+@functools.cache  # once for a name, however many of its files are asked for
+def _say_where(source: str) -> None:
+    from groundup.common.console import say  # rich, which nothing else here needs
+
+    say(f"there is no folder {source} here: looking for it on the Hub")
+
+
+def _reason(error: Exception, wanted: str) -> str:
+    """Return why a model could not be loaded, in one line; `wanted` says what to give instead of another kind."""
+    message = str(error).strip() or type(error).__name__
+    ours = [reason.format(wanted=wanted) for words, reason in _REASONS if words in message]
+    return ours[0] if ours else " ".join(message.split("\n\n")[0].split())[:300]
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep the libraries' reports, bars and warnings off the terminal: what matters is said as an error of ours."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        with without_bars(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Switch off transformers' bars over its files: ours shows how far the work is."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """Return the number of positions that a model was made for (tokens): 1,024 where its config names none."""
+    return stated_context(model) or DEFAULT_CONTEXT
+
+
+def stated_context(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that a model's config names (tokens), None where it names none."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions"):
+        if isinstance(limit := getattr(config, name, None), int) and limit > 0:
+            return limit
+    return None
+
+
+def require_known(model: PreTrainedModel, largest: int) -> None:
+    """Raise `InputError` where a model has no embedding for an id that is to be read."""
+    known = model.config.get_text_config().vocab_size
+    if largest >= known:
+        raise InputError(
+            f"the tokenizer gives the text a token {largest}, and the model knows only {known:,} tokens, from 0 on: "
+            "put the tokenizer that the model was trained with into its folder"
+        )
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Return where a model takes its ids: on the CPU where its weights lie on the disk until they are called."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off inside, and afterwards put every module back into the mode it was in."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+@torch.no_grad()
+def plain_head(model: PreTrainedModel) -> nn.Linear | None:
+    """Return the output embeddings if their weight times the last hidden states gives the logits: tried on a few ids.
+
+    None for a head with a bias or an adapter, and for a model that scales or caps its logits.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    ids = torch.arange(min(8, context_of(model)), device=device_of(model))[None]  # (1, T)
+    with evaluating(model):
+        hidden = getattr(model.base_model(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        logits = model(input_ids=ids, use_cache=False).logits
+    return head if hidden is not None and torch.equal(head(hidden), logits) else None

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import ADAPTER_FILE, OVERRIDES_FILE
-from groundup.inference.from_pretrained import without_bars
-from groundup.inference.properties import stated_context
+from groundup.common.files import ADAPTER_FILE, OVERRIDES_FILE
+from groundup.inference.loading import stated_context, without_bars
 from groundup.tokenization.folder import save_tokenizer
 
 if TYPE_CHECKING:

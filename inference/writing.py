@@ -5,12 +5,11 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import RECIPE_FILE
-from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, user_path
+from groundup.common.files import RECIPE_FILE
 from groundup.common.settings import read_yaml
 from groundup.inference.generation import Sampling, can_slide, check_text, room_after, stream_text
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 from groundup.tokenization.chat import ChatEncoder
 
 Messages = list[dict[str, str]]

@@ -7,15 +7,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from groundup.common.checkpoint_files import (
+from groundup.common.files import (
     ADAPTER_WEIGHTS,
     CARD_FILE,
     CURVE_FILE,
     GGUF_WEIGHTS,
     MODEL_WEIGHTS,
     RECIPE_FILE,
+    atomic_write,
+    sha256_of,
 )
-from groundup.common.files import atomic_write, sha256_of
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.metrics_file import own_metrics, read_metrics, write_metrics
 from groundup.evaluation.report import family_lines, notes, result_lines, section, shown, title

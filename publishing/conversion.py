@@ -27,15 +27,21 @@ from transformers import (
 )
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-from groundup.common.checkpoint_files import CONFIG_FILE, MODEL_WEIGHTS, RECIPE_FILE, TOKENIZER_FILE
 from groundup.common.console import console, say
-from groundup.common.errors import InputError, near
-from groundup.common.files import public_name, sha256_of, sync_file, sync_folder, user_path
+from groundup.common.errors import InputError, near, public_name, user_path
+from groundup.common.files import (
+    CONFIG_FILE,
+    MODEL_WEIGHTS,
+    RECIPE_FILE,
+    TOKENIZER_FILE,
+    sha256_of,
+    sync_file,
+    sync_folder,
+)
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import verb, write_yaml
 from groundup.evaluation.metrics_file import write_metrics
-from groundup.inference.from_pretrained import quiet_transformers
-from groundup.inference.loading import is_adapter, load_model, stored_dtype
+from groundup.inference.loading import is_adapter, load_model, quiet_transformers, stored_dtype
 from groundup.inference.saving import save_model
 from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4
 from groundup.modeling.gguf_file import gguf_form, write_gguf

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 import groundup
-from groundup.common.checkpoint_files import (
+from groundup.common.errors import InputError
+from groundup.common.files import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     CARD_FILE,
@@ -31,9 +32,8 @@ from groundup.common.checkpoint_files import (
     MODEL_WEIGHTS,
     RECIPE_FILE,
     TOKENIZER_FILE,
+    sha256_of,
 )
-from groundup.common.errors import InputError
-from groundup.common.files import sha256_of
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.inference.adapters import BASE_SHA256
 from groundup.inference.kinds import auto_class_of, read_json

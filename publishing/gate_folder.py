@@ -10,7 +10,8 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from groundup.common.checkpoint_files import (
+from groundup.common.errors import InputError, is_disk_full
+from groundup.common.files import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     CARD_FILE,
@@ -24,7 +25,6 @@ from groundup.common.checkpoint_files import (
     RECIPE_FILE,
     TOKENIZER_FILE,
 )
-from groundup.common.errors import InputError, is_disk_full
 from groundup.common.output import STATE
 from groundup.publishing.hub_errors import SECRET
 

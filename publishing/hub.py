@@ -35,9 +35,9 @@ from huggingface_hub.utils import (
 )
 from huggingface_hub.utils.sha import git_hash
 
-from groundup.common.checkpoint_files import CARD_FILE, RECIPE_FILE
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Unavailable
+from groundup.common.files import CARD_FILE, RECIPE_FILE
 from groundup.publishing.hub_errors import line, plain_words
 
 MAIN = "main"

@@ -12,23 +12,22 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from groundup.common.checkpoint_files import (
+from groundup.common.console import console, say
+from groundup.common.errors import InputError, public_name
+from groundup.common.files import (
     ADAPTER_WEIGHTS,
     CURVE_FILE,
     LOG_FILE,
     METRICS_FILE,
     MODEL_WEIGHTS,
     RECIPE_FILE,
+    sha256_of,
 )
-from groundup.common.console import console, say
-from groundup.common.errors import InputError
-from groundup.common.files import public_name, sha256_of
 from groundup.common.output import claim
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.evaluation.metrics_file import own_metrics, write_metrics
-from groundup.inference.adapters import adapter_settings, file_of, fold, load_adapter, tokenizer_of
-from groundup.inference.from_pretrained import load_network
-from groundup.inference.properties import context_of
+from groundup.inference.adapters import adapter_settings, file_of, fold, tokenizer_of
+from groundup.inference.loading import context_of, load_adapter, load_network
 from groundup.inference.saving import save_model
 from groundup.publishing.card import write_card
 from groundup.publishing.settings import MergeSettings

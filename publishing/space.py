@@ -14,8 +14,8 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 
 import groundup
-from groundup.common.checkpoint_files import CARD_FILE
 from groundup.common.errors import InputError
+from groundup.common.files import CARD_FILE
 
 APP_FILE, NEEDS_FILE, CODE_FOLDER = "app.py", "requirements.txt", "groundup/"
 _ROOT = Path(groundup.__file__).parent

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from groundup.common.checkpoint_files import ADAPTER_FILE, CONFIG_FILE, GGUF_WEIGHTS, TOKENIZER_FILE
-from groundup.common.files import public_name
+from groundup.common.errors import public_name
+from groundup.common.files import ADAPTER_FILE, CONFIG_FILE, GGUF_WEIGHTS, TOKENIZER_FILE
 from groundup.inference.kinds import auto_class_of, overrides_of, read_json
 
 _USE = """\

@@ -18,7 +18,7 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_a_process_that_only_writes_text_loads_few_modules():
-    assert HOUSE["loaded_to_write"]() <= 15
+    assert HOUSE["loaded_to_write"]() <= 8
 
 
 def test_training_takes_little_from_evaluation():

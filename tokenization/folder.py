@@ -12,8 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from groundup.common.errors import InputError, near
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, near, user_path
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to stop

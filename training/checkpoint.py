@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from groundup.common.console import say
 from groundup.common.files import remove, sha256_of
-from groundup.inference.from_pretrained import without_bars
+from groundup.inference.loading import without_bars
 from groundup.training.sharding import share_like, to_save
 
 if TYPE_CHECKING:

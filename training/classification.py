@@ -15,9 +15,9 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
+from groundup.common.files import RECIPE_FILE
 from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, verb, write_yaml
@@ -37,7 +37,7 @@ from groundup.evaluation.classification import (
     write_mistakes,
 )
 from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
-from groundup.inference.from_pretrained import load_network, quiet_transformers
+from groundup.inference.loading import load_network, quiet_transformers
 from groundup.tokenization.folder import structure_ids
 from groundup.training.adaptation import adapt
 from groundup.training.checkpoint import Position

@@ -36,8 +36,7 @@ from groundup.evaluation.instruction import (
     sample_table,
     write_answers,
 )
-from groundup.inference.from_pretrained import quiet_transformers
-from groundup.inference.loading import load_model
+from groundup.inference.loading import load_model, quiet_transformers
 from groundup.modeling import GroundupForConditionalGeneration
 from groundup.tokenization.chat import INPUT_JOINTS, ChatEncoder
 from groundup.tokenization.folder import CHAT_TOKENS

@@ -29,8 +29,7 @@ from groundup.data.conversations import (
     load_conversations,
 )
 from groundup.data.sources import check_exists, short_name
-from groundup.inference.loading import load_model
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of, load_model
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer

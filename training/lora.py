@@ -17,12 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from groundup.common.checkpoint_files import MODEL_WEIGHTS
 from groundup.common.console import say
-from groundup.common.errors import InputError, near
-from groundup.common.files import sha256_of, user_path
+from groundup.common.errors import InputError, near, user_path
+from groundup.common.files import MODEL_WEIGHTS, sha256_of
 from groundup.inference.adapters import BASE_SHA256
-from groundup.inference.from_pretrained import new_modules
+from groundup.inference.loading import new_modules
 from groundup.training.settings import LoraOptions
 
 _MATRICES = (nn.Linear, Conv1D, nn.Embedding)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from groundup.data.windows import IGNORED
-from groundup.inference.properties import plain_head
+from groundup.inference.loading import plain_head
 from groundup.modeling import GroundupForConditionalGeneration
 
 LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used a piece at a time

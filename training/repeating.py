@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from groundup.common import clock
-from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, atomic_write
+from groundup.common.files import RECIPE_FILE, atomic_folder, atomic_write
 from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, read_yaml, write_yaml

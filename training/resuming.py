@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from groundup.common.checkpoint_files import RECIPE_FILE
 from groundup.common.contents import files_of, weights_of
-from groundup.common.errors import InputError
-from groundup.common.files import atomic_write, printable, sha256_of, user_path
+from groundup.common.errors import InputError, printable, user_path
+from groundup.common.files import RECIPE_FILE, atomic_write, sha256_of
 from groundup.common.resuming import differing, is_longer, refuse
 from groundup.common.settings import read_yaml, settings_from
 from groundup.training.run_folder import RunFolder

@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.checkpoint_files import (
+from groundup.common.errors import InputError
+from groundup.common.files import (
     ADAPTER_WEIGHTS,
     CURVE_FILE,
     LOG_FILE,
     METRICS_FILE,
     MODEL_WEIGHTS,
     RECIPE_FILE,
+    atomic_folder,
+    atomic_write,
+    remove,
+    sha256_of,
 )
-from groundup.common.errors import InputError
-from groundup.common.files import atomic_folder, atomic_write, remove, sha256_of
 from groundup.common.output import STATE, move_up, tidy
 from groundup.common.settings import Settings, check_names, read_yaml, write_yaml
 from groundup.evaluation.curve import log_rows, plot_curve

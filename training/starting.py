@@ -15,8 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import say
-from groundup.common.errors import InputError
-from groundup.common.files import user_path
+from groundup.common.errors import InputError, user_path
 from groundup.common.settings import public_settings
 from groundup.data.overlap import KnownText, held_apart
 from groundup.data.preparation import TRAINING_BYTES
@@ -24,8 +23,7 @@ from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.scoring import LanguageScore, unigram_score, xz_bits_per_byte
-from groundup.inference.loading import load_model
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of, load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import (

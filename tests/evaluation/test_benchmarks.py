@@ -12,7 +12,7 @@ from groundup.evaluation.benchmarks import TASKS_FOLDER, as_lm, find_tasks, run_
 from groundup.evaluation.task_rows import documents
 from groundup.evaluation.token_scores import TokenScores
 from groundup.evaluation.windows import document_ends, each_document_alone
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 from groundup.tokenization.folder import save_tokenizer, structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 

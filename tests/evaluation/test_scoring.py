@@ -30,7 +30,7 @@ from groundup.evaluation.scoring import (
     unigram_score,
     xz_bits_per_byte,
 )
-from groundup.inference.properties import context_of, plain_head
+from groundup.inference.loading import context_of, plain_head
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.tokenization.word_level import train_word_level

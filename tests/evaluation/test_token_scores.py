@@ -16,7 +16,7 @@ from groundup.evaluation.scoring import score_stream
 from groundup.evaluation.token_scores import TokenScores
 from groundup.evaluation.verdict import verdict
 from groundup.evaluation.windows import disjoint, document_ends, each_document_alone, strided
-from groundup.inference.properties import context_of
+from groundup.inference.loading import context_of
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes

@@ -10,10 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
 from groundup.evaluation.metrics_file import write_metrics
-from groundup.inference.adapters import load_adapter
-from groundup.inference.from_pretrained import load_network
 from groundup.inference.kinds import auto_class_of
-from groundup.inference.loading import load_model
+from groundup.inference.loading import load_adapter, load_model, load_network
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing.card import write_card

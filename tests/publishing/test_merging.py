@@ -26,9 +26,7 @@ from transformers import (
 
 import groundup as package
 from groundup.common.errors import InputError
-from groundup.inference.adapters import load_adapter
-from groundup.inference.from_pretrained import load_network
-from groundup.inference.loading import load_model, load_writer
+from groundup.inference.loading import load_adapter, load_model, load_network, load_writer
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.publishing.proof import prove

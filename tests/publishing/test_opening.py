@@ -8,8 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from groundup.common.errors import InputError
-from groundup.inference.adapters import load_adapter
-from groundup.inference.loading import load_model, load_writer
+from groundup.inference.loading import load_adapter, load_model, load_writer
 from groundup.publishing.conversion import export
 from groundup.publishing.merging import merge
 

@@ -6,8 +6,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from groundup.common.errors import InputError
 from groundup.data.example_rows import for_classifying
-from groundup.inference.adapters import fold, load_adapter
-from groundup.inference.loading import load_model
+from groundup.inference.adapters import fold
+from groundup.inference.loading import load_adapter, load_model
 from groundup.inference.saving import save_adapter, save_model
 from groundup.modeling import (
     GroundupConfig,

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.inference.adapters import load_adapter
+from groundup.inference.loading import load_adapter
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training.run_folder import RunFolder
