@@ -19,7 +19,7 @@ from groundup.data import python_docs
 from groundup.data.documents import Documents
 from groundup.data.tokens import write_shards
 from groundup.evaluation.benchmarks import as_lm, quiet
-from groundup.evaluation.language_parts import BY_DOCUMENT, Text, score_text
+from groundup.evaluation.language import BY_DOCUMENT, Text, score_text
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import plain_backend, save_tokenizer

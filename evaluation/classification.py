@@ -1,29 +1,35 @@
-"""A classifier's predictions -> numbers, with baselines beside them, and a picture of what it confuses.
+"""Measure a classifier with baselines beside it, draw what it confuses, and label texts with it.
 
 Accuracy, macro-averaged F1 and Matthews' correlation are scikit-learn's; the baselines learn from the same rows.
 """
 
+import csv
+import io
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from sklearn.svm import LinearSVC
-from transformers import PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from groundup.data.example_rows import ExampleRows
-from groundup.data.examples import Examples
-from groundup.evaluation.lettering import can_write, fonts_for
-from groundup.evaluation.verdict import MAJORITY, SVM
-from groundup.inference.loading import device_of, require_known
+from groundup.common.console import ProgressBar, say
+from groundup.common.errors import InputError
+from groundup.data.example_rows import ExampleRows, encode_examples
+from groundup.data.examples import Examples, load_texts
+from groundup.evaluation.table import MAJORITY, SVM
+from groundup.inference.loading import context_of, device_of, load_model, require_known
 
 UNKNOWN = "(a label that training had not)"
 BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # the most of either that go through the model at once
@@ -35,6 +41,10 @@ TEXT_SHOWN = 2000  # characters of a mistaken text
 LABEL_SHOWN = 30  # characters of a label in the picture of the confusion
 NUMBERED_LABELS = 30  # the most that have numbers in that picture
 SMALLEST_FONT = 6.0  # points of a label there
+OWN_FONT = "DejaVu Sans"  # matplotlib brings it
+_NOT_TO_DRAW = ("Last Resort", "Color Emoji")  # boxes with a name in them; pictures that matplotlib cannot scale
+PREDICTIONS_FILE = "predictions.csv"
+OURS = ("text", "label", "probability")  # columns, before those of the labels
 
 Numbers = npt.NDArray[np.int64]
 
@@ -227,6 +237,34 @@ def _in_short(label: str) -> str:
     return line if len(line) <= LABEL_SHOWN else line[: LABEL_SHOWN - 1] + "…"
 
 
+def fonts_for(words: Sequence[str]) -> list[str]:
+    """The fonts that together have the letters of the words as far as any that is installed has; ours comes first."""
+    fonts = [OWN_FONT]
+    missing = {letter for word in words for letter in word} - _letters(font_manager.findfont(OWN_FONT))
+    for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.weight != 400, entry.name)):
+        if not missing:
+            break
+        if not any(kind in entry.name for kind in _NOT_TO_DRAW) and missing & (letters := _letters(entry.fname)):
+            fonts.append(entry.name)
+            missing -= letters
+    return list(dict.fromkeys(fonts))
+
+
+def can_write(word: str, fonts: Sequence[str]) -> bool:
+    """Whether fonts have all letters of a word, and it runs from left to right: matplotlib would turn others round."""
+    letters = set().union(*(_letters(font_manager.findfont(font)) for font in fonts))
+    return set(word) <= letters and not any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in word)
+
+
+@cache
+def _letters(path: str) -> frozenset[str]:
+    """The letters that a font has."""
+    try:
+        return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
+    except (OSError, RuntimeError):  # a font that matplotlib cannot read
+        return frozenset()
+
+
 def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> int:
     """Write the mistakes the model was surest of, one JSON object a line, and return how many it made in all."""
     predicted = probabilities.argmax(1)
@@ -244,3 +282,37 @@ def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_text(content, encoding="utf-8")
     return len(wrong)
+
+
+def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
+    """Label the texts of a table, or the lines of a text file, in their order.
+
+    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one for each label's, which has
+    the label's name; where one of the labels is called as a column of ours, all of them are `probability of NAME`. A
+    text longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model
+    that is no classifier and for texts that cannot be read.
+    """
+    texts = load_texts(data, text_column)
+    empty = sum(not text.strip() for text in texts)
+    if empty:
+        say(f"{empty:,} of {len(texts):,} texts are empty: their labels mean nothing")
+    model, tokenizer = load_model(
+        classifier, trust_remote_code=trust_remote_code, kind=AutoModelForSequenceClassification
+    )
+    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    context = min(context_of(model), tokenizer.model_max_length)
+    rows = encode_examples(texts, [""] * len(texts), names, tokenizer, context)
+    if rows.cut:
+        say(f"{rows.cut:,} of {len(texts):,} texts are longer than {context} tokens: cut there")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"the tokenizer of {classifier} has no padding token: train it with groundup classify")
+    with ProgressBar("labelling", total=1.0) as bar:
+        probabilities = predict(model, rows, int(tokenizer.pad_token_id), bar.update)  # type: ignore[arg-type]
+    written = io.StringIO()
+    table = csv.writer(written)  # whose lines end as in RFC 4180: with "\n" alone a text's own "\r" would get no quotes
+    clash = not set(OURS).isdisjoint(names)
+    table.writerow([*OURS, *(f"probability of {name}" if clash else name for name in names)])
+    for text, row in zip(texts, probabilities):
+        best = int(np.argmax(row))
+        table.writerow([text, names[best], f"{row[best]:.4f}", *(f"{value:.4f}" for value in row)])
+    return written.getvalue()

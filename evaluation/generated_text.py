@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.evaluation.language_parts import Text
-from groundup.evaluation.units import units
+from groundup.evaluation.language import Text
+from groundup.evaluation.metrics import units
 from groundup.inference.generation import Sampling, encode_prompt, stream_tokens
 from groundup.inference.loading import context_of
 

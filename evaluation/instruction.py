@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.data.conversations import Conversation, ConversationRows
 from groundup.data.windows import IGNORED
-from groundup.evaluation.units import as_compared, units
+from groundup.evaluation.metrics import as_compared, chrf, exact_match, rouge, units
 from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once
@@ -149,23 +149,22 @@ def _read(tokenizer: PreTrainedTokenizerFast, ids: list[int], stop_ids: Collecti
 def score_answers(
     answers: Sequence[Answer], references: Sequence[str], trained: Collection[str] = ()
 ) -> dict[str, float]:
-    """Measures of answers by name; all but chrF (0 to 100) are shares.
+    """Return measures of answers by name; all but chrF (0 to 100) are shares.
 
-    `exact_match`, `chrf`, `rouge_l`: see `AnswerMetric`. `stopped`: answers that end by themselves. `repetition`:
+    `exact_match` takes no account of white space around an answer, nor of how Unicode composes its letters; no more do
+    `chrf` (Popović 2015) and `rouge_l` (F1; Lin 2004). `stopped`: answers that end by themselves. `repetition`:
     sequences of four units (words, marks, letters where there are no blanks) that stood before in the same answer
     (Welleck et al. 2020). `copied`: wrong answers that are an answer of `trained`, word for word.
     """
-    from groundup.evaluation.answer_metrics import AnswerMetric  # a slow import that training does not need
-
-    texts = [answer.text for answer in answers]
-    measures: dict[str, float] = AnswerMetric().compute(predictions=texts, references=list(references))  # type: ignore
-    pairs = [(as_compared(text), as_compared(right)) for text, right in zip(texts, references)]
-    wrong = [text for text, right in pairs if text != right]
+    texts, right = [as_compared(answer.text) for answer in answers], [as_compared(text) for text in references]
     known = {as_compared(text) for text in trained}
+    wrong = [text for text, reference in zip(texts, right, strict=True) if text != reference]
     return {
-        **measures,
+        **exact_match(texts, right),
+        "chrf": chrf(texts, [[reference] for reference in right])["score"],
+        "rouge_l": rouge(texts, right, ["rougeL"])["rougeL"],
         "stopped": sum(answer.stopped for answer in answers) / len(answers),
-        "repetition": sum(map(repetition, texts)) / len(texts),
+        "repetition": sum(repetition(answer.text) for answer in answers) / len(answers),
         "copied": sum(text in known for text in wrong if text) / len(texts),
     }
 

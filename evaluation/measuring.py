@@ -6,32 +6,34 @@ for each model: language ── tasks ── text it writes ── tokenizer    
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.contents import content_of, digest
 from groundup.common.errors import InputError, Interrupted, user_path
-from groundup.common.files import MODEL_WEIGHTS, sha256_of
+from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, sha256_of
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
 from groundup.data.tokens import content_of_texts
-from groundup.evaluation.comparison import compare_language, compare_tasks
+from groundup.evaluation.comparison import UnitSums, compare_language, compare_tasks
 from groundup.evaluation.generated_text import writing_part
-from groundup.evaluation.language_parts import (
+from groundup.evaluation.language import (
     BY_DOCUMENT,
     HEADLINE,
     STRIDED,
     Text,
+    TokenScores,
     language_part,
     score_text,
     xz_part,
@@ -39,16 +41,16 @@ from groundup.evaluation.language_parts import (
 from groundup.evaluation.metrics_file import read_metrics, write_metrics
 from groundup.evaluation.page import write_page
 from groundup.evaluation.parts import VERB, Key, Part, Parts, name_of, names_of
-from groundup.evaluation.report import summary_table
 from groundup.evaluation.settings import EvaluateSettings
-from groundup.evaluation.token_scores import TokenScores, UnitSums
-from groundup.evaluation.tokenizer_cost import kinds_of_text, other_tokenizers, tokenizer_rows
-from groundup.evaluation.verdict import TRAINED
+from groundup.evaluation.table import TRAINED, summary_table
 from groundup.evaluation.windows import Windows
 from groundup.inference.kinds import require_next_token
 from groundup.inference.loading import load_model
+from groundup.tokenization.folder import load_tokenizer
+from groundup.tokenization.report import kinds_of_text, tokenizer_rows
 from groundup.tokenization.word_level import train_word_level
 
+GPT2 = "openai-community/gpt2"
 SMOKE_BYTES, SMOKE_ROWS, SMOKE_SAMPLES = 20_000, 8, 2
 KIND_BYTES = 200_000  # of the data, for the tokenizer's report
 
@@ -341,3 +343,11 @@ def _read_text(settings: EvaluateSettings) -> Text:
         documents = sample(documents, SMOKE_BYTES)
         training = None if training is None else sample(training, 10 * SMOKE_BYTES)
     return Text(documents, training, name_of(settings.data[0]), settings.seed, sources)
+
+
+def other_tokenizers(sources: Sequence[str]) -> dict[str | None, PreTrainedTokenizerFast]:
+    """The tokenizers to compare with, by name: those named, else GPT-2's where it is in the Hub's cache."""
+    if sources:
+        return {f"tokenizer of {name}": load_tokenizer(source) for name, source in zip(names_of(sources), sources)}
+    cached = try_to_load_from_cache(GPT2, TOKENIZER_FILE)
+    return {"GPT-2's tokenizer": load_tokenizer(Path(cached).parent)} if isinstance(cached, str) else {}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from groundup.common.files import PAGE_FILE, atomic_write
 from groundup.evaluation.metrics_file import read_metrics
-from groundup.evaluation.report import BESIDE, family_lines, notes, result_lines, section, shown, title
+from groundup.evaluation.table import BESIDE, family_lines, notes, result_lines, section, shown, title
 
 _COLOURS = ("#2171b5", "#d94801", "#238b45", "#6a51a3", "#636363")
 

@@ -1,13 +1,10 @@
-"""How well a model predicts text it has not seen: loss, perplexity, bits per byte, with two baselines beside them.
+"""Score how well a model predicts text it has not seen: loss, perplexity, bits per byte.
 
 The headline is taken over disjoint windows of the model's own context, so that every token is predicted once. Bits
 per byte divides by the UTF-8 bytes of the text itself, so that models with different tokenizers can be compared.
 """
 
-import itertools
-import lzma
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +17,16 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from groundup.data.tokens import TokenStream
-from groundup.data.windows import IGNORED
+from groundup.data.windows import IGNORED, Masking, SlidingWindow
 from groundup.evaluation.windows import Windows, disjoint
 from groundup.inference.loading import device_of, evaluating, plain_head, require_known
 from groundup.tokenization.token_bytes import TokenBytes
 
 BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once
-PRIMING_BYTES = 2**25  # of the training text shown to xz: about 20 seconds
 CHUNK_LOGITS = 2**24  # at most this many logits, 64 MiB in fp32, exist at once
+MASKED_NOTE = (
+    "a masked token is seen from both sides: the sum is no likelihood of the text, so there are no bits per byte"
+)
 
 
 @dataclass(frozen=True)
@@ -229,67 +228,39 @@ def _logits_and_targets(
         yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
 
 
-def unigram_score(
-    train: TokenStream,
-    validation: TokenStream,
-    vocab_size: int,
-    special_ids: Collection[int],
-    token_bytes: TokenBytes | None = None,
+@torch.inference_mode()
+def score_masked(
+    model: PreTrainedModel,
+    stream: TokenStream,
+    context_length: int,
+    masking: Masking,
+    *,
+    batch_rows: int = 16,
+    limit_tokens: int | None = None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> LanguageScore:
-    """The baseline that knows only how often each token stands in the training text, add-one smoothed.
+    """Sum an encoder's negative log likelihood of the tokens that `masking` hides in disjoint windows.
 
-    The same text tokens count as in `score_stream`; the probability is shared among the text tokens alone.
+    The same tokens are hidden each time. `limit_tokens` scores about so many positions only, in whole windows spread
+    evenly over the stream; `progress` is called with the share done and the loss so far as a text.
     """
-    is_text = np.ones(vocab_size, dtype=bool)
-    is_text[list(special_ids)] = False
-    weights = (_token_counts(train, vocab_size) + 1) * is_text
-    seen = _token_counts(validation, vocab_size) * is_text
-    log_probabilities = np.log(weights[is_text] / weights.sum())
-    bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
-    nats = -float((seen[is_text] * log_probabilities).sum())
-    return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
-
-
-def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
-    """How often each id stands in a stream, shape (vocab_size,)."""
-    return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size]
-
-
-def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = None) -> float | None:
-    """Bits `xz -9e` needs for one byte of the documents, None where they hold none.
-
-    The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. `primed_with`
-    is what it has seen before, the training text: the size is then what the documents add to the size of that, which
-    shows how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
-    """
-    before = [] if primed_with is None else _last_of(primed_with, PRIMING_BYTES)
-    alone, raw_alone = _xz(before) if before else (0, 0)
-    together, raw = _xz(itertools.chain(before, texts))
-    return 8 * (together - alone) / (raw - raw_alone) if raw > raw_alone else None
-
-
-def _xz(texts: Iterable[str]) -> tuple[int, int]:
-    """The bytes of documents compressed together, and their own."""
-    compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
-    compressed, raw, joiner = 0, 0, b""
-    for text in texts:
-        document = text.encode()
-        raw += len(document)
-        compressed += len(compressor.compress(joiner + document))
-        joiner = b"\n"
-    return compressed + len(compressor.flush()), raw
-
-
-def _last_of(texts: Iterable[str], most_bytes: int) -> list[str]:
-    """The last documents, as many as `most_bytes` have room for, and at least one."""
-    kept: deque[tuple[str, int]] = deque()
-    size = 0
-    for text in texts:
-        kept.append((text, len(text.encode())))
-        size += kept[-1][1]
-        while size > most_bytes and len(kept) > 1:
-            size -= kept.popleft()[1]
-    return [text for text, _ in kept]
+    windows = SlidingWindow(stream, max(1, min(context_length, len(stream) - 1)))
+    wanted = len(windows) if limit_tokens is None else min(len(windows), -(-limit_tokens // context_length))
+    chosen = np.arange(wanted) * len(windows) // max(1, wanted)
+    nats, tokens, correct, device = 0.0, 0, 0, device_of(model)
+    with evaluating(model):
+        for first in range(0, wanted, batch_rows):
+            numbers = chosen[first : first + batch_rows]
+            batch = masking.apply(windows.batch(numbers)["input_ids"], numbers)
+            hidden = batch["labels"] != IGNORED  # (B, T)
+            logits = model(input_ids=batch["input_ids"].to(device)).logits
+            logits, targets = logits[hidden.to(logits.device)].float(), batch["labels"][hidden].to(logits.device)
+            nats += functional.cross_entropy(logits, targets, reduction="sum").item()
+            correct += int((logits.argmax(-1) == targets).sum())
+            tokens += len(targets)
+            if progress:
+                progress(min(1.0, (first + batch_rows) / wanted), f"{nats / max(tokens, 1):.3f} nats/token")
+    return LanguageScore(nats, tokens, correct, None, context_length, MASKED_NOTE)
 
 
 def language_rows(

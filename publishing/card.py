@@ -19,7 +19,7 @@ from groundup.common.files import (
 )
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.metrics_file import own_metrics, read_metrics, write_metrics
-from groundup.evaluation.report import family_lines, notes, result_lines, section, shown, title
+from groundup.evaluation.table import family_lines, notes, result_lines, section, shown, title
 from groundup.publishing.usage import ModelKind, how_to_use, kind_of
 
 # What a kind of model cannot do.

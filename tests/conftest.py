@@ -102,6 +102,25 @@ def story(tmp_path, story_text):
 
 
 @pytest.fixture(scope="session")
+def accuracy_script():
+    """A metric as the library `evaluate` keeps its own on the Hub."""
+    return """import datasets
+import evaluate
+
+
+class Accuracy(evaluate.Metric):
+    def _info(self):
+        label = datasets.Value("int32")
+        features = datasets.Features({"predictions": label, "references": label})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        pairs = list(zip(predictions, references))
+        return {"accuracy": sum(one == other for one, other in pairs) / len(pairs)}
+"""
+
+
+@pytest.fixture(scope="session")
 def texts():
     return TEXTS
 

@@ -26,17 +26,18 @@ from groundup.data.examples import Columns, Examples, also_in, load_examples, lo
 from groundup.data.sources import short_name
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.evaluation.classification import (
+    PREDICTIONS_FILE,
     Measured,
     baselines,
     classification_rows,
     draw_confusion,
+    label_texts,
     log_loss,
     predict,
     scores,
     standard_error,
     write_mistakes,
 )
-from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
 from groundup.inference.loading import load_network, quiet_transformers
 from groundup.tokenization.folder import structure_ids
 from groundup.training.adaptation import adapt

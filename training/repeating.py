@@ -14,10 +14,9 @@ from groundup.common.output import claim, given_folder, is_begun, nothing_to_res
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
-from groundup.evaluation.classification import mean_rows
-from groundup.evaluation.labelling import PREDICTIONS_FILE, label_texts
+from groundup.evaluation.classification import PREDICTIONS_FILE, label_texts, mean_rows
 from groundup.evaluation.metrics_file import read_metrics, write_metrics
-from groundup.evaluation.report import summary_table
+from groundup.evaluation.table import summary_table
 from groundup.publishing.card import write_card
 from groundup.training.classification_preparation import PATHS
 from groundup.training.resuming import take_changes

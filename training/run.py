@@ -26,7 +26,7 @@ from groundup.common.errors import InputError
 from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes
 from groundup.evaluation.metrics_file import read_metrics
-from groundup.evaluation.report import summary_table
+from groundup.evaluation.table import summary_table
 from groundup.training.attention import attending_in_blocks
 from groundup.training.checkpoint import (
     Position,

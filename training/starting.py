@@ -22,7 +22,8 @@ from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.evaluation.scoring import LanguageScore, unigram_score, xz_bits_per_byte
+from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
+from groundup.evaluation.scoring import LanguageScore
 from groundup.inference.loading import context_of, load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.bpe import train_bpe

@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 
 import numpy as np
@@ -7,16 +9,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from groundup.data.example_rows import ExampleRows
+from groundup.data.example_rows import ExampleRows, for_classifying
 from groundup.data.examples import MOST_LABELS, Examples
-from groundup.evaluation import lettering
 from groundup.evaluation.classification import (
     MAJORITY,
+    OWN_FONT,
     SVM,
     Measured,
     baselines,
     classification_rows,
     draw_confusion,
+    label_texts,
     mean_rows,
     predict,
     scores,
@@ -24,9 +27,9 @@ from groundup.evaluation.classification import (
 )
 from groundup.evaluation.curve import plot_curve
 from groundup.evaluation.page import sections
-from groundup.evaluation.report import notes, result_lines, shown
-from groundup.evaluation.verdict import worth
+from groundup.evaluation.table import notes, result_lines, shown, worth
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
+from groundup.tokenization.folder import save_tokenizer
 
 TRAIN = Examples(["win money now", "free money", "see you at home", "on my way home", "home soon"], list("ssggg"))
 
@@ -218,7 +221,7 @@ def test_labels_in_any_script_are_drawn_or_numbered_and_never_boxes(tmp_path, mo
     figures, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: [figures.append(figure), save(figure, path)])
     if fonts == "no more than matplotlib's own":
-        own = [entry for entry in font_manager.fontManager.ttflist if entry.name == lettering.OWN_FONT]
+        own = [entry for entry in font_manager.fontManager.ttflist if entry.name == OWN_FONT]
         monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     labels = np.arange(len(SCRIPTS))
     draw_confusion(labels, labels, SCRIPTS, tmp_path / "confusion.png")
@@ -241,3 +244,41 @@ def test_predictions_do_not_depend_on_the_batch_a_row_is_in():
     alone = [predict(model, ExampleRows([ids[place]], np.zeros(1, np.int64)), 0)[0] for place in (0, 7, 150)]
     np.testing.assert_allclose(together[[0, 7, 150]], alone, atol=1e-5)
     np.testing.assert_allclose(together.sum(1), 1.0)
+
+
+def save_classifier(bpe, folder, names):
+    config = GroundupConfig(
+        vocab_size=len(bpe),
+        hidden_size=32,
+        num_hidden_layers=1,
+        max_position_embeddings=32,
+        pad_token_id=bpe.eos_token_id,
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+    )
+    GroundupForSequenceClassification(config).save_pretrained(folder)
+    save_tokenizer(for_classifying(bpe, 32), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def classifier(bpe, tmp_path):
+    return save_classifier(bpe, tmp_path / "classifier", ["no", "yes"])
+
+
+def test_the_answer_has_a_row_for_every_text_whatever_it_holds(classifier, tmp_path):
+    texts = ["one", "", "two\u2028three", "a lone\rreturn", '"four", five']
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8", newline="")
+    rows = list(csv.DictReader(io.StringIO(label_texts(classifier, str(tmp_path / "texts.txt")), newline="")))
+    assert [row["text"] for row in rows] == texts
+    assert all(row["label"] == max(("no", "yes"), key=lambda name: float(row[name])) for row in rows)
+
+
+@pytest.mark.parametrize("names", [["text", "label"], ["probability", "no"], ["probability of text", "text"]])
+def test_labels_that_are_called_as_our_columns_leave_every_column_its_own_name(bpe, tmp_path, names):
+    classifier = save_classifier(bpe, tmp_path / "odd", names)
+    (tmp_path / "texts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    header, *rows = csv.reader(io.StringIO(label_texts(classifier, str(tmp_path / "texts.txt"))))
+    assert len(set(header)) == len(header) == 5 and header[:3] == ["text", "label", "probability"]
+    assert [row[0] for row in rows] == ["one", "two"]
+    assert all(row[2] == max(row[3:]) and header[3 + row[3:].index(row[2])].endswith(row[1]) for row in rows)

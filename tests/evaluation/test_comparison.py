@@ -3,9 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from groundup.evaluation.comparison import compare_language, compare_tasks
-from groundup.evaluation.token_scores import UnitSums
-from groundup.evaluation.verdict import verdict
+from groundup.evaluation.comparison import UnitSums, compare_language, compare_tasks
+from groundup.evaluation.table import verdict
 
 
 def units(nats, bytes_=None):

@@ -15,7 +15,7 @@ from groundup.evaluation.instruction import (
     score_answers,
     write_answers,
 )
-from groundup.evaluation.report import family_lines, family_notes, section
+from groundup.evaluation.table import family_lines, family_notes, section
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForConditionalGeneration
 from groundup.tokenization.bpe import train_bpe
 
@@ -146,14 +146,3 @@ def test_samples_are_a_table_that_no_text_can_break():
     row = Conversation([{"role": "user", "content": "a|b\nc"}, {"role": "assistant", "content": "d"}])
     table = sample_table([row], [Answer("e\n\nf", False)], [Answer("d", True)])
     assert table.splitlines()[2] == "| a\\|b c | d | e f … | d |"
-
-
-def test_the_metric_is_one_that_evaluate_loads_by_its_path(tmp_path, monkeypatch):
-    import evaluate
-
-    from groundup.evaluation import answer_metrics
-
-    metric = evaluate.load(answer_metrics.__file__)
-    assert metric.compute(predictions=["a b"], references=["a b"]) == {
-        "exact_match": 1.0, "chrf": pytest.approx(100), "rouge_l": pytest.approx(1),
-    }  # fmt: skip

@@ -19,7 +19,7 @@ from transformers import pipeline
 from groundup.common.errors import InputError
 from groundup.evaluation.classification import scores
 from groundup.evaluation.instruction import Answer, score_answers
-from groundup.evaluation.library import METRICS_FOLDER, combine_metrics, load_metric, metric_names
+from groundup.evaluation.library import combine_metrics, load_metric, metric_names
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 from groundup.tokenization.folder import save_tokenizer
 
@@ -92,7 +92,7 @@ def test_a_metric_that_is_nowhere_is_the_users_error():
 class SpaceOfAMetric(BaseHTTPRequestHandler):
     """A hub with one Space, `evaluate-metric/brevity`."""
 
-    SCRIPT = (METRICS_FOLDER / "accuracy" / "accuracy.py").read_bytes().replace(b"Accuracy(", b"Brevity(")
+    SCRIPT = b""
 
     def do_GET(self):
         there = self.path.startswith("/spaces/evaluate-metric/brevity/") and self.path.endswith("/brevity.py")
@@ -110,7 +110,8 @@ class SpaceOfAMetric(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_metric_that_is_not_ours_is_asked_of_the_hub(tmp_path):
+def test_a_metric_that_is_not_ours_is_asked_of_the_hub(tmp_path, accuracy_script, monkeypatch):
+    monkeypatch.setattr(SpaceOfAMetric, "SCRIPT", accuracy_script.replace("Accuracy(", "Brevity(").encode())
     server = ThreadingHTTPServer(("127.0.0.1", 0), SpaceOfAMetric)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
@@ -178,12 +179,12 @@ def test_an_evaluation_suite_runs_on_our_classifier(classifier, tmp_path):
         "import datasets\n"
         "import evaluate\n"
         "from evaluate.evaluation_suite import SubTask\n\n"
+        "from groundup.evaluation.library import load_metric\n\n"
         "ROWS = datasets.Dataset.from_dict({'text': ['The cat', 'A log'], 'label': [0, 1]})\n\n\n"
         "class Suite(evaluate.EvaluationSuite):\n"
         "    def __init__(self, name):\n"
         "        super().__init__(name)\n"
-        f"        metric = evaluate.load({str(METRICS_FOLDER / 'accuracy')!r})\n"
-        "        arguments = {'metric': metric, 'label_mapping': {'LABEL_0': 0, 'LABEL_1': 1}}\n"
+        "        arguments = {'metric': load_metric('accuracy'), 'label_mapping': {'LABEL_0': 0, 'LABEL_1': 1}}\n"
         "        self.suite = [SubTask('text-classification', data=ROWS, args_for_task=arguments)]\n"
     )
     (found,) = evaluate.EvaluationSuite.load(str(script)).run(str(classifier))

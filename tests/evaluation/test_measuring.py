@@ -26,7 +26,7 @@ from transformers import (
 import groundup
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.evaluation.measuring import evaluate
+from groundup.evaluation.measuring import evaluate, other_tokenizers
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.inference.loading import load_model
@@ -284,3 +284,20 @@ def test_our_own_checkpoint_never_runs_the_code_it_carries(checkpoint):
 def test_the_settings_import_nothing_heavy():
     code = "import sys, groundup.evaluation.settings; print(*{'torch', 'transformers', 'datasets'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
+
+
+def test_tokenizers_named_stand_beside_and_gpt2s_only_where_it_is_at_hand(bpe, tmp_path, monkeypatch):
+    save_tokenizer(bpe, tmp_path / "theirs")
+    assert [*other_tokenizers([str(tmp_path / "theirs")])] == ["tokenizer of theirs"]
+    monkeypatch.setattr("groundup.evaluation.measuring.try_to_load_from_cache", lambda *_: None)
+    assert other_tokenizers([]) == {}
+    cached = str(tmp_path / "theirs" / "tokenizer.json")
+    monkeypatch.setattr("groundup.evaluation.measuring.try_to_load_from_cache", lambda *_: cached)
+    assert [*other_tokenizers([])] == ["GPT-2's tokenizer"]
+
+
+def test_tokenizers_in_folders_of_one_name_are_told_apart(bpe, tmp_path):
+    folders = [str(tmp_path / place / "tokenizer") for place in ("one", "two")]
+    for folder in folders:
+        save_tokenizer(bpe, folder)
+    assert [*other_tokenizers(folders)] == ["tokenizer of one/tokenizer", "tokenizer of two/tokenizer"]

@@ -10,10 +10,10 @@ import pytest
 from groundup.cli.recipe import find_recipe, read_recipe
 from groundup.common.errors import InputError, Interrupted
 from groundup.evaluation import measuring
+from groundup.evaluation.benchmarks import documents
 from groundup.evaluation.measuring import evaluate
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.parts import Key, Parts, names_of
-from groundup.evaluation.task_rows import documents
 from groundup.tokenization.folder import save_tokenizer
 
 

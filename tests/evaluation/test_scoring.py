@@ -22,14 +22,8 @@ from transformers import (
 
 from groundup.data.tokens import TokenStream
 from groundup.evaluation import scoring
-from groundup.evaluation.scoring import (
-    LanguageScore,
-    comparable_bytes,
-    language_rows,
-    score_stream,
-    unigram_score,
-    xz_bits_per_byte,
-)
+from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
+from groundup.evaluation.scoring import LanguageScore, comparable_bytes, language_rows, score_stream
 from groundup.inference.loading import context_of, plain_head
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes

@@ -16,8 +16,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from groundup.data.conversations import ConversationRows
 from groundup.data.tokens import TokenStream
-from groundup.evaluation.causality import check_causal
 from groundup.evaluation.instruction import answer_loss, write_answers
+from groundup.evaluation.language import check_causal
 from groundup.evaluation.scoring import score_stream
 from groundup.inference.decoding import FlatDecoder, ForwardDecoder, decoder_for
 from groundup.inference.generation import Sampling, lay_out_for_decoding, stream_tokens

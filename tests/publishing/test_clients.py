@@ -9,7 +9,6 @@ import transformers
 from peft import PeftModel
 
 import groundup.modeling  # noqa: F401 (for loading here what strangers load by the code that travels)
-from groundup.evaluation.library import METRICS_FOLDER
 
 IDS = torch.arange(2, 34)[None]
 LOGITS = """
@@ -196,12 +195,17 @@ print(list(load_dataset(own, split="train")["text"]))
 
 
 @pytest.mark.slow
-def test_evaluate_finds_a_metric_on_the_hub_and_scores_our_classifier(hub, published, stranger, worker):
+def test_evaluate_finds_a_metric_on_the_hub_and_scores_our_classifier(
+    hub, published, stranger, worker, accuracy_script
+):
     upload = f"""
 from huggingface_hub import HfApi
 HfApi().create_repo("evaluate-metric/accuracy", repo_type="space", space_sdk="gradio", exist_ok=True)
-HfApi().upload_folder(
-    repo_id="evaluate-metric/accuracy", repo_type="space", folder_path={str(METRICS_FOLDER / "accuracy")!r}
+HfApi().upload_file(
+    path_or_fileobj={accuracy_script!r}.encode(),
+    path_in_repo="accuracy.py",
+    repo_id="evaluate-metric/accuracy",
+    repo_type="space",
 )
 """
     worker("publisher", upload, token=hub.token)

@@ -2,7 +2,7 @@ import pytest
 
 from groundup.common.console import console
 from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.report import report_table, tokenizer_report
+from groundup.tokenization.report import LANGUAGES, kinds_of_text, report_table, tokenizer_report, tokenizer_rows
 from groundup.tokenization.word_level import train_word_level
 
 TRAIN = ["one two three four five six seven, and eight nine ten. " * 30]
@@ -41,3 +41,16 @@ def test_the_table_shows_every_row():
     with console.capture() as captured:
         console.print(report_table(rows))
     assert all(row["tokenizer"] in captured.get() for row in rows)
+
+
+def test_each_kind_of_text_has_its_cost_coverage_and_language_its_price_against_english(bpe, words, texts):
+    rows = tokenizer_rows({None: bpe, "word-level": words}, kinds_of_text({"mine": "\n".join(texts)}), seed=0)
+    values = {(row["name"], row["dataset"], row["baseline"]): row["value"] for row in rows}
+    whole = "\n".join(texts)
+    assert values["bytes_per_token", "mine", None] == pytest.approx(len(whole.encode()) / len(bpe.encode(whole)))
+    assert all(values["unknown_rate", kind, None] == 0 for kind in LANGUAGES)  # it knows every byte
+    assert values["unknown_rate", "Greek", "word-level"] > 0.5 > values["unknown_rate", "mine", "word-level"]
+    assert values["tokens_against_english", "English", None] == 1
+    greek, english = (len(bpe.encode(LANGUAGES[name])) for name in ("Greek", "English"))
+    assert values["tokens_against_english", "Greek", None] == pytest.approx(greek / english)
+    assert ("tokens_against_english", "Python code", None) not in values

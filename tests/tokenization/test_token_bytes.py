@@ -8,7 +8,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from groundup.data.tokens import write_shards
-from groundup.evaluation.scoring import comparable_bytes, unigram_score
+from groundup.evaluation.baselines import unigram_score
+from groundup.evaluation.scoring import comparable_bytes
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes, bytes_lost, is_byte_level

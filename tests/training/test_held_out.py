@@ -15,7 +15,7 @@ from groundup.data.conversations import load_conversations
 from groundup.data.documents import Documents
 from groundup.data.examples import Columns, load_examples
 from groundup.data.sources import load_documents
-from groundup.evaluation.language_parts import Text
+from groundup.evaluation.language import Text
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings

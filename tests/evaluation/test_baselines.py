@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundup.data.tokens import TokenStream
-from groundup.evaluation.ngram import KneserNey, ngram_score
-from groundup.evaluation.scoring import unigram_score
+from groundup.evaluation.baselines import KneserNey, ngram_score, unigram_score
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 
@@ -59,7 +58,7 @@ def test_it_is_kneser_ney_as_it_is_written():
 def test_a_text_read_in_pieces_scores_the_same(bpe, stream_of, texts, monkeypatch):
     stream, known = stream_of(texts, bpe), (len(bpe), structure_ids(bpe), TokenBytes.of(bpe))
     whole = ngram_score(stream, stream, *known)
-    monkeypatch.setattr("groundup.evaluation.ngram.READ_TOKENS", 37)
+    monkeypatch.setattr("groundup.evaluation.baselines.READ_TOKENS", 37)
     assert ngram_score(stream, stream, *known).nats == pytest.approx(whole.nats, rel=1e-12)
     assert whole.tokens == sum(len(bpe.encode(text)) for text in texts) and whole.bytes == stream.meta["bytes"]
 

@@ -13,8 +13,8 @@ from groundup.evaluation.classification import baselines
 from groundup.evaluation.generated_text import quality
 from groundup.evaluation.instruction import Answer, repetition, score_answers
 from groundup.evaluation.library import load_metric
-from groundup.evaluation.units import WordTokenizer, units
-from groundup.evaluation.verdict import SVM
+from groundup.evaluation.metrics import WordTokenizer, units
+from groundup.evaluation.table import SVM
 
 SCRIPTS = {
     "Chinese": "今天天气很好，我们去公园散步。",

@@ -13,8 +13,8 @@ from groundup.common.errors import InputError
 from groundup.evaluation import curve
 from groundup.evaluation.curve import plot_curve, read_log
 from groundup.evaluation.metrics_file import read_metrics, write_metrics
-from groundup.evaluation.report import notes, summary_table
 from groundup.evaluation.scoring import LanguageScore, language_rows
+from groundup.evaluation.table import notes, summary_table
 
 TRAINING = {"seconds": 61.5, "tokens": 1_234_567, "parameters": 2_560_000, "device": "cpu"}
 

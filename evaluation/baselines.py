@@ -1,11 +1,14 @@
-"""The baseline between counting tokens and a network: an interpolated Kneser-Ney n-gram model over the same tokens.
+"""Score a text without a network: by token frequencies, by a 5-gram model of the training text, and by xz.
 
-Kneser and Ney 1995, in the interpolated form of Chen and Goodman 1999, one discount an order (Ney et al. 1994). Built
-with numpy alone: every n-gram of the training text is a number, made of the number of its first n - 1 tokens and its
-last token.
+The n-gram model is Kneser and Ney's (1995), in the interpolated form of Chen and Goodman (1999) with one discount an
+order (Ney et al. 1994). It is built with numpy alone: every n-gram of the training text is a number, made of the number
+of its first n - 1 tokens and its last token.
 """
 
-from collections.abc import Collection
+import itertools
+import lzma
+from collections import deque
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +20,36 @@ from groundup.tokenization.token_bytes import TokenBytes
 
 ORDER = 5
 MOST_TOKENS = 2**24  # of the training text; it takes about 50 bytes of memory for each token and order
+PRIMING_BYTES = 2**25  # of the training text shown to xz: about 20 seconds
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+
+def unigram_score(
+    train: TokenStream,
+    validation: TokenStream,
+    vocab_size: int,
+    special_ids: Collection[int],
+    token_bytes: TokenBytes | None = None,
+) -> LanguageScore:
+    """The baseline that knows only how often each token stands in the training text, add-one smoothed.
+
+    The same text tokens count as in `score_stream`; the probability is shared among the text tokens alone.
+    """
+    is_text = np.ones(vocab_size, dtype=bool)
+    is_text[list(special_ids)] = False
+    weights = (_token_counts(train, vocab_size) + 1) * is_text
+    seen = _token_counts(validation, vocab_size) * is_text
+    log_probabilities = np.log(weights[is_text] / weights.sum())
+    bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
+    nats = -float((seen[is_text] * log_probabilities).sum())
+    return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
+
+
+def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
+    """How often each id stands in a stream, shape (vocab_size,)."""
+    return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size]
 
 
 @dataclass(frozen=True)
@@ -118,3 +148,40 @@ def ngram_score(
         tokens += int(is_text.sum())
     bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
     return LanguageScore(nats, tokens, 0, bytes_, ORDER - 1, note)
+
+
+def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = None) -> float | None:
+    """Bits `xz -9e` needs for one byte of the documents, None where they hold none.
+
+    The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. `primed_with`
+    is what it has seen before, the training text: the size is then what the documents add to the size of that, which
+    shows how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
+    """
+    before = [] if primed_with is None else _last_of(primed_with, PRIMING_BYTES)
+    alone, raw_alone = _xz(before) if before else (0, 0)
+    together, raw = _xz(itertools.chain(before, texts))
+    return 8 * (together - alone) / (raw - raw_alone) if raw > raw_alone else None
+
+
+def _xz(texts: Iterable[str]) -> tuple[int, int]:
+    """The bytes of documents compressed together, and their own."""
+    compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    compressed, raw, joiner = 0, 0, b""
+    for text in texts:
+        document = text.encode()
+        raw += len(document)
+        compressed += len(compressor.compress(joiner + document))
+        joiner = b"\n"
+    return compressed + len(compressor.flush()), raw
+
+
+def _last_of(texts: Iterable[str], most_bytes: int) -> list[str]:
+    """The last documents, as many as `most_bytes` have room for, and at least one."""
+    kept: deque[tuple[str, int]] = deque()
+    size = 0
+    for text in texts:
+        kept.append((text, len(text.encode())))
+        size += kept[-1][1]
+        while size > most_bytes and len(kept) > 1:
+            size -= kept.popleft()[1]
+    return [text for text, _ in kept]

@@ -9,12 +9,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.common.errors import InputError
 from groundup.data.tokens import TokenStream
-from groundup.evaluation.causality import check_causal
-from groundup.evaluation.comparison import compare_language
-from groundup.evaluation.intervals import draws, interval, language_draws, mean_interval
+from groundup.evaluation.comparison import compare_language, draws, interval, language_draws, mean_interval
+from groundup.evaluation.language import TokenScores, check_causal
 from groundup.evaluation.scoring import score_stream
-from groundup.evaluation.token_scores import TokenScores
-from groundup.evaluation.verdict import verdict
+from groundup.evaluation.table import verdict
 from groundup.evaluation.windows import disjoint, document_ends, each_document_alone, strided
 from groundup.inference.loading import context_of
 from groundup.tokenization.bpe import train_bpe
