@@ -1,1 +1,1 @@
-"""Weights to numbers, each with a baseline beside it: language measures, text written, reports."""
+"""Turn weights into numbers, each beside a baseline: scores of a text, of answers and of labels, tables and pages."""

@@ -33,7 +33,7 @@ def unigram_score(
     special_ids: Collection[int],
     token_bytes: TokenBytes | None = None,
 ) -> LanguageScore:
-    """The baseline that knows only how often each token stands in the training text, add-one smoothed.
+    """Score a text by how often each token stands in the training text, add-one smoothed.
 
     The same text tokens count as in `score_stream`; the probability is shared among the text tokens alone.
     """
@@ -48,13 +48,13 @@ def unigram_score(
 
 
 def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
-    """How often each id stands in a stream, shape (vocab_size,)."""
+    """Return how often each id stands in a stream, shape (vocab_size,)."""
     return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size]
 
 
 @dataclass(frozen=True)
 class _Order:
-    """What is known of the n-grams of one length, each array over the n-grams or over their contexts."""
+    """The counts of the n-grams of one length; each array is over the n-grams or over their contexts."""
 
     keys: Ints  # sorted: context · V + last token
     counts: Ints  # of each n-gram: how often it stands there, or for lower orders after how many different tokens
@@ -74,7 +74,7 @@ class KneserNey:
         self.vocab_size = vocab_size
         ids = np.asarray(ids, np.int64)
         self._orders: list[_Order] = []
-        contexts = np.zeros(len(ids), np.int64)  # number of the n - 1 tokens before each place
+        contexts = np.zeros(len(ids), np.int64)  # number of the n - 1 tokens before each position
         levels: list[tuple[Ints, Ints, Ints]] = []
         for length in range(1, order + 1):
             keys, numbers, counts = np.unique(
@@ -83,13 +83,15 @@ class KneserNey:
             levels.append((keys, numbers, counts))
             contexts = np.concatenate([np.zeros(length, np.int64), numbers[:-1]])
         for level, (keys, _, counts) in enumerate(levels):
-            if level + 1 < order:  # lower orders are only asked where the longer context fails: count kinds, not places
+            if (
+                level + 1 < order
+            ):  # lower orders are only asked where the longer context fails: count kinds, not occurrences
                 counts = self._kinds_before(*levels[level][:2], levels[level + 1][1])
             self._orders.append(self._describe(keys, counts, len(levels[level - 1][0]) if level else 1))
 
     @staticmethod
     def _kinds_before(keys: Ints, numbers: Ints, longer: Ints) -> Ints:
-        """For each n-gram, before how it is preceded: the number of different n + 1-grams that end in it."""
+        """Count the different tokens that precede each n-gram: the different n + 1-grams that end in it."""
         _, first = np.unique(longer, return_index=True)
         return np.bincount(numbers[first + 1], minlength=len(keys))
 
@@ -101,7 +103,7 @@ class KneserNey:
         return _Order(keys, counts, np.bincount(context, counts, contexts).astype(np.int64), kinds, discount)
 
     def probabilities(self, ids: npt.ArrayLike) -> Floats:
-        """The probability of each id of a text but the first, given those before it: shape (N - 1,)."""
+        """Return the probability of each id of a text but the first, given those before it: shape (N - 1,)."""
         ids = np.asarray(ids, np.int64)
         result = np.full(len(ids), 1 / self.vocab_size)
         contexts = np.zeros(len(ids), np.int64)  # -1 where the training text has no such context
@@ -120,10 +122,10 @@ class KneserNey:
         return result[1:]
 
     def _find(self, order: _Order, contexts: Ints, ids: Ints) -> Ints:
-        """The numbers of n-grams among those of the training text, -1 for one that is not there."""
+        """Return the numbers of n-grams among those of the training text, -1 for one that is not there."""
         wanted = contexts * self.vocab_size + ids
-        places = np.minimum(np.searchsorted(order.keys, wanted), len(order.keys) - 1)
-        return np.where((order.keys[places] == wanted) & (contexts >= 0), places, -1)
+        found = np.minimum(np.searchsorted(order.keys, wanted), len(order.keys) - 1)
+        return np.where((order.keys[found] == wanted) & (contexts >= 0), found, -1)
 
 
 def ngram_score(
@@ -151,11 +153,11 @@ def ngram_score(
 
 
 def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = None) -> float | None:
-    """Bits `xz -9e` needs for one byte of the documents, None where they hold none.
+    """Return the bits that `xz -9e` needs for one byte of the documents, None where they hold none.
 
-    The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. `primed_with`
-    is what it has seen before, the training text: the size is then what the documents add to the size of that, which
-    shows how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
+    The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. With
+    `primed_with`, the training text, the size is what the documents add to the compressed training text, which shows
+    how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
     """
     before = [] if primed_with is None else _last_of(primed_with, PRIMING_BYTES)
     alone, raw_alone = _xz(before) if before else (0, 0)
@@ -164,7 +166,7 @@ def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = N
 
 
 def _xz(texts: Iterable[str]) -> tuple[int, int]:
-    """The bytes of documents compressed together, and their own."""
+    """Return the size in bytes of documents compressed together, and their own."""
     compressor = lzma.LZMACompressor(format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
     compressed, raw, joiner = 0, 0, b""
     for text in texts:
@@ -176,7 +178,7 @@ def _xz(texts: Iterable[str]) -> tuple[int, int]:
 
 
 def _last_of(texts: Iterable[str], most_bytes: int) -> list[str]:
-    """The last documents, as many as `most_bytes` have room for, and at least one."""
+    """Return the last documents, as many as fit into `most_bytes`, and at least one."""
     kept: deque[tuple[str, int]] = deque()
     size = 0
     for text in texts:

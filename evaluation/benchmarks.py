@@ -52,7 +52,7 @@ class TaskResult:
 
 
 def find_tasks(names: Sequence[str]) -> TaskManager:
-    """A task manager that knows `names`: tasks, groups, or YAML files. Raises `InputError` for one that it does not.
+    """Return a task manager that knows `names`: tasks, groups, or YAML files. Raises `InputError` for an unknown one.
 
     lm-eval's own thousands of tasks are only looked through when a name is none of ours.
     """
@@ -73,7 +73,7 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 
 
 def as_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_rows: int) -> HFLM:
-    """The model as lm-eval takes it, with the context it was made for."""
+    """Return the model as lm-eval takes it, with the context it was made for."""
     make: Any = HFLM
     with quiet():
         return make(
@@ -132,7 +132,7 @@ def run_task(
 
 
 def _cut_off(lm: HFLM, samples: list[dict[str, Any]]) -> int:
-    """For how many rows the model does not see the whole prompt; a text alone is read in windows, so none is cut."""
+    """Count the rows of which the model does not see the whole prompt; a text alone is read in windows, never cut."""
 
     def is_cut(prompt: str, *rest: Any) -> bool:
         if not rest:
@@ -152,7 +152,7 @@ def _add_rows(
     num_fewshot: int,
     seed: int,
 ) -> None:
-    """The rows of one task: a number each, with an interval where it is a mean over rows, and its baseline."""
+    """Add the rows of one task: a number each, with an interval where it is a mean over rows, and its baseline."""
     for key, value in values.items():
         measure, _, rule = key.partition(",")
         if not rule or measure.endswith("_stderr") or not isinstance(value, int | float):
@@ -184,7 +184,7 @@ def _add_rows(
 
 
 def _baseline(samples: list[dict[str, Any]]) -> tuple[str, float]:
-    """What needs no model: the share right by chance among choices, or by always giving the most frequent answer."""
+    """Return the name and score of a baseline without a model: chance among choices, or the most frequent answer."""
     choices = [len(sample["arguments"]) for sample in samples]
     if max(choices) > 1:
         return "chance", sum(1 / count for count in choices) / len(choices)
@@ -194,7 +194,7 @@ def _baseline(samples: list[dict[str, Any]]) -> tuple[str, float]:
 
 @contextlib.contextmanager
 def quiet(progress: Callable[[float], None] | None = None) -> Iterator[None]:
-    """Inside, lm-eval shows neither messages nor bars; `progress` gets the share done of its bar of requests."""
+    """Hide lm-eval's messages and bars inside; `progress` gets the share done of its bar of requests."""
 
     class Bar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -228,7 +228,7 @@ def quiet(progress: Callable[[float], None] | None = None) -> Iterator[None]:
 
 
 def documents(**_: Any) -> datasets.DatasetDict:
-    """Whole documents, column `text`, for a rolling perplexity."""
+    """Return whole documents, column `text`, for a rolling perplexity."""
     splits = python_docs.load()
     parts = {"train": splits["train"], "test": splits["validation"]}
     return datasets.DatasetDict(
@@ -237,7 +237,7 @@ def documents(**_: Any) -> datasets.DatasetDict:
 
 
 def last_words(**_: Any) -> datasets.DatasetDict:
-    """First sentences of documents without their last word, and the word: columns `beginning` and `word`.
+    """Return first sentences of documents without their last word, and the word: columns `beginning` and `word`.
 
     After LAMBADA (Paperno et al. 2016), except that the word may be guessable from the sentence alone.
     """
@@ -245,7 +245,7 @@ def last_words(**_: Any) -> datasets.DatasetDict:
 
 
 def modules(**_: Any) -> datasets.DatasetDict:
-    """A description and four modules, one of which it stands in: columns `text`, `choices` and `answer` (0 to 3)."""
+    """Return descriptions and four modules, one of them right: columns `text`, `choices` and `answer` (0 to 3)."""
     areas = sorted(set(python_docs.load()["train"]["area"]) - {"topics"})
 
     def rows(part: datasets.Dataset, chance: random.Random) -> Iterator[dict[str, Any]]:
@@ -262,14 +262,14 @@ def modules(**_: Any) -> datasets.DatasetDict:
 
 
 def instructions(family: str, **_: Any) -> datasets.DatasetDict:
-    """Instructions of a built-in family with an answer that is right or wrong: `instruction`, `input` and `output`."""
+    """Return instructions of a built-in family with answers right or wrong: `instruction`, `input` and `output`."""
     name = f"{instruction_tasks.NAME}:{family}"
     train, test = instruction_tasks.load(name), instruction_tasks.load(name, held_out=True)
     return datasets.DatasetDict({"train": train.select(range(min(EXAMPLES, len(train)))), "test": test})
 
 
 def _splits(rows: Any) -> datasets.DatasetDict:
-    """The first rows that a function of documents and a source of chance makes of each side of the corpus."""
+    """Return the first rows that a function of documents and a random source makes of each split of the corpus."""
     splits = python_docs.load()
     made = {}
     for name, part, count in (("train", "train", EXAMPLES), ("test", "validation", ROWS)):
@@ -291,5 +291,5 @@ def _last_words(part: datasets.Dataset, _: random.Random) -> Iterator[dict[str, 
 
 
 def _body(text: str) -> str:
-    """The first paragraph below the heading of a document, on one line, at most 300 characters."""
+    """Return the first paragraph below a document's heading, on one line, at most 300 characters."""
     return " ".join(text.partition("\n\n")[2].partition("\n\n")[0].split())[:300]

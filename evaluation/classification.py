@@ -51,37 +51,37 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Measured:
-    """What was predicted for rows: the rows, their true labels and the predicted ones as numbers, by whom."""
+    """The labels of rows as numbers: the true ones, the model's predictions and each baseline's."""
 
     truth: Numbers
     model: Numbers
     baselines: dict[str, Numbers]
 
-    def take(self, places: npt.NDArray[np.bool_]) -> "Measured":
-        """The same for the rows where a mask is true."""
-        baselines = {name: predicted[places] for name, predicted in self.baselines.items()}
-        return Measured(self.truth[places], self.model[places], baselines)
+    def take(self, mask: npt.NDArray[np.bool_]) -> "Measured":
+        """Return the rows where a mask is true."""
+        baselines = {name: predicted[mask] for name, predicted in self.baselines.items()}
+        return Measured(self.truth[mask], self.model[mask], baselines)
 
 
 @torch.no_grad()
 def predict(
     model: PreTrainedModel, rows: ExampleRows, pad_id: int, progress: Callable[[float], None] | None = None
 ) -> npt.NDArray[np.float64]:
-    """The probability of each label for each row, (N, labels)."""
+    """Return the probability of each label for each row, (N, labels)."""
     require_known(model, max((max(ids, default=0) for ids in rows.ids), default=0))
     was_training = model.training
     model.eval()
-    order = sorted(range(len(rows)), key=lambda place: len(rows.ids[place]))
+    order = sorted(range(len(rows)), key=lambda index: len(rows.ids[index]))
     found: list[npt.NDArray[np.float64]] = []
     at = 0
     while at < len(order):
         longest = len(rows.ids[order[min(len(order), at + BATCH_ROWS) - 1]])  # rows come sorted by length
-        places = order[at : at + max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))]
-        batch = rows.batch(places, pad_id)
+        indices = order[at : at + max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))]
+        batch = rows.batch(indices, pad_id)
         read = {name: batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask")}
         logits = model(**read).logits
         found.append(logits.double().softmax(-1).cpu().numpy())
-        at += len(places)
+        at += len(indices)
         if progress is not None:
             progress(at / len(order))
     model.train(was_training)
@@ -92,12 +92,12 @@ def predict(
 
 
 def log_loss(probabilities: npt.NDArray[np.float64], truth: Numbers) -> float:
-    """The mean negative log probability of the true labels [nats]."""
+    """Return the mean negative log probability of the true labels [nats]."""
     return float(_row_losses(probabilities, truth).mean())
 
 
 def standard_error(probabilities: npt.NDArray[np.float64], truth: Numbers, of_the_loss: bool) -> float:
-    """How far the mean loss, or else the accuracy, over these rows may lie from that over very many."""
+    """Return the standard error of the mean loss, or else of the accuracy, over these rows."""
     rows = _row_losses(probabilities, truth) if of_the_loss else probabilities.argmax(1) == truth
     return float(np.std(rows) / np.sqrt(len(truth)))
 
@@ -107,7 +107,7 @@ def _row_losses(probabilities: npt.NDArray[np.float64], truth: Numbers) -> npt.N
 
 
 def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str, float]:
-    """Accuracy, macro-averaged F1 over the labels of `truth`, Matthews' correlation; of two labels `f1` of the rarer.
+    """Return accuracy, macro F1 over the labels of `truth`, Matthews' correlation; of two labels `f1` of the rarer.
 
     The names are ours alone: a label may be called what it likes, `macro` or `loss` too.
     """
@@ -124,16 +124,16 @@ def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str
 
 
 def _rarer(truth: Numbers) -> int:
-    """Which of two labels occurs less often."""
+    """Return the number of whichever of two labels occurs less often."""
     return int(np.argmin(np.bincount(truth[truth >= 0], minlength=2)))
 
 
 def baselines(train: Examples, texts: Sequence[str], names: Sequence[str]) -> dict[str, Numbers]:
-    """What the simplest two methods predict for `texts` after learning from `train`, as places in `names`.
+    """Return what two simple methods predict for `texts` after learning from `train`, as indices into `names`.
 
-    The commonest label; and TF-IDF with a linear SVM (Wang and Manning 2012 show how hard it is to beat), all of
-    scikit-learn's defaults, of words and pairs of words, or of characters up to three in a row: whichever tells a fifth
-    of the rows apart better after the other four, so that it reads languages without blanks between words too.
+    One is the commonest label. The other is TF-IDF with a linear SVM (Wang and Manning 2012 show how hard it is to
+    beat), with scikit-learn's defaults. Its features are words and pairs of words, or characters up to three in a row,
+    whichever does better on a held-out fifth of the rows: so it reads languages without blanks between words too.
     """
     numbers = {name: number for number, name in enumerate(names)}
     truth = np.array([numbers[label] for label in train.labels])
@@ -141,15 +141,15 @@ def baselines(train: Examples, texts: Sequence[str], names: Sequence[str]) -> di
     last = np.arange(len(truth)) % 5 == 4
     order = np.argsort(truth, kind="stable")  # a fifth of each label
     mixed = np.random.default_rng(0)
-    kept, tried = (mixed.permutation(order[places])[:CHOSEN_ROWS] for places in (~last, last))
+    kept, tried = (mixed.permutation(order[indices])[:CHOSEN_ROWS] for indices in (~last, last))
     known, asked = [train.texts[row] for row in kept], [train.texts[row] for row in tried]
     right = [np.mean(_svm(known, truth[kept], asked, kind) == truth[tried]) if len(tried) else 0.0 for kind in READINGS]
-    best = max(range(len(READINGS)), key=lambda place: right[place])
+    best = max(range(len(READINGS)), key=lambda index: right[index])
     return {MAJORITY: majority, SVM: _svm(train.texts, truth, texts, READINGS[best])}
 
 
 def _svm(texts: Sequence[str], truth: Numbers, asked: Sequence[str], reading: dict[str, Any]) -> Numbers:
-    """What a linear SVM on TF-IDF predicts after learning from `texts`; the commonest label where it learns none."""
+    """Return the predictions of a linear SVM on TF-IDF trained on `texts`, or the commonest label if it learns none."""
     vectorizer = TfidfVectorizer(**reading)
     try:
         features = vectorizer.fit_transform(texts)
@@ -161,7 +161,7 @@ def _svm(texts: Sequence[str], truth: Numbers, asked: Sequence[str], reading: di
 def classification_rows(
     measured: Measured, names: Sequence[str], *, dataset: str, split: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows for metrics.json: each score of the model, and the same of each baseline; `f1` says of which `label`."""
+    """Return rows for metrics.json: each score of the model and of each baseline; `f1` says of which `label`."""
     common = {"dataset": dataset, "split": split, "count": len(measured.truth), "seed": seed}
     by_whom = {None: measured.model, **measured.baselines}
     found = {who: scores(measured.truth, predicted, names) for who, predicted in by_whom.items()}
@@ -174,12 +174,12 @@ def classification_rows(
 
 
 def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows of the same measures from several seeds as one: the mean, and the standard deviation (n - 1) beside it."""
+    """Return the rows of several seeds as one each: the mean, and the standard deviation (n - 1) beside it."""
     together: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for rows in runs:
         for row in rows:
-            place = tuple(row.get(key) for key in ("name", "label", "dataset", "split", "baseline"))
-            together.setdefault(place, []).append(row)
+            key = tuple(row.get(column) for column in ("name", "label", "dataset", "split", "baseline"))
+            together.setdefault(key, []).append(row)
     means = []
     for rows in together.values():
         values = [row["value"] for row in rows]
@@ -192,9 +192,9 @@ def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], path: Path) -> None:
     """Draw how often each true label (rows) was taken for each label (columns); shades are shares of the row.
 
-    More than `NUMBERED_LABELS` labels have no numbers in their cells and share the room that so many have: their names
-    are smaller, and where that is not enough each second, third, ... is written. A name that no installed font can
-    write is its number, that of the label in config.json (`id2label`).
+    With more than `NUMBERED_LABELS` labels the cells have no numbers and the picture grows no further: names are
+    smaller, and where that is not enough only each second, third, ... is written. A name that no installed font can
+    write is replaced by the label's number in config.json (`id2label`).
     """
     known = truth >= 0  # scikit-learn's confusion_matrix raises where no row has a known label
     counts = np.zeros((len(names), len(names)), np.int64)
@@ -206,8 +206,8 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     font, every = min(10, max(SMALLEST_FONT, room)), math.ceil(SMALLEST_FONT / room)
     shown = [_in_short(name) for name in names[::every]]
     fonts = fonts_for(shown)
-    shown = [name if can_write(name, fonts) else f"label {every * place}" for place, name in enumerate(shown)]
-    numbers = any(shown[place] != _in_short(name) for place, name in enumerate(names[::every]))
+    shown = [name if can_write(name, fonts) else f"label {every * index}" for index, name in enumerate(shown)]
+    numbers = any(shown[index] != _in_short(name) for index, name in enumerate(names[::every]))
     side = cells + max(2.5, 1 + 0.09 * max(map(len, shown)))
     figure = Figure(figsize=(side, side), dpi=150 if numbered else 100, layout="constrained")
     axes = figure.subplots()
@@ -232,13 +232,13 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
 
 
 def _in_short(label: str) -> str:
-    """A label as one line of at most `LABEL_SHOWN` characters."""
+    """Return a label as one line of at most `LABEL_SHOWN` characters."""
     line = " ".join(label.split())
     return line if len(line) <= LABEL_SHOWN else line[: LABEL_SHOWN - 1] + "…"
 
 
 def fonts_for(words: Sequence[str]) -> list[str]:
-    """The fonts that together have the letters of the words as far as any that is installed has; ours comes first."""
+    """Return fonts that together have the words' letters, as far as any installed font has them; ours comes first."""
     fonts = [OWN_FONT]
     missing = {letter for word in words for letter in word} - _letters(font_manager.findfont(OWN_FONT))
     for entry in sorted(font_manager.fontManager.ttflist, key=lambda entry: (entry.weight != 400, entry.name)):
@@ -251,14 +251,14 @@ def fonts_for(words: Sequence[str]) -> list[str]:
 
 
 def can_write(word: str, fonts: Sequence[str]) -> bool:
-    """Whether fonts have all letters of a word, and it runs from left to right: matplotlib would turn others round."""
+    """Return whether fonts have all letters of a word that runs from left to right: matplotlib would reverse others."""
     letters = set().union(*(_letters(font_manager.findfont(font)) for font in fonts))
     return set(word) <= letters and not any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in word)
 
 
 @cache
 def _letters(path: str) -> frozenset[str]:
-    """The letters that a font has."""
+    """Return the letters that a font has."""
     try:
         return frozenset(map(chr, font_manager.get_font(path).get_charmap()))
     except (OSError, RuntimeError):  # a font that matplotlib cannot read
@@ -268,16 +268,16 @@ def _letters(path: str) -> frozenset[str]:
 def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np.float64], names: Sequence[str]) -> int:
     """Write the mistakes the model was surest of, one JSON object a line, and return how many it made in all."""
     predicted = probabilities.argmax(1)
-    wrong = [place for place, label in enumerate(examples.labels) if names[predicted[place]] != label]
-    wrong.sort(key=lambda place: -probabilities[place].max())
+    wrong = [index for index, label in enumerate(examples.labels) if names[predicted[index]] != label]
+    wrong.sort(key=lambda index: -probabilities[index].max())
     lines = [
         {
-            "label": examples.labels[place],
-            "predicted": names[predicted[place]],
-            "probability": round(float(probabilities[place].max()), 4),
-            "text": examples.texts[place][:TEXT_SHOWN],
+            "label": examples.labels[index],
+            "predicted": names[predicted[index]],
+            "probability": round(float(probabilities[index].max()), 4),
+            "text": examples.texts[index][:TEXT_SHOWN],
         }
-        for place in wrong[:MOST_MISTAKES]
+        for index in wrong[:MOST_MISTAKES]
     ]
     content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_text(content, encoding="utf-8")
@@ -287,9 +287,9 @@ def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np
 def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
     """Label the texts of a table, or the lines of a text file, in their order.
 
-    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one for each label's, which has
-    the label's name; where one of the labels is called as a column of ours, all of them are `probability of NAME`. A
-    text longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model
+    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one with the probability of each
+    label, under the label's name. If a label has the name of one of our columns, these are all `probability of NAME`.
+    A text longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model
     that is no classifier and for texts that cannot be read.
     """
     texts = load_texts(data, text_column)

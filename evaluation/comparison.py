@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 
 class UnitSums:
-    """What a model did on each unit of a text: arrays of one length, of nats, tokens, right guesses and bytes."""
+    """The sums of a model over each unit of a text: arrays of one length, of nats, tokens, right guesses and bytes."""
 
     def __init__(
         self,
@@ -34,12 +34,12 @@ class UnitSums:
         self.bytes = None if bytes is None else np.asarray(bytes)
 
     def as_dict(self) -> dict[str, object]:
-        """The same in types that JSON has; `UnitSums(**...)` takes it back."""
+        """Return the sums in types that JSON has; `UnitSums(**...)` takes them back."""
         return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
 
 def draws(units: int, seed: int) -> Array:
-    """How often each unit is in each of `RESAMPLES` draws, shape (RESAMPLES, units): the same for the same arguments.
+    """Return how often each unit is in each draw, (RESAMPLES, units): the same for the same arguments.
 
     Two models measured by the same draws are compared in pairs: what a hard document adds to both does not count.
     """
@@ -47,7 +47,7 @@ def draws(units: int, seed: int) -> Array:
 
 
 def language_draws(units: UnitSums, weights: Array) -> dict[str, Array]:
-    """Each language measure, in every draw: `bits_per_byte` (if bytes are known), `loss`, `perplexity` and accuracy.
+    """Return each language measure in every draw: `bits_per_byte` (if bytes are known), `loss`, `perplexity`, accuracy.
 
     NaN in a draw that holds no token, as one of empty documents may.
     """
@@ -64,7 +64,7 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def interval(values: Array) -> Interval | None:
-    """The middle 95 % of the values that the draws gave; None where hardly any draw gave one."""
+    """Return the middle 95 % of the values that the draws gave; None where fewer than half gave one."""
     known = values[np.isfinite(values)]
     if len(known) < len(values) / 2:
         return None
@@ -73,13 +73,13 @@ def interval(values: Array) -> Interval | None:
 
 
 def mean_interval(values: npt.ArrayLike, seed: int) -> Interval | None:
-    """The interval of a mean over rows; None where there are fewer than two."""
+    """Return the interval of a mean over rows; None where there are fewer than two."""
     array = np.asarray(values, np.float64)
     return interval(draws(len(array), seed) @ array / len(array)) if len(array) > 1 else None
 
 
 def compare_language(units: Mapping[str, UnitSums], reference: str, *, dataset: str, seed: int) -> list[dict[str, Any]]:
-    """Rows `bits_per_byte_difference`: each other model's bits per byte minus the reference's, with its interval.
+    """Return rows `bits_per_byte_difference`: each model's bits per byte minus the reference's, with an interval.
 
     A model whose tokenizer lost some of the text, or that was measured on another text, gets a row without a value and
     a note that says so. A text too short to be drawn again gives a value without an interval.
@@ -113,7 +113,7 @@ def _difference(sums: UnitSums, reference: UnitSums, weights: np.ndarray) -> dic
 def compare_tasks(
     scores: Mapping[str, Mapping[tuple[str, str, int], list[float]]], reference: str, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows `MEASURE_difference` for every (task, measure, examples in the prompt) that both models have row by row."""
+    """Return rows `MEASURE_difference` for each (task, measure, examples) that both models have row by row."""
     rows = []
     for name, values in scores.items():
         if name == reference:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 
 def log_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `log.jsonl` as they were written, without a torn last line."""
+    """Return the rows of a `log.jsonl` as they were written, without a torn last line."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
@@ -23,7 +23,7 @@ def log_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The steps of a `log.jsonl` in order, without those that a resumed run did again."""
+    """Return the steps of a `log.jsonl` in order, without those that a resumed run did again."""
     rows: dict[int, dict[str, Any]] = {}
     for row in log_rows(path):
         if row.get("event") == "resume":
@@ -85,13 +85,13 @@ def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
 
 
 def _series(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """The steps at which a quantity was logged, and its values there; numbers that are not finite are left out."""
+    """Return the steps at which a quantity was logged and its values there, leaving out what is not finite."""
     rows = [row for row in log if isinstance(row.get(name), int | float) and math.isfinite(row[name])]
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """Each value's mean with its neighbours, a twenty-fifth of the curve on both sides together; fewer at the ends."""
+    """Return each value's mean with its neighbours: a twenty-fifth of the curve in all, fewer at the ends."""
     sums = [0.0, *itertools.accumulate(values)]
     smooth = []
     for index in range(len(values)):

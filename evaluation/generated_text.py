@@ -1,4 +1,4 @@
-"""What a model's own text is like, and how much of it is its training text word for word.
+"""Measure the text that a model generates, and how much of it is copied verbatim from training.
 
 Repetition after Li et al. 2016 (distinct-n) and Welleck et al. 2020 (repeated n-grams); memorisation after Carlini et
 al. 2023: a prefix of the training text is continued greedily and compared with what stands there.
@@ -42,7 +42,7 @@ def write_samples(
     seed: int,
     progress: Callable[[float, str], None] | None = None,
 ) -> list[Written]:
-    """One text for each prompt, of at most 64 tokens, drawn at the seeds `seed`, `seed` + 1, ...: always the same."""
+    """Generate a text of at most 64 tokens for each prompt, at the seeds `seed`, `seed` + 1, ...: always the same."""
     written, room = [], max(1, context_of(model) // 2)
     for number, prompt in enumerate(prompts):
         ids = encode_prompt(tokenizer, prompt)[:room]
@@ -65,7 +65,7 @@ def _drawn(model: PreTrainedModel, ids: list[int], sampling: Sampling) -> tuple[
 
 
 def quality(texts: Sequence[str], stopped: Sequence[bool]) -> dict[str, float]:
-    """Measures of several texts, words and marks counted alike, and letters where there are no blanks.
+    """Return measures of several texts; words and marks count alike, and letters where there are no blanks.
 
     `stopped` share that ended by itself; `repeated_4grams` share of 4-grams that stood in the same text before;
     `distinct_1`, `distinct_2` share of different words and pairs over all texts together; `words` mean length.
@@ -85,9 +85,9 @@ def _ngrams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
 
 
 def copied_shares(texts: Sequence[str], training: Iterable[str], run: int = COPIED_BYTES) -> list[float]:
-    """For each text the share of its bytes that lie in a run of `run` bytes which stands in one training document.
+    """Return the share of each text's bytes that lie in a run of `run` bytes found in one training document.
 
-    Every run of the texts is hashed (64 bits), then the training text is gone through once; memory grows with the
+    Every run of the texts is hashed (64 bits), then the training text is read once; memory grows with the
     texts, not with the training text.
     """
     contents = [np.frombuffer(text.encode(), np.uint8) for text in texts]
@@ -107,7 +107,7 @@ def copied_shares(texts: Sequence[str], training: Iterable[str], run: int = COPI
 
 
 def _blocks(texts: Iterable[str], run: int) -> Iterable[npt.NDArray[np.uint8]]:
-    """The documents' bytes, long ones in pieces that overlap by a run, short ones alone."""
+    """Yield the documents' bytes, long ones in pieces that overlap by a run, short ones alone."""
     for text in texts:
         content = np.frombuffer(text.encode(), np.uint8)
         for start in range(0, max(1, len(content) - run + 1), _BLOCK):
@@ -115,31 +115,31 @@ def _blocks(texts: Iterable[str], run: int) -> Iterable[npt.NDArray[np.uint8]]:
 
 
 def _run_hashes(content: npt.NDArray[np.uint8], run: int) -> npt.NDArray[np.uint64]:
-    """A hash of every `run` bytes in a row, (N - run + 1,): sums of byte times a fixed random odd number, mod 2^64."""
+    """Return a hash of every `run` bytes in a row, (N - run + 1,): sums of byte times a random odd number, mod 2^64."""
     count = len(content) - run + 1
     if count < 1:
         return np.zeros(0, np.uint64)
     factors = np.random.default_rng(0).integers(0, 2**63, run, np.uint64) * np.uint64(2) + np.uint64(1)
     wide, total = content.astype(np.uint64), np.zeros(count, np.uint64)
-    for place, factor in enumerate(factors):
-        total += wide[place : place + count] * factor
+    for index, factor in enumerate(factors):
+        total += wide[index : index + count] * factor
     return total
 
 
 def _mark(wanted: npt.NDArray[np.uint64], found: npt.NDArray[np.bool_], seen: npt.NDArray[np.uint64]) -> None:
     """Note which of the sorted hashes `wanted` are among `seen`."""
     if len(wanted):
-        places = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
-        found[places[wanted[places] == seen]] = True
+        indices = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
+        found[indices[wanted[indices] == seen]] = True
 
 
 def continued_share(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], count: int
 ) -> tuple[float, int] | None:
-    """How much of a text a model continues word for word: the mean share, over up to `count` documents, of the tokens
-    after its first 32 that the model's greedy continuation has up to the first difference; and how many documents.
+    """Return how much of a text a model continues verbatim, and over how many documents, `count` at most.
 
-    None where no document is long enough.
+    Of each document it is the share of the tokens after the first 32 that the model's greedy continuation has, up to
+    the first difference; the mean is returned. None where no document is long enough.
     """
     prefix = min(PREFIX_TOKENS, context_of(model) // 2)
     shares = []
@@ -150,7 +150,7 @@ def continued_share(
             continue
         greedy = Sampling(max_new_tokens=len(expected), temperature=0)
         new, _ = _drawn(model, ids[:prefix], greedy)
-        same = next((place for place, pair in enumerate(zip(new, expected)) if pair[0] != pair[1]), len(new))
+        same = next((index for index, pair in enumerate(zip(new, expected)) if pair[0] != pair[1]), len(new))
         shares.append(same / len(expected))
         if len(shares) == count:
             break
@@ -158,7 +158,7 @@ def continued_share(
 
 
 def prompt_from(document: str) -> str:
-    """The beginning of a document: up to 40 characters, cut at a space."""
+    """Return the beginning of a document: up to 40 characters, cut at a space."""
     return document[:PROMPT_CHARACTERS].rsplit(" ", 1)[0]
 
 
@@ -170,11 +170,11 @@ def writing_part(
     count: int,
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, Any]:
-    """The rows and samples of what a model writes after the beginnings of `count` documents.
+    """Return the rows and samples of what a model generates after the beginnings of `count` documents.
 
-    The baseline is the text itself: what stands after those beginnings, of the same length. With the text that was
-    trained on there is also what was copied from it, and how far its beginnings are continued word for word; the
-    baseline of that is the same on text kept back.
+    The baseline is the text itself: what stands after those beginnings, of the same length. With the training text
+    there is also what was copied from it, and how far its beginnings are continued verbatim; the baseline of that is
+    the same on held-out text.
     """
     step = max(1, len(text.documents) // count)
     documents = list(text.documents[::step][:count].texts())
@@ -200,7 +200,7 @@ def writing_part(
 
 
 def _copied(own: Sequence[str], real: Sequence[str], training: Iterable[str]) -> tuple[float, float]:
-    """The copied share of all bytes of the model's texts, and of the real ones."""
+    """Return the copied share of all bytes of the model's texts, and of the real ones."""
     texts = [*own, *real]
     shares = copied_shares(texts, training)
     sizes = [len(text.encode()) for text in texts]

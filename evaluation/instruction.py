@@ -1,8 +1,8 @@
-"""How well a model answers what it was asked: by its loss, and by what it writes.
+"""Measure how well a model answers what it is asked, by its loss and by what it generates.
 
-Answers are written greedily, many at a time. For each group of rows the share that is exactly right stands beside
-measures of likeness, and beside three signs of a model that went wrong: it does not stop, repeats itself, or says an
-answer from training word for word.
+Answers are generated greedily, many at a time. For each group of rows the share of exact matches stands beside
+measures of likeness and three signs of a model that went wrong: it does not stop, repeats itself, or copies an answer
+verbatim from training.
 """
 
 import math
@@ -29,14 +29,14 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """The summed loss [nats] over the answers' tokens, and how many tokens those are."""
+    """The summed loss [nats] over answer tokens, and how many tokens those are."""
 
     nats: float
     tokens: int
 
     @property
     def mean(self) -> float:
-        """Nats for each token of the answers, their end tokens included; NaN where there is none."""
+        """Return the nats per answer token, end tokens included; NaN where there is none."""
         return self.nats / self.tokens if self.tokens else math.nan
 
 
@@ -44,7 +44,7 @@ class AnswerLoss:
 def answer_loss(
     model: PreTrainedModel, rows: ConversationRows, indices: Sequence[int] | np.ndarray | None = None, pad_id: int = 0
 ) -> AnswerLoss:
-    """The loss of a model on what is trained in the rows (all of them, or those of `indices`)."""
+    """Return a model's loss on the answer tokens of rows (all of them, or those of `indices`)."""
     chosen = np.arange(len(rows)) if indices is None else np.asarray(indices)
     chosen = chosen[np.argsort(rows.lengths[chosen], kind="stable")]
     nats, tokens = 0.0, 0
@@ -81,7 +81,7 @@ def by_size(indices: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and whether it ended by itself."""
+    """The text that a model generated, and whether it ended by itself."""
 
     text: str
     stopped: bool
@@ -96,20 +96,20 @@ def write_answers(
     longest: int,
     progress: Progress | None = None,
 ) -> list[Answer]:
-    """The likeliest answer, token by token, to each prompt's ids; at most `longest` tokens, and what the context holds.
+    """Return the greedy answer to each prompt's ids, of at most `longest` tokens and what the context holds.
 
     Prompts are answered together in their order. One that fills the context gets an empty answer that did not stop.
     """
     answers = [Answer("", stopped=False)] * len(prompts)
     context = context_of(model) - (0 if model.config.is_encoder_decoder else 1)
-    fitting = [place for place, prompt in enumerate(prompts) if len(prompt) <= context]
+    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= context]
     with evaluating(model):
         for start in range(0, len(fitting), BATCH_PROMPTS):
-            part = [prompts[place] for place in fitting[start : start + BATCH_PROMPTS]]
+            part = [prompts[index] for index in fitting[start : start + BATCH_PROMPTS]]
             room = context + 1 - (0 if model.config.is_encoder_decoder else max(map(len, part)))
             written = _generate(model, part, stop_ids, min(longest, room))
-            for place, ids in zip(fitting[start : start + BATCH_PROMPTS], written):
-                answers[place] = _read(tokenizer, ids, stop_ids)
+            for index, ids in zip(fitting[start : start + BATCH_PROMPTS], written):
+                answers[index] = _read(tokenizer, ids, stop_ids)
             if progress:
                 progress((start + len(part)) / len(fitting), f"{start + len(part):,} answers")
     return answers
@@ -118,7 +118,7 @@ def write_answers(
 def _generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], new_tokens: int
 ) -> list[list[int]]:
-    """The ids that follow each prompt, filled up after the end."""
+    """Return the ids that follow each prompt, filled up after the end."""
     length = max(map(len, prompts))
     fill = min(stop_ids)  # never looked at: the mask hides it before a prompt, and after an answer it is cut off
     device = device_of(model)
@@ -137,8 +137,8 @@ def _generate(
 
 
 def _read(tokenizer: PreTrainedTokenizerFast, ids: list[int], stop_ids: Collection[int]) -> Answer:
-    """The text before the first end token."""
-    end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
+    """Return the text before the first end token."""
+    end = next((index for index, token in enumerate(ids) if token in stop_ids), None)
     return Answer(str(tokenizer.decode(ids[:end], skip_special_tokens=True)), stopped=end is not None)
 
 
@@ -151,10 +151,10 @@ def score_answers(
 ) -> dict[str, float]:
     """Return measures of answers by name; all but chrF (0 to 100) are shares.
 
-    `exact_match` takes no account of white space around an answer, nor of how Unicode composes its letters; no more do
-    `chrf` (Popović 2015) and `rouge_l` (F1; Lin 2004). `stopped`: answers that end by themselves. `repetition`:
-    sequences of four units (words, marks, letters where there are no blanks) that stood before in the same answer
-    (Welleck et al. 2020). `copied`: wrong answers that are an answer of `trained`, word for word.
+    `exact_match`, `chrf` (Popović 2015) and `rouge_l` (F1; Lin 2004) ignore white space around an answer and how
+    Unicode composes its letters. `stopped`: answers that end by themselves. `repetition`: sequences of four units
+    (words, marks, letters where there are no blanks) that stood before in the same answer (Welleck et al. 2020).
+    `copied`: wrong answers that are an answer of `trained`, verbatim.
     """
     texts, right = [as_compared(answer.text) for answer in answers], [as_compared(text) for text in references]
     known = {as_compared(text) for text in trained}
@@ -170,7 +170,7 @@ def score_answers(
 
 
 def repetition(text: str, length: int = 4) -> float:
-    """The share of sequences of `length` units that stood before in the same text; 0 for a shorter text."""
+    """Return the share of sequences of `length` units that stood before in the same text; 0 for a shorter text."""
     words = units(text)
     sequences = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
@@ -182,7 +182,7 @@ def answer_rows(
     trained: Collection[str],
     about: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Rows for metrics.json: the measures over all conversations, then those of each family where there are several.
+    """Return rows for metrics.json: the measures over all conversations, then of each family where there are several.
 
     `about` has `dataset`, `split` and `seed`; a family's rows have the dataset `DATASET/FAMILY`.
     """
@@ -190,21 +190,21 @@ def answer_rows(
     groups: list[tuple[dict[str, str], list[int]]] = [({}, list(range(len(conversations))))]
     if len(families) > 1:
         for family in families:
-            places = [place for place, row in enumerate(conversations) if row.family == family]
+            indices = [index for index, row in enumerate(conversations) if row.family == family]
             name = family or "(no family)"
-            groups.append(({"dataset": f"{about['dataset']}/{name}", "family": name}, places))
+            groups.append(({"dataset": f"{about['dataset']}/{name}", "family": name}, indices))
     rows = []
-    for group, places in groups:
+    for group, indices in groups:
         measures = score_answers(
-            [answers[place] for place in places], [conversations[place].answer for place in places], trained
+            [answers[index] for index in indices], [conversations[index].answer for index in indices], trained
         )
-        shared = {**about, **group, "count": len(places), "baseline": None}
+        shared = {**about, **group, "count": len(indices), "baseline": None}
         rows += [{"name": name, "value": value, **shared} for name, value in measures.items()]
     return rows
 
 
 def sample_table(conversations: Iterable[Conversation], before: Iterable[Answer], after: Iterable[Answer]) -> str:
-    """A Markdown table of prompts, right answers, and what a model answered before and after training."""
+    """Return a Markdown table of prompts, right answers, and a model's answers before and after training."""
     lines = ["| asked | right | before | after |", "|---|---|---|---|"]
     for conversation, old, new in zip(conversations, before, after):
         cells = (conversation.prompt[-1]["content"] if conversation.prompt else "", conversation.answer)

@@ -50,7 +50,7 @@ class Text:
     sources: Sequence[Mapping[str, Any]] = ()
 
     def trained_on_by(self, model: str) -> list[str]:
-        """Which of its sources a model was trained on, by the hashes in the recipe of the model's folder.
+        """Return which of its sources a model was trained on, by the hashes in the recipe of the model's folder.
 
         Of `python-docs` only what is held out is ever measured on.
         """
@@ -65,7 +65,7 @@ class Text:
 
 
 def _identity(source: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """What tells a source from any other: a file's hash, a Hub dataset's name and revision."""
+    """Return what tells a source from any other: a file's hash, or a Hub dataset's name and revision."""
     if source.get("sha256"):
         return (source["sha256"],)
     return (source.get("name"), source["revision"]) if source.get("revision") else None
@@ -108,35 +108,35 @@ class TokenScores:
                 progress(scored / len(left), f"{nats / max(tokens, 1):.3f} nats/token")
 
     def _left(self, windows: Windows, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Those windows of `numbers` of which a text target has no score."""
+        """Return those windows of `numbers` in which a text target has no score."""
         missing = np.concatenate([[0], np.cumsum(np.isnan(self.nats) & self.is_text)])
         return numbers[missing[windows.stops[numbers] + 1] > missing[windows.firsts[numbers]]]
 
     @property
     def is_text(self) -> npt.NDArray[np.bool_]:
-        """Which tokens of the stream count, (N,): all but special ones and the first, which nothing predicts."""
+        """Return which tokens of the stream count, (N,): all but special ones and the first, which nothing predicts."""
         ids = self.stream.read(0, len(self.stream))
         mask = ~np.isin(ids, self.special_ids)
         mask[:1] = False
         return mask
 
     def total(self, windows: Windows, token_bytes: TokenBytes | None) -> LanguageScore:
-        """The sums over the whole text."""
+        """Return the sums over the whole text."""
         mask = self.is_text
         bytes_, note = comparable_bytes(self.stream, self.special_ids, token_bytes)
         nats = float(self.nats[mask].sum(dtype=np.float64))
         return LanguageScore(nats, int(mask.sum()), int(self.correct[mask].sum()), bytes_, windows.context, note)
 
-    def by_place(self, windows: Windows) -> list[tuple[int, int, float, int]]:
-        """The loss by the number of tokens a prediction could look at: (from, to, nats per token, tokens).
+    def by_position(self, windows: Windows) -> list[tuple[int, int, float, int]]:
+        """Return the loss by the tokens of context that a prediction had: (from, to, nats per token, tokens).
 
         The steps double: 1, 2, 3 to 4, 5 to 8, ... A model that uses its context gets better with every step.
         """
-        place = np.zeros(len(self.stream), np.int64)  # how many tokens were seen before the target
+        seen = np.zeros(len(self.stream), np.int64)  # how many tokens were seen before the target
         for start, stop, first in zip(windows.starts, windows.stops, windows.firsts):
-            place[first : stop + 1] = np.arange(first - start, stop - start + 1)
+            seen[first : stop + 1] = np.arange(first - start, stop - start + 1)
         mask = self.is_text
-        steps = np.ceil(np.log2(np.maximum(place[mask], 1))).astype(np.int64)
+        steps = np.ceil(np.log2(np.maximum(seen[mask], 1))).astype(np.int64)
         nats, tokens = np.bincount(steps, self.nats[mask]), np.bincount(steps)
         nats, tokens = nats.tolist(), tokens.tolist()
         return [
@@ -148,7 +148,7 @@ class TokenScores:
     def by_unit(
         self, ends: npt.NDArray[np.int64], document_bytes: Sequence[int], token_bytes: TokenBytes
     ) -> "UnitSums":
-        """Sums over parts of the text that a bootstrap can draw: documents, or blocks where there are few of them.
+        """Return sums over units of the text that a bootstrap can draw: documents, or blocks where documents are few.
 
         Documents have the bytes that they have, and blocks equal shares of the text's: models with whatever tokenizers
         have the same units. A token belongs to the block that it begins in.
@@ -173,7 +173,7 @@ class TokenScores:
 
 
 def _memory_map(path: Path, dtype: type, length: int, fill: float) -> npt.NDArray:
-    """A memory map of so many values: the file's, if it fits, or a new one full of `fill`."""
+    """Return a memory map of so many values: the file's, if it fits, or a new one full of `fill`."""
     try:
         known = np.load(path, mmap_mode="r+", allow_pickle=False)
         if known.shape == (length,) and known.dtype == dtype:
@@ -259,7 +259,7 @@ def language_part(
     folder: Path,
     xz: dict[str, float | None],
 ) -> dict[str, Any]:
-    """The rows of a kind of windows; of the headline also the baselines, the curve by place and the sums by unit."""
+    """Return the rows of a kind of windows; of the headline also baselines, loss by position and sums by unit."""
     token_bytes = TokenBytes.of(tokenizer)
     ends = document_ends(scores.stream, scores.stream.meta["end_of_text"])
     units = scores.by_unit(ends, [len(content) for content in text.documents.contents()], token_bytes)
@@ -279,16 +279,16 @@ def language_part(
         if kind == BY_DOCUMENT:
             rows.append(_word_perplexity(rows[0], scores.total(windows, token_bytes).nats, text))
         return {"rows": rows}
-    for first, last, nats, tokens in scores.by_place(windows):
-        place = f"{first:,}" if first == last else f"{first:,} to {last:,}"
-        row = {"name": "loss_by_position", "value": nats, **about, "count": tokens, "positions": place}
+    for first, last, nats, tokens in scores.by_position(windows):
+        positions = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        row = {"name": "loss_by_position", "value": nats, **about, "count": tokens, "positions": positions}
         row |= {"context": windows.context, "stride": windows.stride, "baseline": None}
         rows.append(row)
     return {"rows": rows, "units": units.as_dict()}
 
 
 def _word_perplexity(like: dict[str, Any], nats: float, text: Text) -> dict[str, Any]:
-    """The perplexity by the words of the text, whatever the tokenizer; words are counted as lm-eval counts them."""
+    """Return the perplexity per word of the text, whatever the tokenizer; words are counted as lm-eval counts them."""
     words = sum(len(re.split(r"\s+", document)) for document in text.documents.texts())
     row = {key: value for key, value in like.items() if key not in ("low", "high", "interval", "note")}
     return row | {
@@ -310,7 +310,7 @@ def _add_intervals(rows: list[dict[str, Any]], units: UnitSums, seed: int) -> No
 
 
 def xz_part(text: Text) -> dict[str, Any]:
-    """What `xz` needs for the text, alone and after the training text: the same for every model."""
+    """Return the bits that `xz` needs for the text, alone and after the training text: the same for every model."""
     return {
         "xz": xz_bits_per_byte(text.documents.texts()),
         "xz_primed": None if text.training is None else xz_bits_per_byte(text.documents.texts(), text.training.texts()),

@@ -1,4 +1,4 @@
-"""The verb `evaluate`: causal language models, a text and tasks -> metrics.json and report.html.
+"""Run the verb `evaluate`: causal language models, a text and tasks -> metrics.json and report.html.
 
 for each model: language ── tasks ── text it writes ── tokenizer        then: models side by side
 """
@@ -106,7 +106,7 @@ def _evaluate(settings: EvaluateSettings, parts: Parts, state: PartialState | No
 
 
 class Evaluation:
-    """What is to be measured, and the parts of it that are done."""
+    """One evaluation: what is to be measured, and the parts of it that are done."""
 
     def __init__(self, settings: EvaluateSettings, parts: Parts, processes: PartialState | None) -> None:
         self.settings, self.parts, self.processes = settings, parts, processes
@@ -207,7 +207,7 @@ class Evaluation:
                 row["split"] = TRAINED
 
     def _work(self) -> dict[str, Callable[["Loaded"], Part]]:
-        """The parts of one model's evaluation, in order: what each is called, and the function that does it."""
+        """Return the parts of one model's evaluation, in order: the name of each, and the function that does it."""
         work: dict[str, Callable[[Loaded], Part]] = {"about": _about}
         work |= {kind: partial(self._language, kind) for kind in self.kinds}
         for task in self.settings.tasks:
@@ -220,7 +220,7 @@ class Evaluation:
         return work
 
     def _inputs(self) -> dict[str, str]:
-        """Of each model a hash of its content and of the contents of all that it is measured with."""
+        """Return for each model a hash of its content and of the contents of all that it is measured with."""
         settings, text = self.settings, self.text
         texts = [content_of_texts(part) for part in (text.documents, text.training) if part is not None] if text else []
         self._xz = Key("xz", digest(texts))
@@ -292,7 +292,7 @@ class Evaluation:
         return {"rows": tokenizer_rows({None: loaded.tokenizer, **others}, kinds, self.settings.seed)}
 
     def _comparison(self, found: dict[str, list[Part]]) -> list[dict[str, Any]]:
-        """The other models against the first that has what is compared, on the text and on the tasks."""
+        """Return rows that compare other models with the first that has such scores, on the text and on the tasks."""
         units = {
             name: UnitSums(**part["units"]) for name, parts in found.items() for part in parts if part.get("units")
         }
@@ -325,7 +325,7 @@ class Loaded:
 
 
 def _about(loaded: Loaded) -> Part:
-    """What a model is, for `training` in metrics.json."""
+    """Describe a model for `training` in metrics.json."""
     model, weights = loaded.model, user_path(loaded.source) / MODEL_WEIGHTS
     return {
         "parameters": model.num_parameters(),
@@ -336,7 +336,7 @@ def _about(loaded: Loaded) -> Part:
 
 
 def _read_text(settings: EvaluateSettings) -> Text:
-    """The documents to predict, and of those trained on the part that `pretrain` does not keep back."""
+    """Return the documents to predict, and of those trained on the part that `pretrain` does not hold out."""
     documents, sources = load_documents(settings.data, settings.text_column)
     training = load_corpus(settings.train_data, settings.text_column).train if settings.train_data else None
     if settings.smoke:
@@ -346,7 +346,7 @@ def _read_text(settings: EvaluateSettings) -> Text:
 
 
 def other_tokenizers(sources: Sequence[str]) -> dict[str | None, PreTrainedTokenizerFast]:
-    """The tokenizers to compare with, by name: those named, else GPT-2's where it is in the Hub's cache."""
+    """Return the tokenizers to compare with, by name: those given, else GPT-2's where it is in the Hub's cache."""
     if sources:
         return {f"tokenizer of {name}": load_tokenizer(source) for name, source in zip(names_of(sources), sources)}
     cached = try_to_load_from_cache(GPT2, TOKENIZER_FILE)

@@ -61,7 +61,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def own_metrics(folder: Path, weights: Path | None) -> dict[str, Any]:
-    """What `read_metrics` reads, without the scores where they were not made from these weights, which is said."""
+    """Read `metrics.json` without the scores where they were not made from these weights, which is said."""
     metrics = read_metrics(folder)
     if metrics["metrics"] and weights is not None and metrics.get("weights_sha256") != sha256_of(weights):
         say(f"{METRICS_FILE} of {folder} was not made from its weights: its scores are left out")
@@ -74,7 +74,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON has no way to write (a run that diverged has some)."""
+    """Return a value with None for numbers that JSON cannot write (a run that diverged has some)."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`report.html`: one file that opens anywhere without a network, made of `metrics.json` alone."""
+"""Make `report.html` of `metrics.json` alone: one file that opens anywhere without a network."""
 
 import html
 import io
@@ -47,12 +47,12 @@ def write_page(folder: Path) -> Path:
 
 
 def page(metrics: dict[str, Any]) -> str:
-    """The page of what `metrics.json` holds."""
+    """Return the page of what `metrics.json` holds."""
     return document("Evaluation", sections(metrics))
 
 
 def document(title: str, body: str) -> str:
-    """A whole page in HTML, with its style inside, around `body`."""
+    """Return a whole page in HTML, with its style inside, around `body`."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -62,7 +62,7 @@ def document(title: str, body: str) -> str:
 
 
 def sections(metrics: dict[str, Any], level: int = 2) -> str:
-    """What `metrics.json` holds, each part under a heading of this level."""
+    """Return what `metrics.json` holds in HTML, each part under a heading of this level."""
     rows = metrics["metrics"]
     results = [*section(rows, "results"), *section(rows, "comparison")]
     parts = [
@@ -79,7 +79,7 @@ def sections(metrics: dict[str, Any], level: int = 2) -> str:
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """A table in HTML; of the `kind` "text" its second column is text too, of "words" all are."""
+    """Return a table in HTML; of the `kind` "text" its second column is text too, of "words" all are."""
     if not lines:
         return ""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
@@ -101,7 +101,7 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How the numbers were taken, each way once."""
+    """Return how the numbers were taken, each way once."""
     said = []
     for row in rows:
         if row.get("baseline"):
@@ -117,13 +117,13 @@ def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _sample(sample: dict[str, Any]) -> str:
-    place = f"{sample['model']}, seed {sample['seed']}"
+    origin = f"{sample['model']}, seed {sample['seed']}"
     text = f"<b>{html.escape(sample['prompt'])}</b>{html.escape(sample['text'])}"
-    return f'<p class="note">{html.escape(place)}</p>\n<pre>{text}</pre>\n'
+    return f'<p class="note">{html.escape(origin)}</p>\n<pre>{text}</pre>\n'
 
 
 def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> str:
-    """A table for each measure: a line for each kind of text, a column for each tokenizer."""
+    """Return a table for each measure: a line for each kind of text, a column for each tokenizer."""
     tables = []
     for name in dict.fromkeys(row["name"] for row in rows):
         some = [row for row in rows if row["name"] == name]
@@ -138,14 +138,14 @@ def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _column(row: dict[str, Any]) -> str:
-    """The tokenizer that a row is about: the model's own, or a baseline's beside it."""
+    """Return the name of the tokenizer that a row is about: the model's own, or a baseline's beside it."""
     if row["baseline"] is None:
         return row.get("model") or "this model"
     return f"{row['baseline']} ({row['model']})" if row.get("model") else row["baseline"]
 
 
 def _facts(metrics: dict[str, Any]) -> str:
-    """What the file says of the models and of the packages, as one table."""
+    """Return what the file says of the models and of the packages, as one table."""
     training, models = dict(metrics["training"]), metrics["training"].get("models", {})
     training.pop("models", None)
     facts = {f"{model}: {name}": value for model, values in models.items() for name, value in values.items()}
@@ -166,16 +166,16 @@ def _fact(value: Any) -> str:
 
 
 def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
-    """The loss by the number of tokens that a prediction could look at."""
+    """Plot the loss by the tokens of context that a prediction had."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         lines.setdefault(row.get("model", "this model"), []).append(row)
     if not lines:
         return ""
-    by_place = {(row["positions"], name): row for name, line in lines.items() for row in line}
-    places = dict.fromkeys(place for place, _ in by_place)
+    by_position = {(row["positions"], name): row for name, line in lines.items() for row in line}
+    positions = dict.fromkeys(position for position, _ in by_position)
     header = ["tokens of context", *lines]
-    values = [[place, *(shown(by_place.get((place, name))) for name in lines)] for place in places]
+    values = [[position, *(shown(by_position.get((position, name))) for name in lines)] for position in positions]
     return _plot(
         {name: ([row["positions"] for row in line], [row["value"] for row in line]) for name, line in lines.items()},
         "tokens of context",
@@ -184,7 +184,7 @@ def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> str:
-    """Accuracy by the number of examples, for each task and model that has several."""
+    """Plot accuracy by the number of examples, for each task and model that has several."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row.get("num_fewshot") is not None and not row.get("baseline") and row["name"] == "accuracy":
@@ -199,7 +199,7 @@ def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_label: str) -> str:
-    """Lines over named steps, as an SVG that stands in the page."""
+    """Return lines over named steps, as an SVG to stand in the page."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, (steps, values)) in enumerate(curves.items()):

@@ -1,4 +1,4 @@
-"""An evaluation in parts, each of which is kept as soon as it is done: stopped, it goes on; one failure costs one part.
+"""Keep each part of an evaluation as soon as it is done: once stopped, it resumes; one failure costs one part.
 
 OUT/recipe.yaml      the settings, without a path of this machine
 OUT/work/            what a resumed evaluation needs and nobody else: settings with paths, shards, scores, parts
@@ -30,7 +30,7 @@ Part = dict[str, Any]  # "rows" for metrics.json and what else a later part need
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a part is called, and a hash of all that decides what it gives: the contents of its model and its texts."""
+    """The name of a part, and a hash of all that decides its result: the contents of its model and its texts."""
 
     name: str
     inputs: str
@@ -46,7 +46,7 @@ class Parts:
 
     @property
     def is_finished(self) -> bool:
-        """Whether everything that was asked for is done."""
+        """Return whether everything that was asked for is done."""
         return (self.out / METRICS_FILE).is_file() and not self.work.exists()
 
     def begin(self, settings: EvaluateSettings) -> EvaluateSettings:
@@ -83,16 +83,16 @@ class Parts:
             remove(self.out / RECIPE_FILE)
 
     def has(self, key: Key) -> bool:
-        """Whether a part is done, with the inputs that it has now."""
+        """Return whether a part is done, with the inputs that it has now."""
         return self.get(key) is not None
 
     def get(self, key: Key) -> Part | None:
-        """What a part gave, None if it is not done or was done with other inputs."""
+        """Return what a part gave, None if it is not done or was done with other inputs."""
         known = self._known(key)
         return known["part"] if known is not None and known["inputs"] == key.inputs else None
 
     def is_old(self, key: Key) -> bool:
-        """Whether a part was done with other inputs than it has now."""
+        """Return whether a part was done with other inputs than it has now."""
         known = self._known(key)
         return known is not None and known["inputs"] != key.inputs
 
@@ -128,18 +128,18 @@ class Parts:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _path(self, name: str) -> Path:
-        """The file of a part: no two names share one, whatever letters they have."""
+        """Return the file of a part: no two names share one, whatever letters they have."""
         return self.work / "parts" / f"{digest(name)}.json"
 
 
 def name_of(source: str) -> str:
-    """A name that says no more of a path than its last part; a name on the Hub stays whole."""
+    """Return a name that says no more of a path than its last part; a name on the Hub stays whole."""
     path = user_path(source)
     return path.resolve().name if path.exists() or path.is_absolute() else source
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """A name for each of several sources, with the folder above where two would be the same, then with a number."""
+    """Return a name for each source, with the folder above where two would be the same, then with a number."""
     short = [name_of(source) for source in sources]
     names: list[str] = []
     for name, source in zip(short, sources):
@@ -151,7 +151,7 @@ def names_of(sources: Sequence[str]) -> list[str]:
 
 
 def _public(name: str, value: Any) -> Any:
-    """A setting as it may be published."""
+    """Return a setting as it may be published."""
     if name == "out":
         return None
     return [name_of(item) for item in value] if name in PATHS else value

@@ -31,7 +31,7 @@ MASKED_NOTE = (
 
 @dataclass(frozen=True)
 class LanguageScore:
-    """What a model, or a baseline, did on a text: sums, from which every measure follows.
+    """The score of a model, or of a baseline, on a text: sums, from which every measure follows.
 
     `nats` is the summed negative log likelihood of `tokens` text tokens, of which `correct` were also the likeliest;
     `bytes` are the UTF-8 bytes these tokens stand for, or None where `note` says why they cannot be compared.
@@ -47,22 +47,22 @@ class LanguageScore:
 
     @property
     def loss(self) -> float:
-        """Nats per token; NaN where no token was scored."""
+        """Return the nats per token; NaN where no token was scored."""
         return self.nats / self.tokens if self.tokens else math.nan
 
     @property
     def perplexity(self) -> float:
-        """The exponential of the loss: among how many equally likely tokens the model seems to choose."""
+        """Return the exponential of the loss: among how many equally likely tokens the model seems to choose."""
         return math.exp(self.loss) if self.loss < 700 else math.inf  # e^710 is no float any more
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits the model needs for one byte of the text, None where the tokenizer lost some of it."""
+        """Return the bits that the model needs for one byte of the text, None where the tokenizer lost some of it."""
         return self.nats / math.log(2) / self.bytes if self.bytes else None
 
     @property
     def token_accuracy(self) -> float:
-        """The share of tokens that were the model's likeliest next token."""
+        """Return the share of tokens that were the model's likeliest next token."""
         return self.correct / self.tokens if self.tokens else math.nan
 
 
@@ -80,8 +80,8 @@ def score_stream(
 ) -> LanguageScore:
     """Sum a causal model's negative log likelihood over disjoint windows of `context_length` tokens.
 
-    Every token of the stream but the first is a target once. Targets among `special_ids` count for nothing: neither
-    loss nor tokens nor bytes. The result does not depend on `batch_rows` but for rounding.
+    Every token of the stream but the first is a target once. Targets among `special_ids` do not count, neither in loss
+    nor in tokens nor in bytes. The result does not depend on `batch_rows`, except for rounding.
 
     Args:
         model: stays on its device, and is left in the mode (training or not) it came in.
@@ -109,8 +109,8 @@ def score_stream(
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch of windows: their numbers, and for each counted target its place in the stream, id, nats, and whether it
-    was the likeliest, each of shape (N,).
+    """A batch of windows: their numbers, and of each counted target, in arrays of shape (N,), its stream position,
+    its id, its nats, and whether it was the likeliest.
     """
 
     windows: np.ndarray
@@ -154,7 +154,7 @@ def score_windows(
 
 
 def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.ndarray:
-    """The numbers of the windows to score: all, or evenly spread ones that hold at least `limit_tokens` tokens."""
+    """Return the numbers of the windows to score: all, or evenly spread ones that hold `limit_tokens` tokens."""
     if limit_tokens is None or windows * context_length <= limit_tokens:
         return np.arange(windows)
     wanted = max(1, math.ceil(limit_tokens / context_length))
@@ -164,7 +164,7 @@ def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.n
 def comparable_bytes(
     stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes | None, seen: np.ndarray | None = None
 ) -> tuple[int | None, str | None]:
-    """The denominator of bits per byte, or None and why there is none.
+    """Return the denominator of bits per byte, or None and why there is none.
 
     All tokens of a text stand for all its bytes, whatever the tokenizer, unless it lost some of it: then the model was
     not asked for all of the text. A part of the text, `seen` (how often each id was scored), has its share of them.
@@ -183,7 +183,7 @@ def comparable_bytes(
 
 
 def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: TokenBytes) -> npt.NDArray[np.float64]:
-    """How many bytes of a stream's text each id stands for, so that its text tokens together have all of them."""
+    """Return how many bytes of a stream's text each id stands for: its text tokens together have all of them."""
     counts = stream.counts
     lengths = np.zeros(max(len(counts), len(token_bytes.lengths)))
     lengths[: len(token_bytes.lengths)] = token_bytes.lengths
@@ -194,7 +194,7 @@ def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: 
 
 
 def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
-    """What of its text a tokenizer lost, None where it kept all."""
+    """Return a note on what a tokenizer lost of its text, None where it kept all."""
     if lost := stream.meta.get("lost_bytes"):
         return f"{lost:,} of the text's {stream.meta['bytes']:,} bytes are in no token"
     unknown = sum(int(stream.counts[index]) for index in token_bytes.unknown if index < len(stream.counts))
@@ -274,7 +274,7 @@ def language_rows(
     xz: float | None = None,
     xz_primed: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of metrics.json for a model's score and for the baselines taken on the same text.
+    """Return the rows of metrics.json for a model's score and for the baselines on the same text.
 
     `baseline` is None for the model, else "unigram", "5-gram", "xz -9e" or "xz -9e after the training text". Bits per
     byte that cannot be compared have the value None and a `note`. `count` is in tokens (for xz, which has none, in

@@ -1,4 +1,4 @@
-"""The settings of the verbs of this room; importing them costs nothing."""
+"""Declare the settings of `evaluate`; importing them costs nothing."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar

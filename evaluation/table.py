@@ -37,7 +37,7 @@ _SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped",
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
-    """What was measured as a table for the terminal, baselines and differences beside the model.
+    """Return what was measured as a table for the terminal, baselines and differences beside the model.
 
     Curves and the tokenizer's costs are left to `report.html`; why a number is missing stands below.
     """
@@ -57,7 +57,7 @@ def summary_table(metrics: dict[str, Any]) -> Table:
 
 
 def section(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The rows of one section: "results", "comparison", "families", "positions" (the loss by place) or "tokenizer"."""
+    """Return the rows of one section: "results", "comparison", "families", "positions" or "tokenizer"."""
     return [row for row in rows if _section_of(row) == name]
 
 
@@ -72,18 +72,18 @@ def _section_of(row: dict[str, Any]) -> str:
 
 
 def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A header, and for each number a line with what it is, what it was measured on, and its value.
+    """Return a header, and for each number a line with its name, what it was measured on, and its value.
 
-    A model's baselines have columns of their own. Where there are many of them, or several models, the models have the
-    columns, and baselines and differences a line each below the number; such a line begins with `BESIDE`.
+    A model's baselines have columns of their own. Where there are many of them, or several models, each model has a
+    column, and each baseline and difference has a line below the number, which begins with `BESIDE`.
     """
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
     models = list(dict.fromkeys(row["model"] for row in rows if row.get("model")))
     if models or len(baselines) > MOST_COLUMNS:
         return ["", "on", *(models or ["this model"])], _lines_below(rows, models or [None], baselines)
-    values = {(*_place(row), row.get("baseline")): row for row in rows}
+    values = {(*_key(row), row.get("baseline")): row for row in rows}
     lines = [
-        [title(row), _on(row), *(shown(values.get((*_place(row), name))) for name in (None, *baselines))]
+        [title(row), _on(row), *(shown(values.get((*_key(row), name))) for name in (None, *baselines))]
         for row in rows
         if not row.get("baseline")
     ]
@@ -91,41 +91,41 @@ def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def _lines_below(rows: Sequence[dict[str, Any]], models: Sequence[str | None], baselines: list[str]) -> list[list[str]]:
-    """The lines of `result_lines` with a column a model; what was measured on is said where it changes."""
-    values = {(*_place(row), row.get("baseline"), row.get("model")): row for row in rows}
-    places = {_place(row): row for row in reversed(rows) if not row.get("baseline") and not row.get("against")}
+    """Return the lines of `result_lines` with a column a model; what was measured on is said where it changes."""
+    values = {(*_key(row), row.get("baseline"), row.get("model")): row for row in rows}
+    model_rows = {_key(row): row for row in reversed(rows) if not row.get("baseline") and not row.get("against")}
     lines, before = [], ""
-    for place in dict.fromkeys(_place(row) for row in rows):
-        if (row := places.get(place)) is None:
+    for key in dict.fromkeys(_key(row) for row in rows):
+        if (row := model_rows.get(key)) is None:
             continue
         on = _on(row)
-        lines.append([title(row), on if on != before else "", *_cells(values, place, None, models)])
+        lines.append([title(row), on if on != before else "", *_cells(values, key, None, models)])
         before = on
-        compared = (f"{place[0]}_difference", *place[1:])
+        compared = (f"{key[0]}_difference", *key[1:])
         if any((*compared, None, name) in values for name in models):
             cells = _cells(values, compared, None, models)
             lines.append([BESIDE + "difference", "", *cells])
         for baseline in baselines:
-            if any((*place, baseline, name) in values for name in models):
-                lines.append([BESIDE + baseline, "", *_cells(values, place, baseline, models)])
+            if any((*key, baseline, name) in values for name in models):
+                lines.append([BESIDE + baseline, "", *_cells(values, key, baseline, models)])
     return lines
 
 
-def _cells(values: dict[Any, Any], place: Any, baseline: str | None, models: Sequence[str | None]) -> list[str]:
-    rows = [values.get((*place, baseline, name)) for name in models]
+def _cells(values: dict[Any, Any], key: Any, baseline: str | None, models: Sequence[str | None]) -> list[str]:
+    rows = [values.get((*key, baseline, name)) for name in models]
     return [f"{shown(row)}: {verdict(row)}" if row and row.get("against") else shown(row) for row in rows]
 
 
-_PLACE = ("name", "label", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
+_KEY = ("name", "label", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
 
 
-def _place(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a number has in common with the same number of a baseline or of another model."""
-    return tuple(row.get(key) for key in _PLACE)
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a number has in common with the same number of a baseline or of another model."""
+    return tuple(row.get(name) for name in _KEY)
 
 
 def _on(row: dict[str, Any]) -> str:
-    """What a number was measured on, and how where that is not as usual."""
+    """Return what a number was measured on, and how where that is not as usual."""
     parts = [row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {split_title(row['split'])}"]
     parts += [f"({row['windows']})"] if row.get("windows") else []
     parts += [f"({row['filter']})"] if row.get("filter") else []
@@ -135,7 +135,7 @@ def _on(row: dict[str, Any]) -> str:
 
 
 def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Why a number of the table is missing, each reason once; on how few texts; whether a classifier was worth it."""
+    """Return why numbers are missing, each reason once; on how few texts; whether a model beats its baselines."""
     said = dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note"))
     written = min((row["count"] for row in rows if row["name"] == "stopped" and row.get("count")), default=FEW)
     few = f"generated text was measured on {written} text{'s' * (written > 1)} only" if written < FEW else None
@@ -143,18 +143,18 @@ def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def family_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A header, and for each family of tasks a line with all that was measured on it."""
+    """Return a header, and for each family of tasks a line with all that was measured on it."""
     names = {row["name"]: title(row) for row in rows}
-    places = dict.fromkeys((row["family"], row["split"]) for row in rows)
+    groups = dict.fromkeys((row["family"], row["split"]) for row in rows)
     values = {(row["family"], row["split"], row["name"]): row for row in rows}
     lines = [
-        [place[0], split_title(place[1]), *(shown(values.get((*place, name))) for name in names)] for place in places
+        [group[0], split_title(group[1]), *(shown(values.get((*group, name))) for name in names)] for group in groups
     ]
     return ["", "on", *names.values()], lines
 
 
 def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Exact match by family, a line for each split."""
+    """Return exact match by family, a line for each split."""
     splits: dict[str, list[str]] = {}
     for row in rows:
         if row["name"] == "exact_match":
@@ -174,7 +174,7 @@ def title(row: dict[str, Any]) -> str:
 
 
 def shown(row: dict[str, Any] | None) -> str:
-    """A number as a person reads it: with its interval or its standard deviation where it has one, a dash for none."""
+    """Return a number as a person reads it: with its interval or standard deviation if it has one, a dash for none."""
     if row is None or row["value"] is None:
         return "–"
 
@@ -199,7 +199,7 @@ def shown(row: dict[str, Any] | None) -> str:
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """What a row of a comparison allows to say, in plain words; it follows from the row's numbers alone."""
+    """Return in plain words what a row of a comparison shows; it follows from the row's numbers alone."""
     if row["value"] is None:
         return "not comparable"
     if row.get("low") is None:  # too short a text to say how far it could have come out otherwise
@@ -213,10 +213,10 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """One sentence on whether a model was worth it: a score of it beside its best baseline's, on the same text or rows.
+    """Return a sentence on whether a model was worth it: its score beside the best baseline's on the same text or rows.
 
-    Of a classifier the accuracy beside the SVM's; of a language model the bits per byte, where a baseline needs fewer.
-    None where there is nothing to say, or several models were measured.
+    For a classifier that is its accuracy beside the SVM's; for a language model its bits per byte, if a baseline needs
+    fewer. None where there is nothing to say, or several models were measured.
     """
     return _worth_of_a_classifier(rows) or _worth_of_a_language_model(rows)
 
@@ -250,10 +250,10 @@ def _worth_of_a_language_model(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _beside(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
-    """The first score of that name, where only one model has it, and the baselines' on the same text or rows."""
+    """Return the first score of that name, where only one model has it, and the baselines' on the same text or rows."""
     own = [row for row in rows if row["name"] == name and not row.get("baseline")]
     if not own or len({row.get("model") for row in own}) > 1:
         return None, []
-    place = ("name", "dataset", "split")
-    rivals = [row for row in rows if row.get("baseline") and all(row.get(key) == own[0].get(key) for key in place)]
+    same = ("name", "dataset", "split")
+    rivals = [row for row in rows if row.get("baseline") and all(row.get(key) == own[0].get(key) for key in same)]
     return own[0], [row for row in rivals if row["value"] is not None]

@@ -1,4 +1,4 @@
-"""Which tokens a model sees when it predicts which: disjoint windows, overlapping ones, each document alone.
+"""Say which tokens a model sees when it predicts which: disjoint windows, overlapping ones, each document alone.
 
 Three answers to one question, and each gives another perplexity, so each is named beside its numbers.
 """
@@ -36,11 +36,11 @@ class Windows:
         return len(self.starts)
 
     def by_length(self) -> npt.NDArray[np.int64]:
-        """The windows' numbers, longest first, so that a batch has little to fill up."""
+        """Return the windows' numbers, longest first, so that a batch has little padding."""
         return np.argsort(self.starts - self.stops, kind="stable")
 
     def batch(self, stream: TokenStream, chosen: Sequence[int] | npt.NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Input ids and labels (B, T), int64; label t follows input t and is -100 where it does not count."""
+        """Return input ids and labels (B, T), int64; label t follows input t and is -100 where it does not count."""
         starts, stops, firsts = self.starts[chosen], self.stops[chosen], self.firsts[chosen]
         length = int((stops - starts).max())
         inputs = np.zeros((len(starts), length), np.int64)  # what stands behind the end is seen by no counted position
@@ -53,13 +53,13 @@ class Windows:
 
 
 def disjoint(tokens: int, context: int) -> Windows:
-    """Windows of `context` targets side by side over a stream of so many tokens: the headline's."""
+    """Return windows of `context` targets side by side over a stream of so many tokens: the headline's."""
     starts = np.arange(0, max(0, tokens - 1), max(1, context))
     return Windows(starts, np.minimum(starts + context, tokens - 1), starts + 1, context, context, None)
 
 
 def strided(tokens: int, context: int, stride: int) -> Windows:
-    """A window every `stride` tokens: every target but the first window's has `context` - `stride` tokens before it.
+    """Return a window every `stride` tokens: later targets have at least `context` - `stride` tokens before them.
 
     Only the targets that no earlier window had count. With a context of `max_length` - 1 these are the windows of the
     procedure in transformers' page "Perplexity of fixed-length models". Raises `ValueError` for a stride out of range.
@@ -74,7 +74,7 @@ def strided(tokens: int, context: int, stride: int) -> Windows:
 
 
 def each_document_alone(ends: npt.NDArray[np.int64], context: int) -> Windows:
-    """Windows that never look into another document: `ends` are the positions of the end-of-text tokens around them.
+    """Return windows that never see another document: `ends` are the positions of the end-of-text tokens around each.
 
     A document's first token is predicted from the end of text before it. In a document longer than `context` a last
     window that is short of targets reaches back for context: lm-eval's rolling windows, so the same numbers.
@@ -91,7 +91,7 @@ def each_document_alone(ends: npt.NDArray[np.int64], context: int) -> Windows:
 
 
 def document_ends(stream: TokenStream, end_of_text: int) -> npt.NDArray[np.int64]:
-    """The positions of the end-of-text tokens of a stream: one before the first document, one after each."""
+    """Return the positions of the end-of-text tokens of a stream: one before the first document, one after each."""
     found = [
         start + np.flatnonzero(stream.read(start, start + READ_TOKENS) == end_of_text)
         for start in range(0, len(stream), READ_TOKENS)

@@ -143,13 +143,13 @@ def test_windows_that_were_scored_are_not_scored_again(scored, tiny, bpe, stream
     assert resumed.total(windows, None) == whole.total(windows, None)
 
 
-def test_the_loss_by_place_adds_up_to_the_loss(scored, bpe, stream_of, texts):
+def test_the_loss_by_position_adds_up_to_the_loss(scored, bpe, stream_of, texts):
     windows = disjoint(len(stream_of(texts, bpe)), CONTEXT)
     scores = scored(windows)
-    places, total = scores.by_place(windows), scores.total(windows, None)
-    assert [place[:2] for place in places] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)]
-    assert sum(tokens for *_, tokens in places) == total.tokens
-    assert sum(nats * tokens for *_, nats, tokens in places) == pytest.approx(total.nats, rel=1e-6)
+    positions, total = scores.by_position(windows), scores.total(windows, None)
+    assert [position[:2] for position in positions] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32)]
+    assert sum(tokens for *_, tokens in positions) == total.tokens
+    assert sum(nats * tokens for *_, nats, tokens in positions) == pytest.approx(total.nats, rel=1e-6)
 
 
 def test_units_are_documents_or_blocks_and_add_up_to_the_whole(scored, bpe, stream_of, texts, tmp_path):
