@@ -30,7 +30,7 @@ def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
     if folders:
         samples = _show_model(folders[-1], recipe.prompts, seconds)
     path = write_report(recipe, out, ledger, samples)
-    say(f"\ndone in {seconds:.0f} s; everything on one page: {path}")
+    say(f"\ndone in {seconds:.0f} s; report of all stages: {path}")
 
 
 def _is_model(folder: Path) -> bool:
@@ -46,7 +46,7 @@ def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[
         proof = prove(folder, prompts[0] if prompts else "", base=base)
         same = f"logits equal (largest difference {proof.largest_difference:.0e})"
         same += ", the same greedy text" if kind in WRITERS else ""
-        say(f"A process without this package loaded it by {kind}: {same}.")
+        say(f"A process without this package loaded it with {kind}: {same}.")
     say()
     if (folder / METRICS_FILE).is_file():
         console.print(summary_table(read_metrics(folder)))

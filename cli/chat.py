@@ -18,12 +18,12 @@ from groundup.inference.loading import context_of, load_writer
 from groundup.inference.writing import Messages, Writing, can_converse, conversation_ids
 
 HELP = """\
-/set NAME VALUE   change how tokens are drawn: temperature, top_k, top_p, max_new_tokens or seed
-/settings         show how tokens are drawn
+/set NAME VALUE   change a sampling setting: temperature, top_k, top_p, max_new_tokens or seed
+/settings         show the sampling settings
 /reset            forget the conversation
 /retry            answer the last message again, with the next seed
 /save [FILE]      write the conversation to a new file, as a row that `groundup instruct --data` reads
-/quit             end (also an empty line or Ctrl-D); Ctrl-C stops an answer"""
+/quit             end the conversation (also an empty line or Ctrl-D); Ctrl-C stops an answer"""
 COMMANDS = [line.split()[0] for line in HELP.splitlines()] + ["/help"]
 
 
@@ -58,8 +58,8 @@ def chat(settings: ChatSettings) -> Messages:
         model, tokenizer, sampling, settings.system, answers=can_converse(settings.model, tokenizer)
     )
     if not conversation.answers:
-        say("this model was not taught to converse: it goes on from what you write")
-    say("/help shows what can be changed; an empty line ends")
+        say("this model was not trained on conversations: it continues what you write")
+    say("/help lists the commands; an empty line ends the conversation")
     with contextlib.suppress(AttributeError):  # a stand-in of somebody's
         sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte is a message's error, not the end of the talk
     with contextlib.suppress(ImportError):  # absent on Windows
@@ -98,7 +98,7 @@ class Conversation:
             room = min(self.sampling.max_new_tokens, context // 4)
             ids, left_out = conversation_ids(self.tokenizer, asked, context, room)
             if left_out:
-                say(f"the first {left_out} messages no longer fit into the model's context and are left out")
+                say(f"the first {left_out} messages do not fit into the model's context and are left out")
         else:
             ids = encode_prompt(self.tokenizer, line)
         writing = Writing(self.model, self.tokenizer, ids, self.sampling, past_context=not self.answers)
@@ -129,7 +129,7 @@ class Conversation:
             self.messages = self.messages[:-2]
             self.answer(last)
         elif command == "/retry":
-            raise InputError("there is nothing to answer again yet")
+            raise InputError("there is no message to answer again yet")
         elif command in COMMANDS:
             raise InputError(next(text for text in HELP.splitlines() if text.startswith(command)))
         else:
@@ -153,7 +153,7 @@ class Conversation:
             with path.open("x", encoding="utf-8") as file:
                 file.write(row + "\n")
         except FileExistsError as error:
-            raise InputError(f"{path} is there already: choose another name") from error
+            raise InputError(f"{path} already exists: choose another name") from error
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
         say(f"{len(self.messages)} messages saved to {path}")

@@ -42,7 +42,7 @@ def doctor(settings: DoctorSettings) -> list[Finding]:
     console = Console(highlight=False, soft_wrap=True)  # on standard output: the findings are what was asked for
     console.print(table)
     to_mend = [finding for finding in findings if finding.mend]
-    console.print("\nTo mend:" if to_mend else "\nNothing to mend.")
+    console.print("\nTo fix:" if to_mend else "\nNothing to fix.")
     for finding in to_mend:
         console.print(f"  {finding.name}: {finding.mend}", markup=False)
     return findings
@@ -94,11 +94,13 @@ def devices() -> list[Finding]:
 
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores, threads = len(allowed), torch.get_num_threads()
-    mend = f"more threads than cores slow each other down: export OMP_NUM_THREADS={cores}" if threads > cores else ""
+    mend = (
+        f"there are more threads than cores, which is slow: export OMP_NUM_THREADS={cores}" if threads > cores else ""
+    )
     found = [Finding("processor", f"{cores} cores, {threads} threads", mend)]
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None:
-        found.append(Finding("accelerator", "none: everything runs on the processor"))
+        found.append(Finding("accelerator", "none: everything runs on the CPU"))
     elif accelerator.type == "cuda":
         for number in range(torch.cuda.device_count()):
             card = torch.cuda.get_device_properties(number)
@@ -113,7 +115,7 @@ def compiler() -> list[Finding]:
     """A C++ compiler, which `torch.compile` needs and nothing else does."""
     name = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++", "cl") if shutil.which(name)), None)
     path = shutil.which(name) if name else None
-    return [Finding("compiler", path or "none: torch.compile cannot be used, all else works")]
+    return [Finding("compiler", path or "none: torch.compile is not available, everything else works")]
 
 
 def memory() -> list[Finding]:
@@ -122,7 +124,7 @@ def memory() -> list[Finding]:
     mend = "close other programs, or train with a smaller --micro-batch-rows" if free < LITTLE_MEMORY else ""
     found = [Finding("memory", f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB free", mend)]
     disk = shutil.disk_usage(Path.cwd()).free
-    mend = "make room, or give --out on another disk" if disk < LITTLE_DISK else ""
+    mend = "make room, or choose an --out on another disk" if disk < LITTLE_DISK else ""
     return [*found, Finding("disk here", f"{disk / 2**30:.1f} GiB free", mend)]
 
 
@@ -134,7 +136,7 @@ def hub() -> list[Finding]:
     token = "a token is set" if get_token() else "no token: `hf auth login` before `groundup publish`"
     cache = Path(constants.HF_HUB_CACHE)
     place = next(path for path in (cache, *cache.parents) if path.exists())
-    mend = "" if os.access(place, os.W_OK) else f"{place} cannot be written: set HF_HOME to a folder of yours"
+    mend = "" if os.access(place, os.W_OK) else f"{place} is not writable: set HF_HOME to a folder that is"
     return [Finding("Hub login", token + offline), Finding("Hub cache", str(cache), mend)]
 
 

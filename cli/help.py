@@ -14,10 +14,10 @@ import typing
 from typing import Any
 
 FIRST_STEPS = {
-    "groundup doctor": "what this machine has, and what to mend",
-    "groundup run python_docs --smoke": "the whole way in a minute, with no file of yours",
-    "groundup pretrain --data my_texts --minutes 10": "a model of your own text",
-    "groundup playground --model runs/pretrain-my_texts": "write with it, talk with it, look inside",
+    "groundup doctor": "what this machine has, and what to fix",
+    "groundup run python_docs --smoke": "every stage in a minute, without data of your own",
+    "groundup pretrain --data my_texts --minutes 10": "a model trained on your own text",
+    "groundup playground --model runs/pretrain-my_texts": "generate text, chat, look inside the model",
 }
 WORKED_ON = ("checkpoint", "model", "data", "eval_data", "text_column", "label_column")
 OF_A_CALL = ("seed", "resume", "smoke", "quiet")  # they say how the verb is called, not what it does

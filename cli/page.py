@@ -75,12 +75,12 @@ def _sampling_controls(tokens: int, temperature: float) -> list[gr.components.Co
         with gr.Row():
             controls: list[gr.components.Component] = [
                 gr.Slider(0, 2, temperature, step=0.05, label="temperature", info="0: always the likeliest token"),
-                gr.Slider(0, 200, 50, step=1, label="top-k", info="draw from so many; 0: all"),
-                gr.Slider(0.05, 1, 0.95, step=0.01, label="top-p", info="draw from this share; 1: all"),
+                gr.Slider(0, 200, 50, step=1, label="top-k", info="sample from this many; 0: all"),
+                gr.Slider(0.05, 1, 0.95, step=0.01, label="top-p", info="sample from this probability mass; 1: all"),
             ]
         with gr.Row():
             controls += [
-                gr.Slider(1, 2000, tokens, step=1, label="length [tokens]", info="the most to write"),
+                gr.Slider(1, 2000, tokens, step=1, label="length [tokens]", info="most tokens to generate"),
                 gr.Number(None, label="seed", precision=0, info="empty: a new one each time", placeholder="new"),
             ]
     return controls
@@ -97,7 +97,7 @@ def _sampling(temperature: float, top_k: int, top_p: float, tokens: int, seed: i
 
 def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
     """The tab that goes on from a prompt: prompt and text of the first model, and the button to see inside it."""
-    prompt = gr.Textbox(label="prompt", placeholder="A text to go on from; Enter writes", lines=1, max_lines=8)
+    prompt = gr.Textbox(label="prompt", placeholder="A text to continue; Enter starts", lines=1, max_lines=8)
     with gr.Row():
         write = gr.Button("Write", variant="primary", size="sm", min_width=80)
         stop = gr.Button("Stop", size="sm", min_width=80)
@@ -179,7 +179,7 @@ def _title(player: Player | None) -> str:
 def _chat_tab(players: list[Player]) -> None:
     for player in players:
         if not player.answers:
-            gr.Markdown(f"{player.name} was not taught to converse: it goes on from each line alone.")
+            gr.Markdown(f"{player.name} was not trained on conversations: it continues each line on its own.")
     histories = [gr.State([]) for _ in players]
     with gr.Row():
         talks = [
@@ -199,7 +199,7 @@ def _chat_tab(players: list[Player]) -> None:
         send = gr.Button("Send", variant="primary", size="sm", min_width=80)
         stop = gr.Button("Stop", size="sm", min_width=80)
         reset = gr.Button("New", size="sm", min_width=80)
-    system = gr.Textbox(label="system", placeholder="What the model is told before the conversation", lines=1)
+    system = gr.Textbox(label="system", placeholder="The system message", lines=1)
     controls = _sampling_controls(tokens=300, temperature=0.7)
 
     def talk(line: str, system: str, *values: Any) -> Iterator[list[Any]]:
@@ -261,7 +261,7 @@ def _inside_tab(players: list[Player]) -> Callable[[gr.Button, gr.State], None]:
     """The tab that takes a text apart: tokens, expectations, surprise, attention; how a button brings a text here."""
     named = {player.name: player for player in players}
     which = gr.Radio(list(named), value=players[0].name, label="model", visible=len(players) > 1)
-    text = gr.Textbox(label="text", placeholder="A text to take apart; Enter looks", lines=1, max_lines=8)
+    text = gr.Textbox(label="text", placeholder="A text to inspect; Enter starts", lines=1, max_lines=8)
     look = gr.Button("Look", variant="primary", size="sm")
     lens = gr.HTML(
         value=None,

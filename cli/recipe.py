@@ -97,10 +97,14 @@ def read_recipe(path: Path) -> Recipe:
         stage = _read_stage(path, name, options)
         earlier = [known.name for known in stages]
         if taken := _same_name(name, [LEDGER_FILE, PAGE_FILE, *earlier]):
-            raise InputError(f"{path}, stage {name}: the run has {taken} beside it, and some disks tell no case apart")
+            raise InputError(
+                f"{path}, stage {name}: {taken} has almost the same name, and some disks ignore case: rename one"
+            )
         for reference in stage.references():
             if reference not in earlier:
-                raise InputError(f"{path}, stage {name}: {{{reference}}} is no earlier stage{near(reference, earlier)}")
+                raise InputError(
+                    f"{path}, stage {name}: {{{reference}}} is not an earlier stage{near(reference, earlier)}"
+                )
         stages.append(stage)
     return Recipe(given.name or path.stem, stages, tuple(given.prompts))
 
@@ -118,14 +122,14 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
     """One stage, its verb and the values of its options checked as the verb's settings are."""
     require_folder_name(name, f"{path}: stage")
     if options is not None and not isinstance(options, dict):
-        raise InputError(f"{path}, stage {name}: settings are wanted under it, not {options!r}")
+        raise InputError(f"{path}, stage {name}: it must hold settings, not {options!r}")
     options = dict(options or {})
     verb = options.pop("verb", name)
     if not isinstance(verb, str) or verb not in VERBS or verb == "run":
         raise InputError(f"{path}, stage {name}: unknown verb {verb!r}{near(str(verb), VERBS)}: add `verb:`")
     for option in OF_THE_RUN:
         if option in spelt(options):
-            raise InputError(f"{path}, stage {name}: `{option}` is for `groundup run` to say: leave it out")
+            raise InputError(f"{path}, stage {name}: `{option}` is set by `groundup run`: leave it out")
     settings = settings_from(f"{path}, stage {name}", options, find(VERBS[verb].settings))
     return Stage(name, verb, {option: getattr(settings, option) for option in spelt(options)})
 
@@ -133,7 +137,7 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
 def require_folder_name(name: str, what: str) -> None:
     """Raise `InputError` for a name that is not one of a folder in the run's own, or that is one of its files'."""
     if not name or "\0" in name or Path(name).name != name or name in (*RUN_FILES, "..") or len(name.encode()) > 200:
-        raise InputError(f"{what} {name!r} names a folder: give it a plain name, without slashes")
+        raise InputError(f"{what} {name!r} cannot name a folder: give a plain name without slashes")
 
 
 class Ledger:

@@ -49,10 +49,10 @@ def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> N
         console.quiet = settings.quiet
         place = f"[{number}/{len(recipe.stages)}] {stage.name}"
         if ledger.is_done(stage):
-            say(f"{place}: nothing has changed, kept")
+            say(f"{place}: skipped, nothing has changed")
             continue
         gone = ledger.changed(stage)
-        say(f"{place}: its {gone} is not what it made: done again" if gone else place)
+        say(f"{place}: its file {gone} has changed or is missing: done again" if gone else place)
         _do(stage, out, ledger, settings)
     console.quiet = settings.quiet
     from groundup.cli.chain_report import show
@@ -79,7 +79,7 @@ def _check_folders(recipe: Recipe, out: Path, ledger: Ledger) -> None:
     for stage in recipe.stages:
         folder = out / stage.name
         if os.path.lexists(folder) and not ledger.knows(stage):
-            raise InputError(f"{folder} is there, but no stage made it: move it away, or choose a new --out")
+            raise InputError(f"{folder} exists, but no stage made it: move it away, or choose a new --out")
         require_unused(folder)
 
 
@@ -112,9 +112,9 @@ def _overview(recipe: Recipe, ledger: Ledger) -> Table:
     changed: set[str] = set()
     for stage in recipe.stages:
         if ledger.is_done(stage) and not changed & set(stage.references()):
-            state = "kept: nothing has changed"
+            state = "skipped: nothing has changed"
         else:
-            state = "goes on" if ledger.has_begun(stage) else "to do"
+            state = "resumes" if ledger.has_begun(stage) else "to do"
             changed.add(stage.name)
         minutes, took = stage.options.get("minutes"), ledger.seconds(stage)
         duration = f"{minutes:g} minutes" if minutes else "" if took is None else f"{took:.0f} s last time"

@@ -135,11 +135,11 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         has_begun = self._left_by == self._verb or self._is_ours(self.path)
         if self._resume and not has_begun:
             if maker := next((verb for verb in GOING_ON if is_begun(self.path, verb)), None):
-                raise InputError(f"{self.path} was made by `groundup {maker}`: go on with it by that verb")
+                raise InputError(f"{self.path} was made by `groundup {maker}`: resume it with that verb")
             found = f"{self.path} holds something that `{self._verb}` did not write"
             raise InputError(f"{found}{_unread(self.path / RECIPE_FILE)}: choose a new --out")
         if not self._resume:
-            or_else = ", or add --resume to go on with it" if has_begun and self._resume is not None else ""
+            or_else = ", or add --resume to resume it" if has_begun and self._resume is not None else ""
             raise InputError(f"{self.path} already holds something: choose a new --out{or_else}")
 
     def _make(self, is_named: bool) -> None:
@@ -171,7 +171,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
     def _held(self) -> str:
         note = self._note()
         who = "`groundup {verb}`, process {process}, since {since}".format(**note) if note else "another command"
-        return f"{self.path} is in use by {who}: wait for its end, or choose another --out"
+        return f"{self.path} is in use by {who}: wait until it ends, or choose another --out"
 
     def _note(self) -> dict[str, str]:
         """Who holds the folder, or held it when killed; empty where that is not known."""
@@ -241,7 +241,7 @@ def claim(
 def given_folder(out: str | Path) -> Path:
     """The folder that `--out` names. Raises `InputError` for no name, and for a home that is not there."""
     if not str(out).strip():
-        raise InputError("--out is empty: name a folder, or leave --out away")
+        raise InputError("--out is empty: name a folder, or leave --out out")
     path = user_path(out)
     try:
         str(path).encode()
@@ -299,7 +299,7 @@ def require_unused(folder: Path) -> None:
             with FileLock(lock, timeout=_PATIENCE):
                 pass
         except Timeout:
-            raise InputError(f"{folder} is in use by another command: wait for its end") from None
+            raise InputError(f"{folder} is in use by another command: wait until it ends") from None
 
 
 def move_up(source: Path, folder: Path, replaced: Container[str] = ()) -> None:

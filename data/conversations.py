@@ -93,14 +93,14 @@ class RowCounts:
         said = {
             "without_answer": "have no answer and are left out",
             "no_text": "hold something else than text and are left out",
-            "without_question": "have an answer and no question: trained all the same",
-            "answers_not_learnt": "answers in them have weight 0 or no text: read and not learnt",
-            "after_last_answer": "messages in them follow the last answer that is learnt: left out",
+            "without_question": "have an answer and no question: trained on as they are",
+            "answers_not_learnt": "answers in them have weight 0 or no text: used as context, not trained on",
+            "after_last_answer": "messages in them follow the last answer that is trained on: left out",
             "system_not_read": "have a system message of their own: the one of the column beside it is not read",
             "refused": "are refused by the chat template and left out",
             "cut_before_answer": f"do not reach their answer within {limit}: left out",
-            "cut": f"are longer than {limit} and were cut within their answer",
-            "with_special_tokens": "spell special tokens; they were taken as plain text",
+            "cut": f"are longer than {limit}: truncated within their answer",
+            "with_special_tokens": "spell special tokens: read as plain text",
         }
         lines = []
         for name, what in said.items():

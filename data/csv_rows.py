@@ -71,11 +71,11 @@ def find_form(path: Path, kind: str, name: str) -> CsvForm:
     spaced = _spaced(path, separator, skipped)
     quoted, fit = (True, spaced) if spaced else _quotes(path, separator, skipped, name)
     if not fit.rows:
-        raise InputError(f"cannot read {name} as {kind}: it has no rows below its header")
+        raise InputError(f"cannot read {name} as {kind}: there are no rows below its header")
     if separator != usual:
         say(f"{name}: its fields are separated by {SEPARATORS.get(separator, repr(separator))}")
     if spaced:
-        say(f"{name}: blanks before the quotes of a field are passed over")
+        say(f"{name}: spaces before the quotes of a field are ignored")
     rows = _records(path, separator, quoted, skipped, spaced is not None)
     sample = [fields for _, fields in itertools.islice(rows, 1 + _SAMPLE)]
     doubt = _doubt_of(sample[0], sample[1:], name)
@@ -198,12 +198,12 @@ def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, 
         return True, quoted
     plain = _fit(path, separator, False, skipped)
     if not plain.fault and (quoted.fault or separator in "\t|"):
-        say(f"{name}: its quotes do not go together in pairs, so they are read as characters of the text")
+        say(f"{name}: its quotes do not come in pairs, so they are read as text")
         return False, plain
     if quoted.fault:
         raise _ragged(max(quoted, plain, key=lambda fit: fit.line), name)
     if not plain.fault:
-        say(f"{name}: quotes hold several lines together, so its {plain.rows:,} lines are {quoted.rows:,} rows")
+        say(f"{name}: quoted fields span several lines, so its {plain.rows:,} lines are {quoted.rows:,} rows")
     return True, quoted
 
 

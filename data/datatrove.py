@@ -50,9 +50,9 @@ def open_datatrove(
     ends = [_document_ends(path, shard) for path, shard in zip(paths, shards)]
     end_of_text: Any = known.eos_token_id
     if not all((shard[last[:1000] - 1] == end_of_text).all() for shard, last in zip(shards, ends)):
-        say(f"{folder}: no end-of-text token stands between the documents, so they are read as one long text")
+        say(f"{folder}: no end-of-text token separates the documents, so they are read as one long text")
     if any(path.with_name(f"{path.name}.loss").exists() for path in paths):
-        say(f"{folder}: the loss masks there are not used, every token counts")
+        say(f"{folder}: its loss masks are ignored: every token is trained on")
     rows = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
     meta = {
         "sha256": hashlib.sha256("".join(row["sha256"] for row in rows).encode()).hexdigest(),

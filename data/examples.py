@@ -27,7 +27,7 @@ from groundup.data.values import listed
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
 MOST_LABELS = 1000
 
-_TO_LABEL = "rows to test on need labels; to have texts labelled give them by --predict"
+_TO_LABEL = "test rows need labels; to label texts, give --predict"
 _NUMBER, _FRACTION, _SEPARATOR = re.compile(r"-?\d+(\.\d+)?"), re.compile(r"-?\d+\.\d+"), re.compile("[,;|]")
 _GAPS = ("nan", "none", "null", "n/a", "na", "<na>")  # how programs write that there is nothing
 _MOST_FRACTIONS = 20  # different ones that may be classes; more are amounts
@@ -106,7 +106,7 @@ def _doubts(examples: Examples) -> list[str]:
         alike.setdefault(_looks(label), []).append(label)
     if several := [_told_apart(same) for same in alike.values() if len(same) > 1]:
         what = "labels that differ in capitals or blanks alone, or in how a character or a number is written, "
-        said.append(f"{what}are different labels: {listed(several, 4)}")
+        said.append(f"{what}count as different labels: {listed(several, 4)}")
     if gaps := [label for label in counts if label.casefold() in _GAPS]:
         rows = sum(counts[label] for label in gaps)
         said.append(f"{rows:,} of {len(labels):,} rows have the label {listed(gaps)}: taken as a label like any other")
@@ -116,7 +116,7 @@ def _doubts(examples: Examples) -> list[str]:
         if text:
             labels_of.setdefault(text, set()).add(label)
     if unlike := sum(len(labels_of[text]) > 1 for text in texts):
-        said.append(f"{unlike:,} of {len(labels):,} rows have a text that stands there with another label, too")
+        said.append(f"{unlike:,} of {len(labels):,} rows have a text that also occurs with another label")
     of_others = [label for label in counts if _parts(label) and _parts(label) <= counts.keys()]
     if of_others:
         rows = sum(counts[label] for label in of_others)

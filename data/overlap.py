@@ -133,7 +133,7 @@ def held_apart(corpus: Corpus) -> tuple[Corpus, KnownText, dict[str, Any]]:
     left_out = None
     if found.copies:
         corpus, left_out, outcome = _without_copies(corpus, found)
-        say(f"validation: {found.said} stand in the training text too, word for word or nearly: {outcome}")
+        say(f"validation: {found.said} are in the training text too, verbatim or nearly so: {outcome}")
     if left_out == "training":
         known = KnownText.of(corpus.train)
     overlap = {"count": found.count, "unit": found.unit, "copies": found.copies, "left_out_of": left_out}
@@ -148,7 +148,7 @@ def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, s
     if back.fresh_bytes >= LEAST_KEPT * back.bytes:
         outcome = f"{back.said} of that text are left out, so that it is not trained on"
         return dataclasses.replace(corpus, train=back.fresh), "training", outcome
-    return corpus, None, "next to none are left to score without them, so the score is one of text that was seen"
+    return corpus, None, "almost none would be left without them, so the score includes text that was trained on"
 
 
 class Stretches(Part):

@@ -118,8 +118,8 @@ def _train(settings: TokenizerSettings, corpus: Corpus) -> PreTrainedTokenizerFa
     tokenizer = train(sample_texts(corpus.train, TRAINING_BYTES), size)
     if settings.vocab_size is not None and len(tokenizer) < settings.vocab_size:
         raise InputError(
-            f"the text fills a vocabulary of {len(tokenizer):,} tokens, not {settings.vocab_size:,}: "
-            f"give more --data, or --vocab-size {len(tokenizer)} at most"
+            f"the text is enough for a vocabulary of {len(tokenizer):,} tokens, not {settings.vocab_size:,}: "
+            f"give more --data, or at most --vocab-size {len(tokenizer)}"
         )
     return tokenizer
 

@@ -319,9 +319,9 @@ def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents,
             share = text_bytes(validation) / text_bytes(documents)
             if not fraction / 2 <= share <= 2 * fraction:
                 last = f"{len(validation)} of {len(documents)} documents"
-                say(f"kept back, to measure on: the last {last}, {share:.1%} of the text")
+                say(f"held out for validation: the last {last}, {share:.1%} of the text")
     if not (len(train) and len(validation)):
-        raise InputError(f"too little text in {name} to keep a part back for validation: give more")
+        raise InputError(f"{name} has too little text to hold out a part for validation: give more")
     return train, validation
 
 

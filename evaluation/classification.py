@@ -303,7 +303,7 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
     context = min(context_of(model), tokenizer.model_max_length)
     rows = encode_examples(texts, [""] * len(texts), names, tokenizer, context)
     if rows.cut:
-        say(f"{rows.cut:,} of {len(texts):,} texts are longer than {context} tokens: cut there")
+        say(f"{rows.cut:,} of {len(texts):,} texts are longer than {context} tokens: truncated")
     if tokenizer.pad_token_id is None:
         raise InputError(f"the tokenizer of {classifier} has no padding token: train it with groundup classify")
     with ProgressBar("labelling", total=1.0) as bar:

@@ -245,8 +245,8 @@ def check_causal(model: PreTrainedModel) -> None:
     difference = (logits[0] - logits[1]).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, logits.std().item()):
         raise InputError(
-            f"the model's prediction changes by {difference:.2g} with the text that follows: it sees the token it is "
-            "to predict, so its numbers would mean nothing; give a causal model"
+            f"the model's prediction changes by {difference:.2g} with the text that follows: it sees the token that it "
+            "must predict, so its scores would be meaningless: give a causal model"
         )
 
 

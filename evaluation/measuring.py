@@ -67,7 +67,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     state = processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     console.quiet = settings.quiet or (state is not None and not state.is_main_process)
     if state and not settings.out:
-        raise InputError("several processes need one folder: give --out")
+        raise InputError("several processes need one output folder: give --out")
     if settings.resume and settings.out:
         out = given_folder(settings.out)
         if is_begun(out, VERB) and Parts(out).is_finished:
@@ -102,7 +102,9 @@ def _evaluate(settings: EvaluateSettings, parts: Parts, state: PartialState | No
         parts.give_up()
         raise
     except KeyboardInterrupt as stop:
-        raise Interrupted(f"stopped; what is done is kept: groundup evaluate --resume --out {parts.out}") from stop
+        raise Interrupted(
+            f"stopped, and finished parts are kept: resume with groundup evaluate --resume --out {parts.out}"
+        ) from stop
 
 
 class Evaluation:
@@ -136,7 +138,7 @@ class Evaluation:
             if not wanted:
                 continue
             if any(self.parts.is_old(self._key(name, part)) for part in wanted):
-                say(f"{name}, or what it is measured on, has changed since this evaluation began: it is measured again")
+                say(f"{name}, or its test data, has changed since this evaluation was started: measured again")
             try:
                 loaded = self._load(name, source)
             except InputError as error:
@@ -199,7 +201,7 @@ class Evaluation:
         trained = set()
         for name, source in zip(self.names, self.settings.model):
             if files := self.text.trained_on_by(source):
-                say(f"{name} was trained on {', '.join(files)}, as its recipe says: its score there is no test")
+                say(f"{name} was trained on {', '.join(files)}, as its recipe says: that is no test score")
                 trained.add(name)
         for row in rows:
             involved = {row.get("model", self.names[0]), row.get("against")}

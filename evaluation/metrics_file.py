@@ -64,7 +64,7 @@ def own_metrics(folder: Path, weights: Path | None) -> dict[str, Any]:
     """Read `metrics.json` without the scores where they were not made from these weights, which is said."""
     metrics = read_metrics(folder)
     if metrics["metrics"] and weights is not None and metrics.get("weights_sha256") != sha256_of(weights):
-        say(f"{METRICS_FILE} of {folder} was not made from its weights: its scores are left out")
+        say(f"{METRICS_FILE} of {folder} does not belong to its weights: its scores are left out")
         return metrics | {"metrics": [], "samples": [], "weights_sha256": sha256_of(weights)}
     return metrics
 

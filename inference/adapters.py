@@ -54,7 +54,7 @@ def attach(model: PreTrainedModel, source: str | Path, base: str, new: list[str]
         adapted = _read_adapter(model, source)
     except SafetensorError as error:
         raise InputError(
-            f"{SAFETENSORS_WEIGHTS_NAME} of {source} is cut short, or none: fetch or save it again"
+            f"{SAFETENSORS_WEIGHTS_NAME} of {source} is truncated or not safetensors: download or save it again"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -94,7 +94,7 @@ def _check_base(source: str | Path, base: str) -> None:
     known = json_of(source, METRICS_FILE).get("training", {}).get(BASE_SHA256)
     weights = user_path(base) / MODEL_WEIGHTS
     if known and weights.is_file() and sha256_of(weights) != known:
-        raise InputError(f"{base} has other weights than those that the adapter {source} was trained on")
+        raise InputError(f"{base} does not have the weights that the adapter {source} was trained on")
 
 
 def adapter_settings(source: str | Path) -> dict[str, Any]:

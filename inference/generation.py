@@ -186,7 +186,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     check_text(prompt, "the prompt")
     ids, begin = tokenizer.encode(prompt, verbose=False), tokenizer.bos_token or tokenizer.eos_token
     if not ids and begin is None:
-        raise InputError("the prompt is empty and the tokenizer has no token to begin a text with: give a prompt")
+        raise InputError("the prompt is empty, and the tokenizer has no token that begins a text: give a prompt")
     return ids or tokenizer.encode(str(begin))
 
 

@@ -43,12 +43,12 @@ _REASONS = (
     ("contains custom code", "it brings code of its own: add --trust-remote-code if you trust whoever made it"),
     ("ignore_mismatched_sizes", "its weights have other shapes than its config.json says: save the model again"),
     ("for this kind of AutoModel", "it is a model of another kind: give {wanted}"),
-    ("does not recognize this architecture", "transformers knows no such model_type: look into its config.json"),
+    ("does not recognize this architecture", "transformers does not know its model_type: check its config.json"),
     ("makes two models", "it is an encoder with a decoder: give {wanted}"),
-    (_ENCODER, "it is an encoder, which sees the words that follow: give {wanted}"),
+    (_ENCODER, "it is an encoder, which sees the tokens that follow: give {wanted}"),
     ("couldn't connect", "there is no such folder, and the Hub cannot be reached"),
-    ("is not a local folder", "there is no such folder, and on the Hub no such model that you may read"),
-    ("deserializing header", "its file of weights is cut short, or none: fetch or save the model again"),
+    ("is not a local folder", "there is no such folder, and the Hub has no such model that you may read"),
+    ("deserializing header", "its weights file is truncated or not safetensors: download or save the model again"),
     ("no file named", "it has no model.safetensors: give a folder with the weights"),
 )
 _WANTED = {
@@ -288,8 +288,8 @@ def require_known(model: PreTrainedModel, largest: int) -> None:
     known = model.config.get_text_config().vocab_size
     if largest >= known:
         raise InputError(
-            f"the tokenizer gives the text a token {largest}, and the model knows only {known:,} tokens, from 0 on: "
-            "put the tokenizer that the model was trained with into its folder"
+            f"the tokenizer gives the text a token {largest}, and the model has only the ids 0 to {known - 1:,}: "
+            "put the model's own tokenizer into its folder"
         )
 
 

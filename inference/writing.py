@@ -70,14 +70,14 @@ class Writing:
         room = room_after(self._model, prompt)
         if self._slides and self._tokens > room:
             return (
-                f"prompt and text are longer than the model's context of {context:,} tokens: from there on it saw only "
+                f"prompt and text are longer than the model's context of {context:,} tokens: after that it saw only "
                 f"the latest {context // 2:,} to {context:,}"
             )
         if self._slides or self._reason != "length" or room >= self._sampling.max_new_tokens:
             return None
         return (
-            f"stopped after {room:,} of {self._sampling.max_new_tokens:,} tokens: prompt and text together fill the "
-            f"model's context of {context:,} tokens"
+            f"stopped after {room:,} of {self._sampling.max_new_tokens:,} tokens: prompt and text fill the model's "
+            f"context of {context:,} tokens"
         )
 
     @property

@@ -123,7 +123,7 @@ def export(settings: ExportSettings) -> Path:
     written = file or (output.path / GGUF_FILE if settings.to == "gguf" else output.path)
     say(f"a {twin.config.model_type} model of {twin.num_parameters():,} parameters written to {written}")
     if difference is not None:
-        say(f"loaded again without code of ours: logits equal (largest difference {difference:.0e})")
+        say(f"loaded without code of ours: logits equal (largest difference {difference:.0e})")
     return file or output.path
 
 

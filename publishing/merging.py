@@ -81,7 +81,7 @@ def _require_equal(before: torch.Tensor, after: torch.Tensor, adapter: str) -> f
     """The largest difference between two tensors of logits. Raises `InputError` where it is more than rounding."""
     difference = (before - after).abs().max().item()
     if not difference <= _ROUNDING * before.abs().max().item():
-        raise InputError(f"{adapter} cannot be folded into its base: the logits would differ by {difference:.2g}")
+        raise InputError(f"{adapter} cannot be merged into its base: the logits would differ by {difference:.2g}")
     return difference
 
 

@@ -36,7 +36,7 @@ def adapt(prepared: PreparedExamples, began: float) -> None:
     Without `--model` that is a new model of the plan's sizes, with it the model itself.
     """
     settings, plan = prepared.settings, prepared.plan
-    say("first the texts alone:")
+    say("pretraining on the texts of the rows first:")
     base: dict[str, Any] = plan.base or {}
     minutes = settings.adapt_minutes
     if minutes is not None:

@@ -202,7 +202,7 @@ def newest_whole(out: Path) -> Path | None:
     for folder in saved_steps(out):
         if (found := damage(folder)) is None:
             return folder
-        say(f"{folder}: {found}; the state before it is used")
+        say(f"{folder}: {found}; resuming from the state before it")
     return None
 
 

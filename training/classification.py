@@ -123,7 +123,7 @@ def _runs(settings: ClassifySettings) -> int:
 def _train_in_order(number: int, prepared: PreparedExamples, run: RunFolder, began: float) -> Path:
     """Train with the rows in another order, in a folder under work/, unless an earlier process has; return it."""
     folder, state = RunFolder(prepared.work / f"order-{number}"), processes()
-    say(f"run {number} of {_runs(prepared.settings)}, each with the rows in an order of its own")
+    say(f"run {number} of {_runs(prepared.settings)}, with the rows in another order")
     if not agreed(state, lambda: folder.is_finished):
         agreed(state, lambda: folder.write_recipe(*run.read_recipe()))
         ClassificationRun(prepared, folder, began, order=number).run(resume=True)
@@ -314,7 +314,7 @@ class ClassificationRun(TrainingRun):
             say(f"{split}: {unknown:,} of {len(examples):,} rows have a label that no training row has: all mistakes")
         seen = also_in(examples.texts, known.texts)
         if seen.any():
-            say(f"{split}: {seen.sum():,} of {len(examples):,} texts stand in the training rows too")
+            say(f"{split}: {seen.sum():,} of {len(examples):,} texts are in the training rows too")
         if seen.any() and not seen.all():
             rows += classification_rows(measured.take(~seen), names, split=f"{split} without overlap", **about)
         if out is not None:

@@ -97,7 +97,7 @@ class PreparedExamples:
         plan = self.plan
         rows = encode_examples(examples.texts, examples.labels, plan.labels, self.tokenizer, plan.context_length)
         if rows.cut:
-            say(f"{what}: {rows.cut:,} of {len(rows):,} texts are longer than {plan.context_length} tokens: cut there")
+            say(f"{what}: {rows.cut:,} of {len(rows):,} texts are longer than {plan.context_length} tokens: truncated")
         return rows
 
 
@@ -130,16 +130,20 @@ def _check(settings: ClassifySettings) -> None:
         raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
     minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0
     if minutes is not None and adapt_minutes >= minutes:
-        raise InputError(f"--adapt-minutes {adapt_minutes:g} leaves nothing of a run's {minutes:g} for the labels")
+        raise InputError(
+            f"--adapt-minutes {adapt_minutes:g} leaves no time for the labels in --minutes {minutes:g}: give less"
+        )
     if settings.model is not None:
         refuse_of_new(settings, "--model")
     if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
-        raise InputError("a model from nothing learns the texts first: give it some --adapt-minutes, or a --model")
+        raise InputError("a new model is pretrained on the texts first: give --adapt-minutes above 0, or --model")
     check_lora(settings)
     if settings.lora and (settings.model is None or settings.adapt_minutes or settings.adapt_epochs):
-        raise InputError("--lora adapts a model that lies somewhere: give --model, and no --adapt-minutes")
+        raise InputError(
+            "--lora adapts an existing model: give --model, and leave out --adapt-minutes and --adapt-epochs"
+        )
     if settings.lora and settings.average > 1:
-        raise InputError("--average takes the mean of whole weights: leave out --lora, or --average")
+        raise InputError("--average takes the mean of all weights, --lora trains an adapter: leave one out")
     if settings.lora and settings.train != "all":
         raise InputError(f"--lora chooses the weights that are trained: leave out --train {settings.train}")
     check_exists(settings.eval_data)
@@ -207,13 +211,14 @@ def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Ex
     parts["train"], selection = examples.take(kept), examples.take(held_back)
     known = also_in(selection.texts, parts["train"].texts)
     if known.any():
-        say(f"selection: {known.sum():,} of {len(selection):,} texts stand in the training rows too: left out")
+        say(f"validation: {known.sum():,} of {len(selection):,} texts are in the training rows too: left out")
     parts["selection"] = selection.take(~known)
     for part, rows in parts.items():
         if not len(rows):
             share = "--test-share" if part == "test" else "--selection-share"
             raise InputError(
-                f"{count:,} rows of {different:,} labels leave none for the {part}: give more, or a larger {share}"
+                f"{count:,} rows of {different:,} labels are too few to hold some out for {part}: "
+                f"give more, or a larger {share}"
             )
     return parts, int(known.sum())
 
@@ -223,7 +228,7 @@ def _with_minutes(settings: ClassifySettings, text_bytes: int) -> ClassifySettin
     from_nothing = settings.model is None
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
         minutes = min(LONGEST_MINUTES, 3 * suitable_minutes(text_bytes)) if from_nothing else LONGEST_MINUTES
-        say(f"no budget given: until the score on the rows for selection stops rising, at most {minutes:g} minutes")
+        say(f"no budget given: training until the validation score stops rising, at most {minutes:g} minutes")
         settings = dataclasses.replace(settings, minutes=minutes)
     if not from_nothing or settings.adapt_minutes is not None or settings.adapt_epochs is not None:
         return settings
@@ -307,8 +312,8 @@ def _in_order(names: list[str], start: Start, settings: ClassifySettings) -> lis
     if settings.lora:
         raise InputError(f"--lora: {settings.model} has other labels than the rows: leave --lora out")
     known, lost = set(names) & set(start.labels), set(start.labels) - set(names)
-    dropped = f"; of its own {len(lost):,} are in no row and are dropped" if lost else ""
-    say(f"{settings.model} knows {len(known):,} of the {len(names):,} labels of the rows{dropped}")
+    dropped = f"; {len(lost):,} of its labels are in no row and are dropped" if lost else ""
+    say(f"{settings.model} already has {len(known):,} of the {len(names):,} labels of the rows{dropped}")
     return names
 
 

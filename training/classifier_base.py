@@ -61,7 +61,7 @@ def base_of(settings: ClassifySettings, work: Path) -> str | Path | None:
     if settings.model is None or not is_adapter(settings.model):
         return settings.model
     if settings.lora:
-        raise InputError(f"--lora: {settings.model} is an adapter: fold it into its base first with groundup merge")
+        raise InputError(f"--lora: {settings.model} is an adapter: merge it into its base first with groundup merge")
     folder = work / FOLDED
     if not folder.is_dir():
         from groundup.inference.adapters import fold  # peft takes a while to import
@@ -84,10 +84,14 @@ def start_of(
     )
     limit, config = context_of(model), model.config.get_text_config()
     if settings.context_length is not None and settings.context_length > limit:
-        raise InputError(f"--context-length {settings.context_length}: {settings.model} looks at {limit:,} tokens")
+        raise InputError(
+            f"--context-length {settings.context_length}: {settings.model} has a context of {limit:,}: give no more"
+        )
     is_ours = config.model_type == GroundupConfig.model_type
     if settings.pooling is not None and not is_ours:
-        raise InputError(f"--pooling is for our own models: {settings.model} ({config.model_type}) has its own")
+        raise InputError(
+            f"--pooling is for our own models, and {settings.model} is a {config.model_type}: leave it out"
+        )
     predicts = _predicts(model.config)
     _check_head(settings, predicts)
     return Start(
@@ -103,10 +107,10 @@ def start_of(
 def _check_head(settings: ClassifySettings, predicts: str | None) -> None:
     """Raise `InputError` for what needs a head that `--model` has not."""
     if settings.language_weight and predicts != "clm":
-        raise InputError(f"--language-weight: {settings.model} has no head for next tokens: leave it out")
+        raise InputError(f"--language-weight: {settings.model} has no head that predicts the next token: leave it out")
     if predicts is None and (settings.adapt_minutes or settings.adapt_epochs):
         option = "--adapt-minutes" if settings.adapt_minutes else "--adapt-epochs"
-        raise InputError(f"{option}: {settings.model} has no head to go on with its pretraining: leave it out")
+        raise InputError(f"{option}: {settings.model} has no language-model head to pretrain with: leave it out")
 
 
 def _predicts(config: Any) -> str | None:

@@ -49,6 +49,6 @@ def require_memory(parameters: int) -> None:
     needed, free = LEAST_BYTES * parameters, free_memory()
     if needed > free:
         raise InputError(
-            f"training {parameters / 1e6:,.0f} million parameters takes at least {needed / 1e9:,.1f} GB of memory, and "
+            f"training {parameters / 1e6:,.0f} million parameters needs at least {needed / 1e9:,.1f} GB of memory, and "
             f"{free / 1e9:,.1f} GB are free: make the model smaller (--hidden-size, --num-hidden-layers, --vocab-size)"
         )

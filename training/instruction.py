@@ -102,7 +102,7 @@ def _start(run: RunFolder, began: float) -> "InstructionRun":
 def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
     """Pretrain a new model in `work/base`, unless an earlier process has done it."""
     settings, plan = prepared.settings, prepared.plan
-    say("first the texts alone:")
+    say("pretraining on the texts of the rows first:")
     share = settings.pretrain_share
     minutes = None
     if settings.minutes is not None:
@@ -282,7 +282,7 @@ class InstructionRun(TrainingRun):
             context = prepared.plan.context_length
             encoded, places, _ = encode_conversations(tests, self.tokenizer, context, counts)
             for line in counts.warnings(context):
-                say(f"to test on: {line}")
+                say(f"test: {line}")
             about |= {
                 "split": "test",
                 "dataset": short_name(settings.eval_data) if settings.eval_data else prepared.name,
@@ -335,8 +335,8 @@ class InstructionRun(TrainingRun):
         fresh = [place for place, row in enumerate(conversations) if row.key not in asked]
         if len(fresh) < len(conversations):
             seen = len(conversations) - len(fresh)
-            none_left = "" if fresh else ": none are left to score without them"
-            say(f"{seen:,} of {len(conversations):,} rows to test on have prompts of training{none_left}")
+            none_left = "" if fresh else ": all are scored, since none would be left"
+            say(f"{seen:,} of {len(conversations):,} test rows have prompts that are in training too{none_left}")
         if 0 < len(fresh) < len(conversations):
             kept = [conversations[place] for place in fresh], [answers[place] for place in fresh]
             rows += answer_rows(*kept, trained_answers, about | {"split": f"{about['split']} without them"})
@@ -353,7 +353,7 @@ class InstructionRun(TrainingRun):
         each = (time.monotonic() - started) / len(few)
         affordable = max(len(few), int(FINISH_SHARE * minutes * 60 / each))
         if affordable < len(conversations):
-            say(f"answers are written to {affordable:,} of {len(conversations):,} rows: the time allows no more")
+            say(f"only {affordable:,} of {len(conversations):,} rows are answered: the time allows no more")
         return min(affordable, len(conversations))
 
     def _write(self, model: PreTrainedModel, conversations: list[Conversation]) -> list[Answer]:

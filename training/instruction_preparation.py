@@ -112,7 +112,7 @@ def _check(settings: InstructSettings) -> None:
         refuse_of_new(settings, "--model")
     check_lora(settings)
     if settings.model is None and settings.lora:
-        raise InputError("--lora adapts a model that has learnt something: give --model")
+        raise InputError("--lora adapts an existing model: give --model")
     check_exists(settings.eval_data)
 
 
@@ -220,8 +220,8 @@ def _split(conversations: list[Conversation], settings: InstructSettings) -> dic
     if not train or not validation:
         different = len({(row.key, row.answer) for row in conversations})
         raise InputError(
-            f"{len(conversations):,} rows, {different:,} different ones, leave none for training or none to keep back: "
-            "give more different ones"
+            f"{len(conversations):,} rows, {different:,} of them different, are too few to hold some out for "
+            "validation: give more different rows"
         )
     return {"train": train, "validation": validation, "test": test}
 
@@ -235,7 +235,7 @@ def _kept_back(conversations: list[Conversation], seed: int) -> list[bool]:
     if 2 * sum(by_prompt) >= wanted:
         return by_prompt
     say(
-        f"{len(conversations):,} rows have {len(set(prompts)):,} different prompts: rows are kept back whose prompts "
+        f"{len(conversations):,} rows have {len(set(prompts)):,} different prompts: the prompts of the held-out rows "
         "are in training too, with other answers"
     )
     rows = [(row.key, row.answer) for row in conversations]
@@ -262,9 +262,9 @@ def _fresh(rows: list[Conversation], train: list[Conversation]) -> list[Conversa
     fresh = [row for row in rows if row.key not in asked]
     if 2 * len(fresh) < len(rows):
         fresh = [row for row in rows if (row.key, row.answer) not in answered]
-        say(f"most of the {len(rows):,} rows to validate on have prompts that are in training too, with other answers")
+        say(f"most of the {len(rows):,} validation rows have prompts that are in training too, with other answers")
     if len(fresh) < len(rows):
-        say(f"{len(rows) - len(fresh):,} of {len(rows):,} rows kept back are in training too: dropped")
+        say(f"{len(rows) - len(fresh):,} of {len(rows):,} held-out rows are in training too: left out")
     return fresh
 
 
@@ -275,7 +275,9 @@ def _limits(settings: InstructSettings) -> tuple[int, int | None]:
     model, _ = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
     context = context_of(model)
     if settings.context_length is not None and settings.context_length > context:
-        raise InputError(f"--context-length {settings.context_length}: {settings.model} looks at {context:,} tokens")
+        raise InputError(
+            f"--context-length {settings.context_length}: {settings.model} has a context of {context:,}: give no more"
+        )
     return settings.context_length or min(context, LONGEST_ROW), model.config.get_text_config().hidden_size
 
 
@@ -295,7 +297,7 @@ def _with_minutes(settings: InstructSettings, text_bytes: int) -> InstructSettin
     if settings.minutes is not None or settings.max_steps is not None or settings.epochs is not None:
         return settings
     minutes = 10.0 if settings.model is not None else max(1.0, suitable_minutes(PASSES * text_bytes))
-    say(f"no budget given: until the loss on the rows kept back stops falling, at most {minutes:g} minutes")
+    say(f"no budget given: training until the validation loss stops falling, at most {minutes:g} minutes")
     return dataclasses.replace(settings, minutes=minutes)
 
 

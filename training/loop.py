@@ -128,7 +128,7 @@ class Loop:
             told = bool(self._sum(torch.tensor(float(told), device=self.accelerator.device)))
         if told:
             self._save()
-            raise Interrupted("stopped; the state is saved, go on with --resume")
+            raise Interrupted("stopped, and the state is saved: resume with --resume")
 
     def _read_clock(self) -> None:
         """Note the seconds of training so far, the same on every process where they are a budget: the first one's."""
@@ -195,7 +195,7 @@ class Loop:
 
     def _skip(self) -> None:
         self.position.bad_steps += 1
-        say(f"step {self.position.step}: the loss is not a number; the step is left out")
+        say(f"step {self.position.step}: the loss is not a number, so the step is skipped")
         if self.position.bad_steps >= BAD_STEPS:
             raise Diverged(
                 f"the loss was not a number {BAD_STEPS} steps in a row: try a smaller --learning-rate, or fp32"
@@ -283,7 +283,7 @@ def stop_signals() -> Iterator[list[int]]:
         if received:
             raise KeyboardInterrupt
         received.append(number)
-        say("stopping after this step (once more to stop at once)")
+        say("stopping after this step; Ctrl-C again stops at once")
 
     previous = {}
     for number in (signal.SIGINT, signal.SIGTERM):

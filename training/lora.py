@@ -44,7 +44,7 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
     """
     base = _base_name(model)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise InputError(f"{base} has an adapter already: fold it in first with groundup merge")
+        raise InputError(f"{base} already has an adapter: merge it first with groundup merge")
     weights = model.num_parameters()
     config = LoraConfig(
         task_type=task_type(model),
@@ -84,8 +84,8 @@ def _base_name(model: PreTrainedModel) -> str:
     name = model.name_or_path
     if not name:
         raise InputError(
-            "LoRA adapts a model that is saved somewhere; this one is new, or an adapter folded into its base: "
-            "train it without --lora, or write it out with groundup merge, first"
+            "LoRA adapts a saved model, and this one is new or an adapter merged into its base: first train it without "
+            "--lora, or save it with groundup merge"
         )
     folder = user_path(name)
     return str(folder.resolve()) if folder.is_dir() else name

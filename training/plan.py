@@ -315,7 +315,7 @@ def _config_fields(settings: PretrainSettings, own: dict[str, Any]) -> dict[str,
             raise InputError(f"--model-config {name}: it comes from the {_NOT_CHOSEN[name]}: leave it out")
         if name in elsewhere and elsewhere[name] != value:
             option = "objective" if name == "is_causal" else name.replace("_", "-")
-            raise InputError(f"--model-config {name} {value!r} and --{option} say two things: leave one out")
+            raise InputError(f"--model-config {name} {value!r} and --{option} contradict each other: leave one out")
     return chosen
 
 

@@ -92,7 +92,7 @@ def _text_size(settings: PlanSettings) -> float:
     if settings.text_bytes is not None:
         return settings.text_bytes
     if not settings.data:
-        raise InputError("plan needs --data, or --text-bytes where the text is not at hand")
+        raise InputError("plan needs the training text: give --data, or its size as --text-bytes")
     return text_bytes(load_corpus(settings.data).train)
 
 

@@ -195,13 +195,13 @@ class Pretraining(TrainingRun):
     def _unseen(self, documents: Documents) -> Documents:
         """The documents to be tested on that do not stand in the training text, if there are any; says how many do."""
         if self.prepared.known is None:
-            say("test: of shards the text is not known, so nor is whether it holds some of --eval-data")
+            say("test: shards do not hold their text, so overlap of the training text with --eval-data was not checked")
             return documents
         found = self.prepared.known.apart(documents)
         self.test_overlap = {"count": found.count, "unit": found.unit, "copies": found.copies}
         if found.copies:
-            left = "not scored" if len(found.fresh) else "none are left to score without them"
-            say(f"test: {found.said} stand in the training text too, word for word or nearly: {left}")
+            left = "not scored" if len(found.fresh) else "all are scored, since none would be left"
+            say(f"test: {found.said} are in the training text too, verbatim or nearly so: {left}")
         return found.fresh if len(found.fresh) else documents
 
     def _score(self, stream: TokenStream, limit_tokens: int | None = None, progress: Any = None) -> LanguageScore:

@@ -22,18 +22,18 @@ def push_target(options: PushOptions, save_every: int | None = None, adapted: st
     every = options.push_every
     if options.push_to is None:
         if every is not None:
-            raise InputError(f"--push-every {every} does not say where to: add --push-to OWNER/NAME")
+            raise InputError(f"--push-every {every} has no repository to push to: add --push-to OWNER/NAME")
         if given := [one.name for one in fields(PushOptions) if getattr(options, one.name) not in (None, False)]:
-            raise InputError(f"--{given[0].replace('_', '-')} says how to push: add --push-to OWNER/NAME")
+            raise InputError(f"--{given[0].replace('_', '-')} has no repository to push to: add --push-to OWNER/NAME")
         return None
     if every is not None and every % (save_every or every):
-        raise InputError(f"--push-every {every}: what is pushed is saved first: give a multiple of --save-every")
+        raise InputError(f"--push-every {every}: each push is of a saved state: give a multiple of --save-every")
     if not re.fullmatch(LICENSE, options.push_license or ""):
         raise InputError("--push-to needs a licence: add --push-license, for example --push-license apache-2.0")
     if adapted is not None and options.push_base_model is None and Path(adapted).exists():
         raise InputError(
-            f"--push-to: an adapter names its base, and {adapted} is a folder here, which nobody else has: publish it "
-            "first, then add --push-base-model OWNER/NAME"
+            f"--push-to: the adapter would name its base, the local folder {adapted}, which nobody else has: publish "
+            "that first, then add --push-base-model OWNER/NAME"
         )
     name = options.push_base_model
     if name is not None and not HUB_NAME.fullmatch(name):
@@ -87,7 +87,7 @@ class Pusher:
             with gate as parcel:
                 pushed = push_folder(parcel.folder, self.target, name, is_ours, parcel.proven)
         except (InputError, Unavailable, OSError) as error:
-            say(f"{name} was not published, nothing else is lost: {error}")
+            say(f"{name} was not published, and the run continues: {error}")
             return None
         finally:
             set_random_state(states)

@@ -148,4 +148,4 @@ def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings
                 write_predictions(final, settings)
     run.promote()
     console.print(summary_table(read_metrics(run.out)))
-    say(f"kept: {folders[best].name}, the best of {len(folders)} on its own rows for selection")
+    say(f"kept {folders[best].name}, which has the best validation score of {len(folders)} runs")

@@ -74,7 +74,7 @@ def require_same_base(run: RunFolder) -> None:
         atomic_write(note, json.dumps(weights, sort_keys=True).encode())
     elif json.loads(note.read_text(encoding="utf-8")) != weights:
         raise InputError(
-            f"{source} has other weights than when {run.out} was begun: bring them back, or choose a new --out"
+            f"{source} has changed since {run.out} was started: restore its weights, or choose a new --out"
         )
 
 

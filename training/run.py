@@ -178,7 +178,7 @@ def pusher_of(settings: Any) -> "Pusher | None":
 def require_tracker(track: str) -> None:
     """Raise `InputError` where the package of a tracker is not installed."""
     if track != "none" and importlib.util.find_spec(track) is None:
-        raise InputError(f"--track {track}: it is not installed: try pip install {track}")
+        raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")
 
 
 def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
@@ -188,7 +188,7 @@ def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
     except (ImportError, ValueError) as error:
         raise InputError(f"--track {track}: {str(error).splitlines()[0]}: try pip install {track}") from error
     if accelerator.is_main_process and not accelerator.trackers:
-        raise InputError(f"--track {track}: it is not installed: try pip install {track}")
+        raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")
 
 
 class TrainingRun(abc.ABC):
@@ -320,8 +320,8 @@ class TrainingRun(abc.ABC):
         with attending_in_blocks(self.model):
             position = loop.run()
         if position.step < FEW_UPDATES and loop.budget.share_used(0, position.seconds) > 0.8:
-            updates = "one update" if position.step == 1 else f"{position.step} updates"
-            say(f"only {updates} of the weights fitted into the time: give it more --minutes")
+            steps = "one step" if position.step == 1 else f"{position.step} steps"
+            say(f"only {steps} fitted into the time: give more --minutes")
         if self.accelerator.is_main_process:
             with uncompiled():
                 self._finish(position)
@@ -335,7 +335,7 @@ class TrainingRun(abc.ABC):
             position = self.first_position()  # late, since it knows what is left of the time
             position.budget_minutes = self.minutes
         else:
-            say(f"going on from {newest.name}")
+            say(f"resuming from {newest.name}")
             load_weights(newest, self.saved_model)
         if self.sharded:
             shard(self.objective, self.accelerator.device)
@@ -346,7 +346,7 @@ class TrainingRun(abc.ABC):
     def _resume(self, newest: Path) -> Position:
         position, states = load_state(newest, self.model, self.optimizers, self.accelerator.process_index)
         if states is None:
-            say("this process had no part in the run so far: its dropout begins anew")
+            say("this process is new to the run: its dropout starts from a new random state")
         else:
             set_random_state(states)
         if position.budget_seconds and position.budget_minutes and self.minutes:  # it may have been given more since
@@ -404,7 +404,7 @@ class TrainingRun(abc.ABC):
         if self.sharded or position.best_step != position.step:
             load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.saved_model)
         if position.best_step != position.step:
-            say(f"the best weights are those of step {position.best_step}")
+            say(f"kept the weights of step {position.best_step}, which has the best validation score")
         if self.others:
             take_mean(self.model, self.others)
             position.best_value = self.validate(position)[self.best_by]

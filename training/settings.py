@@ -62,7 +62,7 @@ def check_lora(options: LoraOptions) -> None:
     """Raise `InputError` for options of an adapter without `lora`, which nothing would heed."""
     for option in fields(LoraOptions):
         if not options.lora and getattr(options, option.name) != default_of(option):
-            raise InputError(f"--{option.name.replace('_', '-')} says what an adapter is like: add --lora")
+            raise InputError(f"--{option.name.replace('_', '-')} is an option of LoRA: add --lora")
 
 
 @dataclass(kw_only=True)

@@ -84,7 +84,7 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> Non
 def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     check_lora(settings)
     if settings.lora and settings.init_from is None:
-        raise InputError("--lora adapts a model that is there: name it with --init-from")
+        raise InputError("--lora adapts an existing model: give --init-from")
     if settings.init_from is not None:
         refuse_of_new(settings, "--init-from")
     elif settings.tokenizer is not None and settings.vocab_size is not None:
@@ -195,10 +195,12 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
         return TokenStream.open(run.work / "train"), TokenStream.open(run.work / "validation")
     note = json.loads(path.read_text(encoding="utf-8"))
     if not is_prepared(note["folder"]):
-        raise InputError(f"{note['folder']}, from which {run.out} was trained, is not there: bring it back")
+        raise InputError(f"{note['folder']}, on which {run.out} was trained, is missing: restore it")
     data = open_prepared_data(Path(note["folder"]), note["tokenizer"], note.get("base"))
     if _content_of_shards(data) != note["content"]:
-        raise InputError(f"{note['folder']} holds other shards than {run.out} was begun with: choose a new --out")
+        raise InputError(
+            f"{note['folder']} does not hold the shards that {run.out} was started with: choose a new --out"
+        )
     return data.train, data.validation
 
 
@@ -245,8 +247,8 @@ def _sized_like_the_model(settings: PretrainSettings) -> PretrainSettings:
     longest = context_of(model)
     if settings.context_length is not None and settings.context_length > longest:
         raise InputError(
-            f"--context-length {settings.context_length} is more than the {longest} tokens that {settings.init_from} "
-            "can look at: give less"
+            f"--context-length {settings.context_length} is longer than the context length of "
+            f"{settings.init_from}, {longest} tokens: give no more"
         )
     return dataclasses.replace(
         settings,
@@ -312,8 +314,8 @@ def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | Prepared
     tokenizer = train_bpe(sample_texts(corpus.train, TRAINING_BYTES), plan.vocab_size)
     if settings.vocab_size is not None and len(tokenizer) < settings.vocab_size:
         raise InputError(
-            f"--vocab-size {settings.vocab_size}: the text fills only {len(tokenizer)} tokens; "
-            f"ask for at most {len(tokenizer)}, or give more text"
+            f"--vocab-size {settings.vocab_size}: the text is enough for only {len(tokenizer)} tokens: "
+            f"give at most {len(tokenizer)}, or more text"
         )
     return tokenizer
 
@@ -322,7 +324,7 @@ def _check_length(train: TokenStream, plan: Plan, settings: PretrainSettings) ->
     if len(train) - 1 < plan.context_length:
         option = "" if settings.context_length is None else f"--context-length {settings.context_length}: "
         raise InputError(
-            f"{option}the training text has {len(train) - 1} tokens, less than one window of {plan.context_length}: "
+            f"{option}the training text has {len(train) - 1} tokens, fewer than one row of {plan.context_length}: "
             "give more text or a shorter --context-length"
         )
 

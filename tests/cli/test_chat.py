@@ -44,7 +44,7 @@ def test_the_end_of_the_context_is_said_in_one_line(pretrained, capsys):
     command = ["generate", "--model", str(pretrained), "--prompt", "The cat", "--seed", "3", "--max-new-tokens"]
     assert main([*command, "400"]) == 0
     full = capsys.readouterr()
-    assert "longer than the model's context of 48 tokens: from there on it saw only the latest 24 to 48" in full.err
+    assert "longer than the model's context of 48 tokens: after that it saw only the latest 24 to 48" in full.err
     assert len(full.err.strip().splitlines()) == 1 and len(full.out) > 100
     assert main([*command[:4], "The cat sat. " * 40, *command[5:], "4"]) == 0
     assert "tokens: only the last 48, the model's context, were read" in capsys.readouterr().err
@@ -109,7 +109,7 @@ def test_settings_change_on_the_fly_and_keep_their_ranges(talk, capsys):
         ("/set top_k 1e999", "top_k inf"),
         ("/set", "/set NAME VALUE"),
         ("/rset", "'/reset'"),
-        ("/retry", "nothing to answer"),
+        ("/retry", "no message to answer"),
     ):
         with pytest.raises(InputError, match=words):
             talk.obey(line)

@@ -111,7 +111,7 @@ def test_the_doctor_looks_and_says_what_to_mend_and_never_shows_the_token(capsys
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     assert "a token is set" in text and "xxx" not in text
-    assert "To mend:" in text and "make room" in text
+    assert "To fix:" in text and "make room" in text
     for name in ("python", "torch", "transformers", "processor", "memory", "compiler"):
         assert name in text
 

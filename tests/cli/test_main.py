@@ -84,7 +84,7 @@ def test_generate_writes_the_prompt_and_goes_on_and_the_same_seed_writes_the_sam
 
 def test_the_command_writes_in_a_process_of_its_own(groundup, pretrained):
     talk = groundup("chat", "--model", pretrained, "--max-new-tokens", 5, stdin=None, input="the king\n\n")
-    assert "not taught to converse" in talk.stderr and talk.stdout.startswith("> ")
+    assert "not trained on conversations" in talk.stderr and talk.stdout.startswith("> ")
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_recipe_is_checked_before_anything_is_done(tmp_path, monkeypatch, caps
         ("stages: {pretrian: {}}", "pretrain"),
         ("stage: {}", "stages"),
         ("name: x", "names no stages"),
-        ("stages: {pretrain: {data: [x.txt], tokenizer: '{tokenizer}'}}", "no earlier stage"),
+        ("stages: {pretrain: {data: [x.txt], tokenizer: '{tokenizer}'}}", "not an earlier stage"),
         ("stages: [", "YAML"),
     ):
         (tmp_path / "recipe.yaml").write_text(text)

@@ -126,7 +126,7 @@ def test_a_conversation_goes_on_and_begins_anew_and_what_is_typed_meanwhile_is_k
     monkeypatch.setattr("groundup.inference.writing.stream_text", stream)
     page = visit()
     to_tab(page, "Chat")
-    expect(page.get_by_text("pretrained was not taught to converse")).to_be_visible()
+    expect(page.get_by_text("pretrained was not trained on conversations")).to_be_visible()
     message, send = page.get_by_role("textbox", name="message"), page.get_by_role("button", name="Send")
     message.fill("dog?")
     send.click()

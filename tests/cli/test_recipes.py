@@ -57,7 +57,7 @@ def _small_gpt2(folder, text):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_walks_its_path_and_leaves_a_page_of_every_stage(path, in_a_folder, groundup):
     done = groundup("run", path, "--smoke")
-    assert "everything on one page" in done.stderr
+    assert "report of all stages" in done.stderr
     recipe = read_recipe(path)
     out = in_a_folder / "runs" / f"{recipe.name}-smoke"
     page = (out / "report.html").read_text()

@@ -160,7 +160,7 @@ def test_messages_in_csv_are_a_list_written_as_json(tmp_path):
 def test_a_row_without_a_question_is_said(tmp_path):
     _, counts, _ = load(tmp_path, {"prompt": "", "completion": "So."}, {"prompt": "Why?", "completion": "So."})
     assert counts.warnings() == [
-        "1 of 2 rows: have an answer and no question: trained all the same (the first: rows.jsonl, line 1)"
+        "1 of 2 rows: have an answer and no question: trained on as they are (the first: rows.jsonl, line 1)"
     ]
 
 

@@ -102,7 +102,7 @@ def test_a_row_longer_than_the_context_is_cut_within_its_answer_and_counted(toke
     assert rows.lengths.tolist() == [prompt + 1]
     assert (counts.cut, counts.cut_before_answer) == (1, 0)
     (said,) = counts.warnings(1024)
-    assert said == "1 of 1 rows: are longer than 1,024 tokens (--context-length) and were cut within their answer"
+    assert said == "1 of 1 rows: are longer than 1,024 tokens (--context-length): truncated within their answer"
 
 
 def test_a_row_cut_before_its_answer_is_left_out_and_counted(tokenizer):
@@ -131,7 +131,7 @@ def test_an_end_token_outside_the_marks_is_an_error(tokenizer):
 
 def test_special_tokens_in_a_text_are_counted(tokenizer):
     counts = encode(tokenizer, [{"role": "user", "content": "<|end|>"}, {"role": "assistant", "content": "a"}])[-1]
-    assert counts.warnings(8) == ["1 of 1 rows: spell special tokens; they were taken as plain text"]
+    assert counts.warnings(8) == ["1 of 1 rows: spell special tokens: read as plain text"]
 
 
 ROW = st.lists(st.tuples(st.integers(2, 9), st.booleans()), min_size=2, max_size=12)

@@ -70,7 +70,7 @@ def test_no_line_of_a_tsv_without_quoting_is_ever_swallowed(tmp_path_factory, te
 def test_a_lone_quote_is_a_character_and_that_is_said(rows_of):
     rows = rows_of('text\tlabel\n"see you\tham\na 5" screen\tspam\n"again\tham\nso 6"\tspam\n', ".tsv")
     assert [row[1] for row in rows] == ['"see you', 'a 5" screen', '"again', 'so 6"']
-    assert "read as characters" in rows_of.said
+    assert "so they are read as text" in rows_of.said
 
 
 def test_quotes_that_hold_lines_together_by_chance_are_said(rows_of):
@@ -145,7 +145,7 @@ def test_blanks_before_a_quote_are_no_part_of_the_field(tmp_path_factory, separa
     with console.capture() as said:
         read = [(row["text"], row["label"]) for _, row in read_csv(path, find_form(path, ".csv", path.name))]
     assert read == rows
-    assert ("blanks before the quotes" in said.get()) == any(blanks[: len(lines)])
+    assert ("spaces before the quotes" in said.get()) == any(blanks[: len(lines)])
 
 
 def test_blanks_before_a_quote_are_passed_over_in_rows_of_several_lines_but_lone_quotes_hold_none_together(rows_of):

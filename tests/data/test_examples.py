@@ -169,7 +169,9 @@ def test_a_test_table_with_names_of_its_own_follows_on_lines_without_a_header(tm
 )
 def test_rows_to_test_on_without_labels_are_refused_with_what_to_do(tmp_path, rows):
     path = written(tmp_path / "test.jsonl", rows)
-    with pytest.raises(InputError, match=r"test\.jsonl has (no column 'target'|a label): .*|give them by --predict"):
+    with pytest.raises(
+        InputError, match=r"test\.jsonl has (no column 'target'|a label): .*|to label texts, give --predict"
+    ):
         load_examples([str(path)], Columns(), like=Columns("text", "target"))
 
 
@@ -309,7 +311,7 @@ def test_rows_of_a_label_and_no_text_and_texts_with_two_labels_are_told(tmp_path
     assert len(load(path)) == 7
     said = capsys.readouterr().err
     assert "3 of 7 rows have a label and no text: taken as empty texts" in said
-    assert "2 of 7 rows have a text that stands there with another label, too" in said
+    assert "2 of 7 rows have a text that also occurs with another label" in said
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.json"])

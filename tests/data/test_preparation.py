@@ -74,7 +74,7 @@ def test_text_held_back_is_not_learnt_from(tmp_path):
 
 @pytest.mark.parametrize("kind", ["bpe", "word"])
 def test_a_vocabulary_that_the_text_cannot_fill_says_what_would_do(text, kind):
-    with pytest.raises(InputError, match="fills a vocabulary of") as error:
+    with pytest.raises(InputError, match="is enough for a vocabulary of") as error:
         train_tokenizer(data=[text], kind=kind, vocab_size=30_000, out="tok")
     possible = int(str(error.value).split("--vocab-size ")[1].split()[0])
     assert len(load_tokenizer(train_tokenizer(data=[text], kind=kind, vocab_size=possible, out="tok"))) == possible

@@ -248,7 +248,7 @@ def test_csv_values_stay_as_written(tmp_path):
         ("a.jsonl", b"", "a.jsonl is empty"),
         ("a.jsonl", b'{"text": "a"}\n{"text"', "cannot read a.jsonl: line 2 is no valid JSON"),
         ("a.jsonl", b'{"n": 1}\n', r"a.jsonl has no column of text: it has n \(a number\)"),
-        ("a.csv", b"a,text\n", "it has no rows"),
+        ("a.csv", b"a,text\n", "there are no rows"),
         ("a.csv", b"a,text\n1,hello, world\n", "line 2 does not fit: it has 3 fields, the header has 2"),
         ("a.csv", b"a,text\n1,x\n2,y,z\n", "line 3 does not fit"),
         ("a.csv", b"a,text\n1,\xe9\n", r"a.csv is not UTF-8 text \(byte 9\)"),
@@ -373,9 +373,9 @@ def test_a_part_kept_back_that_is_far_from_a_tenth_of_the_text_is_said(tmp_path,
     for name, size in (("a", 960), ("b", 40), ("c", 960), ("d", 107)):
         write(tmp_path / f"{name}.txt", "x" * size)
     load_corpus([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
-    assert "kept back, to measure on: the last 1 of 2 documents, 4.0% of the text" in capsys.readouterr().err
+    assert "held out for validation: the last 1 of 2 documents, 4.0% of the text" in capsys.readouterr().err
     load_corpus([str(tmp_path / "c.txt"), str(tmp_path / "d.txt")])
-    assert "kept back" not in capsys.readouterr().err
+    assert "held out" not in capsys.readouterr().err
 
 
 def test_too_little_text_to_keep_some_back_is_refused(tmp_path):

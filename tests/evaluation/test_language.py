@@ -222,7 +222,7 @@ def test_a_model_that_is_given_the_next_token_is_caught(tiny):
             return output
 
     model = Leaking(GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2, n_positions=CONTEXT))
-    with pytest.raises(InputError, match="sees the token it is to predict"):
+    with pytest.raises(InputError, match="sees the token that it must predict"):
         check_causal(model)
     for name in ("gpt2", "qwen3", "groundup", "groundup-gpt2"):
         check_causal(tiny(name))

@@ -14,7 +14,7 @@ from groundup.tokenization.folder import save_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 ENCODERS = ["Bert", "Roberta", "Electra", "Camembert"]
-BEYOND = "gives the text a token [0-9]+, and the model knows only 200 tokens, from 0 on"
+BEYOND = "gives the text a token [0-9]+, and the model has only the ids 0 to 199"
 
 
 def saved(folder, kind, config, bpe, **fields):
@@ -28,7 +28,7 @@ def test_an_encoder_is_no_writer_though_transformers_builds_one_of_it(name, bpe,
     config = getattr(transformers, f"{name}Config")
     encoder = saved(tmp_path / "encoder", f"{name}ForMaskedLM", config, bpe, vocab_size=400)
     for load in (load_model, load_writer):
-        with pytest.raises(InputError, match="it is an encoder, which sees the words that follow: give a model that"):
+        with pytest.raises(InputError, match="it is an encoder, which sees the tokens that follow: give a model that"):
             load(encoder)
     assert load_model(encoder, kind=transformers.AutoModelForMaskedLM)
     writer = "BertLMHeadModel" if name == "Bert" else f"{name}ForCausalLM"

@@ -30,8 +30,8 @@ def without_tokenizer(folder):
 
 # Each: the kind of checkpoint, what is done to it, and the cause that is named.
 FAULTS = {
-    "a cut model": ("language", lambda f: cut(f / "model.safetensors"), "its file of weights is cut short"),
-    "a cut adapter": ("adapter", lambda f: cut(f / "adapter_model.safetensors"), "is cut short, or none"),
+    "a cut model": ("language", lambda f: cut(f / "model.safetensors"), "its weights file is truncated"),
+    "a cut adapter": ("adapter", lambda f: cut(f / "adapter_model.safetensors"), "is truncated or not safetensors"),
     "an adapter without its base": ("adapter", without_base, "needs its base; .*gone does not exist"),
     "an adapter with broken settings": ("adapter", lambda f: (f / "adapter_config.json").write_text("{"), "no mapping"),
     "a config that is a list": ("language", lambda f: (f / "config.json").write_text("[1]"), "config"),

@@ -35,9 +35,12 @@ WRONG = {
     "no name of a licence": (PushOptions(push_to="alice/x", push_license="all mine"), "add --push-license"),
     "no name of a repository": (PushOptions(push_to="x", **LICENSED), "give OWNER/NAME"),
     "no name of a branch": (PushOptions(push_to="alice/x", push_branch="a b", **LICENSED), "no name that git takes"),
-    "a licence for nothing": (PushOptions(**LICENSED), "--push-license says how to push: add --push-to"),
-    "private, but nowhere": (PushOptions(push_private=True), "--push-private says how to push: add --push-to"),
-    "a branch of nothing": (PushOptions(push_branch="x"), "--push-branch says how to push: add --push-to"),
+    "a licence for nothing": (PushOptions(**LICENSED), "--push-license has no repository to push to: add --push-to"),
+    "private, but nowhere": (
+        PushOptions(push_private=True),
+        "--push-private has no repository to push to: add --push-to",
+    ),
+    "a branch of nothing": (PushOptions(push_branch="x"), "--push-branch has no repository to push to: add --push-to"),
     "a base that is a folder": (
         PushOptions(push_to="alice/x", push_base_model="runs/pretrain-x/y", **LICENSED),
         "--push-base-model runs/pretrain-x/y is no name on the Hub",
@@ -114,7 +117,7 @@ def test_a_run_pushes_what_it_saves_and_its_end_and_trains_the_same_weights(run,
 def test_a_hub_that_fails_does_not_end_a_run(run, publish, hub, repo_id, tmp_path):
     hub.fail({"path": "/api/", "do": "status", "status": 403, "times": 99})
     done = run(tmp_path / "out", "--push-to", repo_id, "--push-license", "mit")
-    assert "the finished run was not published, nothing else is lost: your token may not write" in done.stderr
+    assert "the finished run was not published, and the run continues: your token may not write" in done.stderr
     assert (tmp_path / "out" / "metrics.json").is_file() and hub.state(repo_id) is None
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["settings"]["push_to"] == repo_id
     hub.fail()

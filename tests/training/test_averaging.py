@@ -127,11 +127,13 @@ def test_a_short_try_averages_two_and_seeds_are_repeated_around_it(options, aver
 def test_a_tracker_that_is_missing_is_named_before_anything_is_trained(options, tmp_path, monkeypatch):
     monkeypatch.setattr(Loop, "run", lambda loop: pytest.fail("trained"))
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="--track trackio: it is not installed"):
+    with pytest.raises(InputError, match="--track trackio: trackio is not installed"):
         package.classify(out=str(tmp_path / "out"), average=2, track="trackio", **options)
 
 
-@pytest.mark.parametrize(("more", "message"), [({"lora": True}, "leave out --lora"), ({"average": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("more", "message"), [({"lora": True}, "--lora trains an adapter"), ({"average": 0}, "at least 1")]
+)
 def test_what_cannot_be_averaged_is_refused(options, tmp_path, more, message):
     with pytest.raises(InputError, match=message):
         package.classify(out=str(tmp_path / "out"), **options | {"average": 2} | more)

@@ -190,7 +190,7 @@ def test_ctrl_c_among_the_texts_alone_stops_the_whole_run_which_goes_on_to_the_s
         update(loop)
 
     monkeypatch.setattr(Loop, "_update", interrupting)
-    with pytest.raises(Interrupted, match="go on with --resume"):
+    with pytest.raises(Interrupted, match="resume with --resume"):
         package.classify(out=str(tmp_path / "cut"), **options)
     assert len(done) == 1
     assert not list((tmp_path / "cut" / "checkpoints").glob("step-*"))  # not yet at the labels
@@ -211,7 +211,7 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
     ("rows", "says"),
     [
         ([{"id": "1", "text": "win"}], "has no column 'label', it has id, text: .* --predict"),
-        ([{"text": "win", "label": ""}], "has a label: rows to test on need labels"),
+        ([{"text": "win", "label": ""}], "has a label: test rows need labels"),
         ([{"text": "win", "label": "else"}], "no label of .* is one of --data: else there, neg, pos here"),
     ],
 )
@@ -257,8 +257,8 @@ def test_texts_to_label_that_are_gone_in_the_end_take_nothing_from_the_model(fol
         ({"lora": True}, "give --model"),
         ({"test_share": 1.5}, "test_share 1.5: a number of at least 0 and below 1 is wanted"),
         ({"adapt_minutes": 1.0}, "give one of them"),
-        ({"adapt_minutes": 0.0, "adapt_epochs": None}, "learns the texts first"),
-        ({"adapt_epochs": 0.0}, "learns the texts first"),
+        ({"adapt_minutes": 0.0, "adapt_epochs": None}, "is pretrained on the texts first"),
+        ({"adapt_epochs": 0.0}, "is pretrained on the texts first"),
         ({"predict": "x.txt", "data": []}, "give --model"),
         ({"predict": "missing.txt"}, "no file or folder missing.txt"),
         ({"minutes": 1.0, "max_steps": None, "adapt_minutes": 1.0, "adapt_epochs": None}, "leaves nothing"),
@@ -299,7 +299,7 @@ def test_a_test_that_is_all_in_training_is_told(folder, tmp_path, capsys):
         max_steps=2,
         **TINY | {"quiet": False},
     )
-    assert "test: 7 of 7 texts stand in the training rows too" in capsys.readouterr().err
+    assert "test: 7 of 7 texts are in the training rows too" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def test_no_time_for_the_texts_is_the_model_as_it_is(stock, tmp_path, nothing):
 
 def test_an_encoder_that_reads_both_ways_predicts_no_next_token_beside_the_labels(stock, tmp_path):
     given = {"data": [str(stock / "rows.jsonl")], "model": str(stock / "bert"), "max_steps": 2, "quiet": True}
-    with pytest.raises(InputError, match=r"--language-weight: .* has no head for next tokens"):
+    with pytest.raises(InputError, match=r"--language-weight: .* has no head that predicts the next token"):
         package.classify(**given, language_weight=0.5, out=str(tmp_path / "out"))
 
 

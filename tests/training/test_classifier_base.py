@@ -97,10 +97,10 @@ def test_only_what_has_a_head_for_next_tokens_goes_on_with_them(tmp_path, tokeni
     expected = {"classifier": None, "language model": "clm", "encoder": "mlm"}[kind]
     assert start().predicts == expected and start().labels == (tuple(KNOWN) if kind == "classifier" else ())
     if expected != "clm":
-        with pytest.raises(InputError, match=r"--language-weight: .* has no head for next tokens"):
+        with pytest.raises(InputError, match=r"--language-weight: .* has no head that predicts the next token"):
             start(language_weight=0.5)
     if expected is None:
-        with pytest.raises(InputError, match=r"--adapt-epochs: .* has no head to go on"):
+        with pytest.raises(InputError, match=r"--adapt-epochs: .* has no language-model head"):
             start(adapt_epochs=1)
 
 
@@ -125,5 +125,5 @@ def test_an_adapter_is_folded_once_and_all_of_what_it_makes_can_be_trained(tmp_p
     model, _ = load_model(folder)
     assert torch.allclose(model(IDS).logits, expected, atol=1e-4)
     assert start_of(settings, folder, tokenizer, ["free money"]).predicts == "clm"
-    with pytest.raises(InputError, match="is an adapter: fold it into its base first with groundup merge"):
+    with pytest.raises(InputError, match="is an adapter: merge it into its base first with groundup merge"):
         base_of(ClassifySettings(model=str(tmp_path / "adapter"), lora=True), tmp_path / "other")

@@ -97,7 +97,7 @@ def test_rows_to_test_on_that_are_trained_on_are_left_out_of_a_second_score(fold
     rows = json.loads((out / "metrics.json").read_text())["metrics"]
     counts = {row["split"]: row["count"] for row in rows if row["name"] == "exact_match"}
     assert counts == {"test": 125, "test without them": 17}  # 5 new ones, and 12 that were kept back
-    assert "108 of 125 rows to test on have prompts of training" in capsys.readouterr().err
+    assert "108 of 125 test rows have prompts that are in training too" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lora", [False, True])

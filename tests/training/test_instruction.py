@@ -159,13 +159,13 @@ def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
     settings = preparation.InstructSettings(data=["rows"])
     assert preparation._with_minutes(settings, 100_000).minutes == 1.0
     assert preparation._with_minutes(settings, 10**9).minutes == 10.0
-    assert "until the loss on the rows kept back stops falling, at most 10 minutes" in capsys.readouterr().err
+    assert "until the validation loss stops falling, at most 10 minutes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lora": True}, "--lora adapts a model that has learnt something"),
+        ({"lora": True}, "--lora adapts an existing model"),
         ({"split": [0.5, 0.5]}, "three shares that sum to 1"),
         ({"split": [0.6, 0.6, -0.2]}, "split -0.2: a number of at least 0 and at most 1 is wanted"),
         ({"split": [0.5, 0.2, 0.2]}, "three shares that sum to 1"),
@@ -188,17 +188,17 @@ def test_options_that_make_no_sense_are_refused_and_leave_no_folder(tmp_path, op
 def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys):
     rows = [{"prompt": f"What is {number % 30}?", "completion": "blue"} for number in range(60)]
     data = write(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(InputError, match="leave none for training or none to keep back"):
+    with pytest.raises(InputError, match="are too few to hold some out for validation"):
         package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **TINY)
     rows[-1]["prompt"] = "What is new?"
     write(tmp_path / "rows.jsonl", rows)
     loud = TINY | {"quiet": False}
     package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **loud)
-    assert "29 of 30 rows kept back are in training too: dropped" in capsys.readouterr().err
+    assert "29 of 30 held-out rows are in training too: left out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("new", "says"), [(0, "15 of 15 rows to test on have prompts of training: none"), (3, "12 of 15")]
+    ("new", "says"), [(0, "15 of 15 test rows have prompts that are in training too: all are scored"), (3, "12 of 15")]
 )
 def test_a_test_is_also_scored_without_the_rows_that_are_in_training_where_some_are_left(tmp_path, capsys, new, says):
     asked = [0] * 25 + [0] * (15 - new) + list(range(1, new + 1)) + list(range(20, 30))  # training, test, validation
@@ -220,8 +220,8 @@ def test_rows_to_test_on_that_have_no_answer_or_are_cut_are_said(tmp_path, capsy
     loud = TINY | {"quiet": False}
     package.instruct(data=[data], eval_data=[str(test)], out=str(tmp_path / "out"), max_steps=1, **loud)
     said = capsys.readouterr().err
-    assert said.count("to test on: 1 of 12 rows: have no answer") == 1
-    assert said.count("to test on: 1 of 12 rows: are longer than 64 tokens") == 1
+    assert said.count("test: 1 of 12 rows: have no answer") == 1
+    assert said.count("test: 1 of 12 rows: are longer than 64 tokens") == 1
 
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=30)

@@ -127,7 +127,7 @@ def test_a_base_that_was_replaced_since_the_stop_is_said(lora, base, other_story
     assert before in note.read_text()
     shutil.copytree(base, "kept")
     weights_changed(base)
-    with pytest.raises(InputError, match=r"base has other weights than when .*stopped was begun: bring them back"):
+    with pytest.raises(InputError, match=r"base has changed since .*stopped was started: restore its weights"):
         package.pretrain(out="stopped", resume=True, quiet=True)
     assert before in note.read_text()
     shutil.copyfile("kept/model.safetensors", base / "model.safetensors")
@@ -228,7 +228,7 @@ def test_lora_needs_a_model_to_adapt(other_story, tmp_path):
     [
         ({"lora_targets": ["query"]}, "query"),
         ({"lora_rank": 0}, "lora_rank 0"),
-        ({"lora": False, "lora_rank": 4}, "--lora-rank says what an adapter is like: add --lora"),
+        ({"lora": False, "lora_rank": 4}, "--lora-rank is an option of LoRA: add --lora"),
         ({"lora": False, "lora_targets": ["q_proj"]}, "--lora-targets says"),
     ],
 )

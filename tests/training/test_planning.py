@@ -138,8 +138,11 @@ def test_the_verb_prints_both_tables(groundup, story):
         ({"model_config": {"vocab_size": 1000}}, "vocab_size: it comes from the tokenizer"),
         ({"model_config": {"eos_token_id": 1}}, "eos_token_id: it comes from the tokenizer"),
         ({"model_config": {"add_cross_attention": True}}, "comes from the kind of model"),
-        ({"model_config": {"is_causal": False}}, "is_causal False and --objective say two things"),
-        ({"model_config": {"hidden_size": 64}, "hidden_size": 32}, "hidden_size 64 and --hidden-size say two things"),
+        ({"model_config": {"is_causal": False}}, "is_causal False and --objective contradict each other"),
+        (
+            {"model_config": {"hidden_size": 64}, "hidden_size": 32},
+            "hidden_size 64 and --hidden-size contradict each other",
+        ),
         ({"model_config": {"n_layer": 3}, "num_hidden_layers": 2}, "num_hidden_layers 3 and --num-hidden-layers"),
         ({"model_config": {"n_positions": 16}, "context_length": 32}, "is more than --model-config's 16 positions"),
     ],
@@ -170,7 +173,7 @@ def test_a_model_that_the_memory_cannot_hold_is_refused_before_anything_is_made(
     data = tmp_path / {"pretrain": "x.txt", "classify": "x.csv", "instruct": "x.jsonl"}[verb]
     data.write_text(rows)
     monkeypatch.setattr(hardware, "free_memory", lambda: 10**6)
-    with pytest.raises(InputError, match=r"million parameters takes at least .* GB of memory.*--hidden-size"):
+    with pytest.raises(InputError, match=r"million parameters needs at least .* GB of memory.*--hidden-size"):
         getattr(groundup, verb)(data=[str(data)], out=str(tmp_path / "out"), hidden_size=1024, smoke=True, quiet=True)
     assert not (tmp_path / "out").exists()
 

@@ -87,7 +87,7 @@ def test_a_run_goes_on_with_the_very_shards_that_it_was_begun_with(change, story
     if change == "nothing":
         assert len(starting._kept_streams(run)[0]) == len(corpus.train)
     else:
-        with pytest.raises(InputError, match="holds other shards than"):
+        with pytest.raises(InputError, match="does not hold the shards that"):
             starting._kept_streams(run)
 
 

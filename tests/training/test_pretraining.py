@@ -149,7 +149,7 @@ def test_a_run_in_minutes_keeps_its_plan_and_ends_whole(story, tmp_path, monkeyp
     assert metrics["training"]["steps"] > 0
     assert metrics["weights_sha256"] == weights(tmp_path / "timed")
     assert "minutes: 0.2" in (tmp_path / "timed" / "recipe.yaml").read_text()
-    assert f"only {metrics['training']['steps']} updates of the weights fitted into the time" in capsys.readouterr().err
+    assert f"only {metrics['training']['steps']} steps fitted into the time" in capsys.readouterr().err
 
 
 def test_epochs_count_every_token_once_each(story, tmp_path):
