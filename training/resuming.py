@@ -4,16 +4,20 @@ All else is the run's own, from its recipe; a setting that says otherwise is ref
 """
 
 import dataclasses
+import glob
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from groundup.common.contents import files_of, weights_of
+from groundup.common.contents import weights_of
 from groundup.common.errors import InputError, printable, user_path
 from groundup.common.files import RECIPE_FILE, atomic_write, sha256_of
 from groundup.common.resuming import differing, is_longer, refuse
 from groundup.common.settings import read_yaml, settings_from
+from groundup.data.listing import list_files
+from groundup.data.readers import kind_of
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import TrainingOptions
 from groundup.training.starting import with_budget
@@ -96,26 +100,39 @@ def _asked(settings: TrainingOptions, kept: Mapping[str, Any], *, public: bool) 
 
 
 def _refuse_other_content(settings: TrainingOptions, recipe: Mapping[str, Any], out: Path) -> None:
-    """Raise `InputError` for a file that has the name of one that the run has read, and holds something else."""
+    """Raise `InputError` where the data given is not what the run has read: a file of it changed, came or is gone."""
     for option, part in (("data", "sources"), ("eval_data", "eval_sources")):
         rows = [row for row in recipe.get(part) or [] if isinstance(row, dict) and row.get("sha256")]
-        for item in getattr(settings, option) if option in settings.given() else []:
-            found = [(printable(name.rsplit("/", 1)[-1]), content) for name, content in _files_here(item)]
-            for name, content in found:
-                known = {row["sha256"] for row in rows if str(row.get("name")).rsplit("/", 1)[-1] == name}
-                if known and content not in known:
-                    raise InputError(
-                        f"{out} was made from another {name} than --{option.replace('_', '-')} {item} has: leave that "
-                        "out to go on, or choose a new --out"
-                    )
+        if rows and option in settings.given():
+            read = [(_last_part(str(row.get("name"))), str(row["sha256"])) for row in rows]
+            items = getattr(settings, option)
+            if change := _change(read, items):
+                given = f"--{option.replace('_', '-')} {' '.join(map(printable, items))}"
+                raise InputError(f"{out} {change.format(given=given)}: leave that out to go on, or choose a new --out")
 
 
-def _files_here(item: str) -> list[tuple[str, str]]:
-    """Name and sha256 of the file that an item of data names, or of those in its folder."""
-    path = user_path(item)
-    if path.is_dir():
-        return list(files_of(path).items())
-    return [(path.resolve().name, sha256_of(path))] if path.is_file() else []
+def _change(read: list[tuple[str, str]], items: list[str]) -> str | None:
+    """Return what tells the files that items of data name now from those read, each by name and sha256; None if none.
+
+    A file that came is known by its kind, since files of other kinds than those read may have lain there unread, and
+    by its content, since of copies one is read.
+    """
+    here = [item for item in items if os.path.lexists(user_path(item)) or glob.has_magic(item)]
+    files = [path for item in here for path, _ in list_files(item) if path.is_file()]
+    found = [(_last_part(path.name), sha256_of(path)) for path in files]
+    names, contents = {name for name, _ in read}, {content for _, content in read}
+    kinds = {kind_of(Path(name)) for name in names}
+    for name, content in found:
+        if name in names and (name, content) not in read:
+            return f"was made from another {name} than {{given}} has"
+        if name not in names and content not in contents and kind_of(Path(name)) in kinds:
+            return f"was made without {name}, which {{given}} has now"
+    gone = sorted(names - {name for name, _ in found}) if here == items else []
+    return f"was made with {gone[0]}, which {{given}} has no more" if gone else None
+
+
+def _last_part(name: str) -> str:
+    return printable(name.rsplit("/", 1)[-1])
 
 
 def _can_take(name: str, value: Any, kept: Mapping[str, Any]) -> bool:

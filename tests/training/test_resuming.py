@@ -8,9 +8,11 @@ import pytest
 import groundup as package
 from groundup.cli.main import main
 from groundup.common.errors import InputError
+from groundup.common.files import sha256_of
 from groundup.common.resuming import differing
 from groundup.common.settings import read_yaml
 from groundup.training.loop import Loop
+from groundup.training.resuming import _change
 from groundup.training.settings import ClassifySettings, PretrainSettings
 
 SIZES = {
@@ -205,3 +207,23 @@ def test_a_file_of_the_same_name_with_another_content_is_not_what_the_run_has_re
     assert f"{folder} was made from another story.txt than --data {other} has" in said
     assert content(home / folder) == before
     assert main(["pretrain", "--out", folder, "--resume"]) == 0  # as the message says
+
+
+def texts(folder, **contents):
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content * 9)
+    return [(name, sha256_of(folder / name)) for name in contents]
+
+
+def test_a_file_that_came_to_a_folder_of_data_or_is_gone_or_renamed_is_noticed(tmp_path):
+    folder = tmp_path / "texts"
+    read = texts(folder, **{"a.txt": "a", "b.txt": "b"})
+    texts(folder, **{"copy.txt": "a", "rows.csv": "x", ".hidden.txt": "h", "notes": "n"})
+    for items in ([str(folder)], [str(folder / "*.txt")]):
+        assert _change(read, items) is None
+        assert _change(read, [*items, "owner/name"]) is None  # what lies on the Hub is known by its commit
+        assert _change([*read, ("c.txt", "c")], items) == "was made with c.txt, which {given} has no more"
+        assert _change(read[:1], items) == "was made without b.txt, which {given} has now"
+        assert _change([("old.txt", read[1][1]), read[0]], items) == "was made with old.txt, which {given} has no more"
+        assert _change([("b.txt", "b"), read[0]], items) == "was made from another b.txt than {given} has"
