@@ -1,1 +1,1 @@
-"""Numbers and weights to a person: the command line, the chain, chat."""
+"""The command line and what it shows: verbs, recipes, chat and the playground."""

@@ -1,4 +1,4 @@
-"""The end of a recipe: the last model proven to load elsewhere, what it does, and `report.html` for all stages."""
+"""The report of a recipe: verify and show the last model, and write `report.html` for all stages."""
 
 import base64
 import html
@@ -24,7 +24,7 @@ TEXT_SHOWN = 200  # characters of a mistaken text or an answer
 
 
 def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
-    """Prove the last model, print its scores and what it writes, and write the report of the whole chain."""
+    """Verify that the last model loads elsewhere, print its scores and samples, and write the report of all stages."""
     folders = [out / stage.name for stage in recipe.stages if _is_model(out / stage.name)]
     samples: list[tuple[str, str]] = []
     if folders:
@@ -63,7 +63,7 @@ def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[
 
 
 def write_report(recipe: Recipe, out: Path, ledger: Ledger, samples: list[tuple[str, str]]) -> Path:
-    """Write `report.html`: the tree of stages, and of each what it measured; one file that needs no network."""
+    """Write `report.html`, a single file that needs no network: the tree of stages and the results of each."""
     body = "<h2>Stages</h2>\n" + _tree(recipe, ledger)
     for stage in recipe.stages:
         body += _stage_section(out / stage.name, stage)
@@ -76,7 +76,7 @@ def write_report(recipe: Recipe, out: Path, ledger: Ledger, samples: list[tuple[
 
 
 def _tree(recipe: Recipe, ledger: Ledger) -> str:
-    """The stages, each under those that it builds on."""
+    """Return the tree of stages as HTML, each stage indented below those that it uses."""
     lines = []
     depths: dict[str, int] = {}
     for stage in recipe.stages:
@@ -90,7 +90,7 @@ def _tree(recipe: Recipe, ledger: Ledger) -> str:
 
 
 def _stage_section(folder: Path, stage: Stage) -> str:
-    """What a stage left that can be shown: curve, pictures, numbers, or a tokenizer's report."""
+    """Return the results of a stage as HTML: pictures, scores, or a tokenizer's report."""
     parts = []
     for picture in sorted(folder.glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
@@ -115,7 +115,7 @@ def _stage_section(folder: Path, stage: Stage) -> str:
 
 
 def _mistakes(path: Path) -> str:
-    """What a classifier was surest of and wrong about."""
+    """Return a classifier's mistakes with the highest probability as an HTML table."""
     with path.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in itertools.islice(file, MISTAKES)]
     lines = [[row["label"], row["predicted"], f"{row['probability']:.2f}", row["text"][:TEXT_SHOWN]] for row in rows]
@@ -124,7 +124,7 @@ def _mistakes(path: Path) -> str:
 
 
 def _answers(path: Path) -> str:
-    """The table of answers before and after training, from Markdown."""
+    """Return the Markdown table of answers before and after training as HTML."""
     lines = path.read_text(encoding="utf-8").splitlines()
     cells = [
         [cell.strip().replace("\\|", "|")[:TEXT_SHOWN] for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines

@@ -1,4 +1,4 @@
-"""Text to a person, as it is made: `generate` goes on from a prompt, `chat` holds a conversation."""
+"""The verbs `generate` and `chat`: print text while the model generates it."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ COMMANDS = [line.split()[0] for line in HELP.splitlines()] + ["/help"]
 
 @verb(GenerateSettings)
 def generate(settings: GenerateSettings) -> str:
-    """Print the prompt and what the model writes after it, or its answer, token by token; return what it wrote."""
+    """Print the prompt and its continuation, or only the answer, token by token; return the generated text."""
     if not settings.model:
         raise InputError("generate needs a model: give --model FOLDER")
     sampling = sampling_of(settings)
@@ -48,7 +48,7 @@ def generate(settings: GenerateSettings) -> str:
 
 @verb(ChatSettings)
 def chat(settings: ChatSettings) -> Messages:
-    """Read lines, answer each, obey those that begin with a slash, until an empty line; return the conversation."""
+    """Answer each line of input until an empty one, run slash commands, and return the conversation."""
     if not settings.model:
         raise InputError("chat needs a model: give --model FOLDER")
     sampling = sampling_of(settings)
@@ -75,7 +75,7 @@ def chat(settings: ChatSettings) -> Messages:
 
 
 class Conversation:
-    """A talk in the terminal: what was said, and how the next answer is drawn."""
+    """A conversation in the terminal: its messages and the sampling settings of the next answer."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Conversation:
         self.messages = list(self._opening)
 
     def answer(self, line: str) -> None:
-        """Answer a line, print the answer as it comes, and keep both. Raises `InputError` for one that is too long."""
+        """Print the answer to a line, and keep both. Raises `InputError` for a line that is too long."""
         asked = [*self.messages, {"role": "user", "content": line}]
         if self.answers:
             context = context_of(self.model)
@@ -110,7 +110,7 @@ class Conversation:
         self.messages = [*asked, {"role": "assistant", "content": writing.text}]
 
     def obey(self, line: str) -> None:
-        """Do what a line that begins with a slash asks. Raises `InputError` for one that makes no sense."""
+        """Run a slash command. Raises `InputError` for an unknown or malformed one."""
         command, *words = line.split()
         if command == "/help":
             say(HELP)
@@ -163,12 +163,12 @@ _SETTABLE = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
 def sampling_of(settings: GenerateSettings | ChatSettings) -> Sampling:
-    """How the settings say that tokens are drawn. Raises `InputError` for a value outside its range."""
+    """Return the sampling settings. Raises `InputError` for a value outside its range."""
     return Sampling(**{name: getattr(settings, name) for name in _SETTABLE})
 
 
 def show(writing: Writing) -> None:
-    """Print a text as it is written, then a line end, and say so where the model's context ended it."""
+    """Print a text while it is generated, and a notice if the model's context ended it."""
     try:
         for piece in writing:
             sys.stdout.write(piece)

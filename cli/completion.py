@@ -1,4 +1,4 @@
-"""Completion for shells: a script that knows verbs, options and their choices, made from the settings."""
+"""The verb `completion`: build a shell script from the settings that completes verbs, options and choices."""
 
 import dataclasses
 import typing
@@ -40,7 +40,7 @@ _SCRIPTS = {"bash": _BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n
 
 @verb(CompletionSettings)
 def completion(settings: CompletionSettings) -> str:
-    """Print the script that teaches a shell to complete, and return it."""
+    """Print the completion script of a shell, and return it."""
     script = _fish() if settings.shell == "fish" else _bash(_SCRIPTS[settings.shell])
     print(script, end="")
     return script
@@ -70,7 +70,7 @@ def _fish() -> str:
 
 
 def _options(name: str) -> dict[str, list[str]]:
-    """The options of a verb, each with its choices, which may be none."""
+    """Return the options of a verb, each with its choices (perhaps none)."""
     settings_class: Any = find(VERBS[name].settings)
     hints = typing.get_type_hints(settings_class)
     options = {"--help": [], "--config": []}

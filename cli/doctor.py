@@ -1,4 +1,4 @@
-"""`groundup doctor`: what this machine has for the work, and what to mend. It changes nothing and sends nothing."""
+"""The verb `doctor`: check this machine and say what to fix. It changes nothing and sends nothing."""
 
 import importlib.metadata
 import os
@@ -25,7 +25,7 @@ EXTRAS = {"playground": "the web page", "gguf": "export to llama.cpp", "tracking
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: its name, what was found, and what to do about it, empty where all is well."""
+    """The result of one check: its name, what was found, and how to fix it (empty if nothing is wrong)."""
 
     name: str
     value: str
@@ -34,7 +34,7 @@ class Finding:
 
 @verb(DoctorSettings)
 def doctor(settings: DoctorSettings) -> list[Finding]:
-    """Look at versions, devices, compiler, memory and the Hub login; print and return what was found."""
+    """Check versions, devices, compiler, memory and the Hub login; print and return the findings."""
     findings = [finding for look in LOOKS for finding in look()]
     table = Table(box=None, pad_edge=False, show_header=False)
     for finding in findings:
@@ -49,7 +49,7 @@ def doctor(settings: DoctorSettings) -> list[Finding]:
 
 
 def versions() -> list[Finding]:
-    """Python, groundup and the libraries; a library that is missing or older than it should be is to be mended."""
+    """Return the versions of Python, groundup and the libraries, with a fix for a missing or outdated one."""
     found = [Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")]
     for name in ("groundup", *SHOWN):
         try:
@@ -67,7 +67,7 @@ def versions() -> list[Finding]:
 
 
 def extras() -> list[Finding]:
-    """What is there of the optional parts; one that is absent is no fault, and its line says how to get it."""
+    """Return which optional parts are installed. A missing one is not a fault; its line says how to install it."""
     lines = [Requirement(line) for line in importlib.metadata.requires("groundup") or []]
     found = []
     for extra, purpose in EXTRAS.items():
@@ -79,7 +79,7 @@ def extras() -> list[Finding]:
 
 
 def installed(name: str) -> str | None:
-    """The version of a distribution, None where it is not installed."""
+    """Return the version of a distribution, or None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def installed(name: str) -> str | None:
 
 
 def devices() -> list[Finding]:
-    """Processor, threads, accelerators, and whether bf16 is multiplied in hardware."""
+    """Return CPU cores, threads, accelerators, and whether bf16 is multiplied in hardware."""
     import torch
 
     from groundup.training.plan import bf16_is_native
@@ -112,14 +112,14 @@ def devices() -> list[Finding]:
 
 
 def compiler() -> list[Finding]:
-    """A C++ compiler, which `torch.compile` needs and nothing else does."""
+    """Return the C++ compiler, which only `torch.compile` needs."""
     name = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++", "cl") if shutil.which(name)), None)
     path = shutil.which(name) if name else None
     return [Finding("compiler", path or "none: torch.compile is not available, everything else works")]
 
 
 def memory() -> list[Finding]:
-    """Memory and the disk of the folder where runs go."""
+    """Return free memory and free disk space in the current folder."""
     free, whole = psutil.virtual_memory().available, psutil.virtual_memory().total
     mend = "close other programs, or train with a smaller --micro-batch-rows" if free < LITTLE_MEMORY else ""
     found = [Finding("memory", f"{free / 2**30:.1f} of {whole / 2**30:.1f} GiB free", mend)]
@@ -129,7 +129,7 @@ def memory() -> list[Finding]:
 
 
 def hub() -> list[Finding]:
-    """Whether a token of the Hub is set (it is neither shown nor sent), and where downloads are kept."""
+    """Return whether a Hub token is set (it is neither shown nor sent), and the download cache."""
     from huggingface_hub import constants, get_token
 
     offline = ", offline by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
@@ -141,7 +141,7 @@ def hub() -> list[Finding]:
 
 
 def terminal() -> list[Finding]:
-    """Whether the output can show text beyond ASCII, which models write."""
+    """Return the terminal's encoding, which must allow text beyond ASCII, since models generate it."""
     encoding = (sys.stdout.encoding or "").lower()
     mend = "" if encoding.replace("-", "") == "utf8" else "export PYTHONUTF8=1"
     return [Finding("terminal", f"{encoding or 'unknown'}, {shutil.get_terminal_size().columns} columns", mend)]

@@ -1,4 +1,4 @@
-"""`--help`: what a verb does, examples to copy, and every option with its unit and default.
+"""The text of `--help`: what a verb does, examples, and every option with its unit and default.
 
 Read from the settings themselves: the string under each field is its help. Nothing heavy is imported for it.
 """
@@ -25,7 +25,7 @@ _KINDS = {str: "TEXT", int: "N", float: "X", dict: "MAPPING"}
 
 
 def overview(verbs: dict[str, str]) -> str:
-    """What `groundup --help` prints, from the verbs and their descriptions: how to call it, and first steps."""
+    """Return the text of `groundup --help` for verbs and their descriptions: usage, verbs and first steps."""
     width = _width()
     lines = ["usage: groundup VERB [OPTIONS]     (groundup VERB --help says more)", ""]
     for name, description in verbs.items():
@@ -37,7 +37,7 @@ def overview(verbs: dict[str, str]) -> str:
 
 
 def verb_help(name: str, positional: tuple[str, ...], examples: str, settings_class: type) -> str:
-    """What `groundup VERB --help` prints. `examples` holds one command a line."""
+    """Return the text of `groundup VERB --help`. `examples` holds one command per line."""
     width = _width()
     places = "".join(f" {field.upper()}" for field in positional)
     lines = [f"usage: groundup {name}{places} [OPTIONS]", ""]
@@ -53,7 +53,7 @@ def verb_help(name: str, positional: tuple[str, ...], examples: str, settings_cl
 
 
 def in_order(settings_class: type) -> list[dataclasses.Field]:
-    """The settings of a verb as they are best read: what it works on, its own, what several verbs share."""
+    """Return a verb's settings in reading order: its inputs, its own settings, the shared ones, those of every call."""
     own = settings_class.__annotations__
 
     def rank(field: dataclasses.Field) -> int:
@@ -63,7 +63,7 @@ def in_order(settings_class: type) -> list[dataclasses.Field]:
 
 
 def kind_of(hint: Any) -> str:
-    """What stands behind an option: N a whole number, X a number, the choices, nothing for a switch."""
+    """Return the placeholder of an option's value: N for an integer, X for a number, the choices, "" for a switch."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return kind_of(next(argument for argument in arguments if argument is not type(None)))
@@ -75,7 +75,7 @@ def kind_of(hint: Any) -> str:
 
 
 def field_documents(settings_class: type) -> dict[str, str]:
-    """The string under each field of a dataclass, its bases' fields included, in one line."""
+    """Return the string under each field of a dataclass and its bases, in one line."""
     documents: dict[str, str] = {}
     for owner in reversed(settings_class.__mro__):
         if not dataclasses.is_dataclass(owner):
@@ -88,7 +88,7 @@ def field_documents(settings_class: type) -> dict[str, str]:
 
 
 def _default(field: dataclasses.Field) -> str:
-    """A default worth knowing, in brackets; nothing for an absent value or a switch that is off."""
+    """Return the default in brackets, or "" for no value and for a switch that is off."""
     make: Any = field.default_factory
     value = field.default if make is dataclasses.MISSING else make()
     if value is None or value is False or value is dataclasses.MISSING or value in ("", [], {}):
@@ -97,7 +97,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def _beside(left: str, right: str, indent: int, width: int) -> list[str]:
-    """A name and beside it, or under it where it is long, its description, wrapped."""
+    """Return the lines of a name and its wrapped description, beside the name or below a long one."""
     lines = textwrap.wrap(right, max(20, width - indent)) or [""]
     padded = [" " * indent + line for line in lines]
     if len(left) + 1 < indent:

@@ -1,8 +1,7 @@
-"""What a model makes of a text, for a person to look at: its tokens, what was expected next, its surprise, where it
-looked.
+"""Inspect a model on a text: its tokens, the predictions, the loss of each token, and the attention.
 
-One forward pass gives all of it. The attention weights come from the kernel that writes the softmax out ("eager"),
-because the fast ones never form them.
+All of this comes from one forward pass. The attention weights come from the "eager" kernel, because the fast kernels do
+not compute them.
 """
 
 import copy
@@ -23,7 +22,7 @@ CANDIDATES = 10  # likeliest next tokens shown at each position
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could come next, and how likely the model holds it."""
+    """A possible next token, with its probability."""
 
     text: str
     probability: float
@@ -31,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of a text and how it surprised the model; the first one was predicted from nothing, so it has None."""
+    """A token of a text with its loss and rank, which are None for the first token, since nothing predicts it."""
 
     id: int
     text: str
@@ -45,7 +44,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A text as a model sees it."""
+    """The tokens of a text, the model's predictions and its attention."""
 
     tokens: list[Token]
     attention: np.ndarray | None
@@ -56,16 +55,15 @@ class Inspection:
 
     @property
     def loss(self) -> float | None:
-        """The mean loss [nats per token] of all tokens but the first, None where there is only one."""
+        """Return the mean loss [nats per token] of all tokens but the first, or None if there is only one."""
         losses = [token.loss for token in self.tokens if token.loss is not None]
         return sum(losses) / len(losses) if losses else None
 
 
 class Lens:
-    """A model and its tokenizer, ready to be looked into. The weights are shared with the model, nothing is copied.
+    """A model and its tokenizer, for inspection. The weights are shared with the model, not copied.
 
-    Attention is asked of a second body with the same weights, so that looking changes nothing for those who generate
-    with the model at the same time.
+    A second module with the same weights computes the attention, so that the model can generate text at the same time.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast):
@@ -77,7 +75,7 @@ class Lens:
 
     @torch.inference_mode()
     def look(self, text: str) -> Inspection:
-        """Look at a text as at a prompt; of a long one at the first `LONGEST` tokens, or as many as the model takes.
+        """Inspect a text, encoded as a prompt: at most its first `LONGEST` tokens, and at most the model's context.
 
         Raises `InputError` for an empty text where the tokenizer has no token to begin one with, and for ids that the
         model does not know.
@@ -94,7 +92,7 @@ class Lens:
         return Inspection(self._tokens(kept, outputs.logits[0].float().cpu()), attention, len(ids) - len(kept))
 
     def _tokens(self, ids: list[int], logits: torch.Tensor) -> list[Token]:
-        """Each id with its loss and rank from the logits (T, V) of the position before, and what its own expect."""
+        """Return the tokens; their losses, ranks and candidates come from `logits` (T, V)."""
         targets = torch.tensor(ids[1:], dtype=torch.long)
         losses = functional.cross_entropy(logits[:-1], targets, reduction="none").tolist()
         ranks = (logits[:-1] > logits[:-1].gather(1, targets[:, None])).sum(1).add(1).tolist()
@@ -110,7 +108,7 @@ class Lens:
         return Candidate(self.text_of(token), probability)
 
     def text_of(self, token: int) -> str:
-        """A token as a person reads it: its text, spaces kept; bytes that are no whole character as ⟨E2 82⟩."""
+        """Return the text of a token with its spaces; bytes that are no whole character become ⟨E2 82⟩."""
         piece = self.tokenizer.convert_ids_to_tokens(token)
         if piece is None:  # an id beyond the vocabulary: embeddings are padded to a round number
             return f"⟨{token}⟩"

@@ -21,7 +21,7 @@ from groundup.common.settings import SettingError, check_names, hints_of, items_
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb's settings and function are; nothing is imported before the verb is used."""
+    """The import paths of a verb's settings and function. Nothing is imported before the verb is used."""
 
     settings: str  # module:class, a module that imports nothing heavy
     function: str  # module:function
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _do(name: str, options: list[str]) -> None:
-    """Do a verb, or print what was asked for in its place."""
+    """Run a verb, or print its help or the version."""
     if name in ("", "-h", "--help", "--version"):
         print(__version__ if name == "--version" else overview())
         return
@@ -184,25 +184,26 @@ def _do(name: str, options: list[str]) -> None:
 
 
 def complain(name: str, error: Any) -> None:
-    """One line on standard error, even where `--quiet` silences the rest; of several processes the first one's."""
+    """Print one line to standard error, even under `--quiet`; of several processes, only the first prints."""
     if os.environ.get("RANK", "0") != "0":
         return
     print(f"groundup {name}: {' '.join(str(error).split())}".replace("groundup : ", "groundup: "), file=sys.stderr)
 
 
 def overview() -> str:
-    """What `groundup --help` prints: each verb with the first line of its settings' description, and first steps."""
+    """Return the text of `groundup --help`: each verb with the first line of its settings' docstring."""
     return help.overview({name: (find(verb.settings).__doc__ or "").split("\n")[0] for name, verb in VERBS.items()})
 
 
 def find(place: str) -> Any:
-    """The class or function that "module:name" means."""
+    """Return the class or function that "module:name" names."""
     module, name = place.split(":")
     return getattr(importlib.import_module(module), name)
 
 
 def parse(name: str, arguments: list[str]) -> Any:
-    """Options, and a YAML file under `--config`, to the verb's settings; None after `--help`.
+    """Return a verb's settings from its options and the YAML file of `--config`; print the help and return None for
+    `--help`.
 
     Raises `InputError` for an unknown or malformed option, naming the nearest known one.
     """
@@ -222,7 +223,7 @@ def parse(name: str, arguments: list[str]) -> Any:
 
 
 def read_options(arguments: list[str], hints: dict[str, Any], positional: tuple[str, ...]) -> dict[str, Any] | None:
-    """What was typed for each setting, as text, or a list of texts for a list; `config` too; None if help is asked for.
+    """Return the text typed for each setting and for `config` (a list of texts for a list), or None for `--help`.
 
     `--max-steps 3` and `--max-steps=3` are the same, a bare `--resume` is "true", `--data X --data Y` and `--data X Y`
     both ["X", "Y"], and a leading word is the first positional setting. Raises `InputError` for a name that is no
@@ -265,12 +266,12 @@ def read_options(arguments: list[str], hints: dict[str, Any], positional: tuple[
 
 
 def option_of(setting: str) -> str:
-    """How a setting is written on the command line: `--max-steps`."""
+    """Return the option of a setting: `--max-steps` for `max_steps`."""
     return "--" + setting.replace("_", "-")
 
 
 def read_config(path: Path, settings_class: type) -> dict[str, Any]:
-    """The settings of a YAML file, its keys checked."""
+    """Return the settings in a YAML file. Raises `InputError` for an unknown key."""
     values = read_yaml(path)
     try:
         return check_names(spelt(values), settings_class)

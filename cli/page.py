@@ -1,7 +1,7 @@
-"""The page of the playground: four tabs, built of gradio's parts. `cli/playground.py` loads the models and serves it.
+"""The page of the playground: four tabs of gradio components. `cli/playground.py` loads the models and serves it.
 
-What a person or a model writes reaches the page escaped, or as data that `lens.js` puts in as text: gradio would
-evaluate what stands in a template.
+User input and generated text reach the page escaped, or as data that `lens.js` inserts as text, because gradio
+evaluates templates.
 """
 
 import base64
@@ -36,7 +36,7 @@ _FILES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Player:
-    """A model on the page."""
+    """A model shown on the page, with its tokenizer."""
 
     name: str
     source: str
@@ -44,11 +44,11 @@ class Player:
     tokenizer: PreTrainedTokenizerFast
     lens: Lens
     answers: bool
-    """Whether it was taught to converse."""
+    """Whether it was trained on conversations."""
 
 
 def build_page(players: list[Player]) -> gr.Blocks:
-    """The whole page; nothing is loaded or computed before somebody asks."""
+    """Return the page. Nothing is loaded or computed before a visitor asks for it."""
     with gr.Blocks(title="groundup playground", analytics_enabled=False) as page:
         gr.Markdown(f"## groundup playground\n{' · '.join(_headline(player) for player in players)}")
         with gr.Tabs() as tabs:
@@ -70,7 +70,7 @@ def _headline(player: Player) -> str:
 
 
 def _sampling_controls(tokens: int, temperature: float) -> list[gr.components.Component]:
-    """Temperature, top-k, top-p, length and seed, in the order that `_sampling` reads them."""
+    """Return the controls for temperature, top-k, top-p, length and seed, in the order of `_sampling`."""
     with gr.Accordion("Sampling", open=False):
         with gr.Row():
             controls: list[gr.components.Component] = [
@@ -96,7 +96,7 @@ def _sampling(temperature: float, top_k: int, top_p: float, tokens: int, seed: i
 
 
 def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
-    """The tab that goes on from a prompt: prompt and text of the first model, and the button to see inside it."""
+    """Build the tab that continues a prompt; return the first model's text and the button that inspects it."""
     prompt = gr.Textbox(label="prompt", placeholder="A text to continue; Enter starts", lines=1, max_lines=8)
     with gr.Row():
         write = gr.Button("Write", variant="primary", size="sm", min_width=80)
@@ -131,7 +131,7 @@ def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
 def _begin(
     player: Player, ids_of: Callable[[Player], list[int]], sampling: Sampling, *, past_context: bool = False
 ) -> Writing | str:
-    """A model's text about to be written, or what is wrong with what it was asked."""
+    """Return the text that a model is about to generate, or the error message."""
     try:
         ids = ids_of(player)
         if len(ids) > context_of(player.model) and not (past_context and can_slide(player.model)):
@@ -142,7 +142,7 @@ def _begin(
 
 
 def _rounds(writings: list[Writing | str]) -> Iterator[None]:
-    """Let every text grow by a piece in turn; yield when the page should show it: at once, now and then, at the end."""
+    """Generate all texts in turn, piece by piece; yield when the page should be updated, at most every `REFRESH`."""
     growing = [iter(writing) for writing in writings if isinstance(writing, Writing)]
     shown = 0.0
     while growing:
@@ -154,7 +154,7 @@ def _rounds(writings: list[Writing | str]) -> Iterator[None]:
 
 
 def _written(player: Player | None, prompt: str, writing: Writing | str, sampling: Sampling) -> str:
-    """A prompt and what followed, as HTML."""
+    """Return a prompt and its continuation as HTML."""
     if isinstance(writing, str):
         return _empty(player, writing)
     notes = f"{writing.summary}, seed {sampling.seed}" + (f"; {writing.ending}" if writing.ending else "")
@@ -225,7 +225,7 @@ def _chat_tab(players: list[Player]) -> None:
 
 
 def _asking(system: str, talk: Messages) -> Callable[[Player], list[int]]:
-    """What turns a conversation into a model's ids, the system's words before it."""
+    """Return a function that encodes a conversation, after the system message, for a model."""
 
     def ids_of(player: Player) -> list[int]:
         if not player.answers:
@@ -242,7 +242,7 @@ def _answered(talk: Messages, start: Writing | str) -> Messages:
 
 
 def _shown(talk: Messages) -> Messages:
-    """A conversation as the chatbot wants it: it takes what is said for HTML, also where that only looks like it."""
+    """Return a conversation with its messages escaped, because gradio's chatbot interprets them as HTML."""
     return [message | {"content": html.escape(message["content"], quote=False)} for message in talk]
 
 
@@ -258,7 +258,7 @@ def _note(player: Player, start: Writing | str, sampling: Sampling) -> str:
 
 
 def _inside_tab(players: list[Player]) -> Callable[[gr.Button, gr.State], None]:
-    """The tab that takes a text apart: tokens, expectations, surprise, attention; how a button brings a text here."""
+    """Build the tab that inspects a text; return a function that connects a button to it."""
     named = {player.name: player for player in players}
     which = gr.Radio(list(named), value=players[0].name, label="model", visible=len(players) > 1)
     text = gr.Textbox(label="text", placeholder="A text to inspect; Enter starts", lines=1, max_lines=8)
@@ -292,7 +292,7 @@ def _inside_tab(players: list[Player]) -> Callable[[gr.Button, gr.State], None]:
 
 
 def lens_value(inspection: Inspection, layer: int) -> dict[str, Any]:
-    """What `lens.js` draws: the tokens, and the attention maps of one layer (counted from 1), a byte each weight."""
+    """Return the data for `lens.js`: the tokens and the attention maps of one layer (from 1), a byte per weight."""
     maps = None if inspection.attention is None else inspection.attention[layer - 1]
     loss = inspection.loss
     summary = f"{len(inspection.tokens):,} tokens" + (f", loss {loss:.3f} nats per token" if loss is not None else "")
@@ -327,7 +327,7 @@ def _about_tab(players: list[Player]) -> None:
 
 
 def about_html(player: Player) -> str:
-    """What a model is made of, and its training curve where it has one."""
+    """Return the sizes of a model, and its training curve if there is one, as HTML."""
     config = player.model.config.get_text_config()
     facts = {
         "parameters": f"{player.model.num_parameters():,}",
@@ -351,7 +351,7 @@ def about_html(player: Player) -> str:
 
 
 def _card(folder: Path) -> str:
-    """The text of a model's card without the header that only the Hub reads; empty where there is none."""
+    """Return a model's card without its YAML header, or "" if there is none."""
     path = folder / CARD_FILE
     if not path.is_file():
         return ""

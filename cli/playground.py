@@ -1,7 +1,7 @@
-"""A web page on this machine: write with a model, talk with it, see how it works, two models side by side.
+"""The verb `playground`: a web page on this machine to generate text, chat and look inside one or two models.
 
-The page is gradio's. It listens on 127.0.0.1 alone, answers no other host name, and a content security policy keeps
-the browser from loading anything from elsewhere, whatever stands in a card or in what a model writes.
+gradio serves the page on 127.0.0.1 only and for no other host name. A content security policy keeps the browser from
+loading anything from other hosts, whatever a card or a generated text contains.
 """
 
 import os
@@ -35,7 +35,7 @@ _MONO = ["ui-monospace", "Consolas", "monospace"]
 
 @verb(PlaygroundSettings)
 def playground(settings: PlaygroundSettings) -> None:
-    """Show one or two models on a web page until Ctrl-C."""
+    """Serve a web page for one or two models until Ctrl-C."""
     if not 1 <= len(settings.model) <= 2:
         raise InputError("the playground takes one or two models: give --model FOLDER, or --model FOLDER FOLDER")
     names = names_of(settings.model)
@@ -52,16 +52,16 @@ def playground(settings: PlaygroundSettings) -> None:
 
 
 def serve_as_space(model: str, revision: str) -> None:
-    """Show a model of the Hub to everybody, on a machine of the Hub, until it is stopped.
+    """Serve the playground of a Hub model as a Space, until it is stopped.
 
-    That machine says by GRADIO_SERVER_NAME and GRADIO_SERVER_PORT where to listen; any other listens on 127.0.0.1.
+    The Space sets GRADIO_SERVER_NAME and GRADIO_SERVER_PORT to listen on; any other machine listens on 127.0.0.1.
     """
     page = build_page([load_player(str(fetch_model(model, revision)), name=model)])
     _launch(page, [_policy(_SHOWN_BY)], server_name=os.environ.get("GRADIO_SERVER_NAME", HOST))
 
 
 def load_player(source: str, trust_remote_code: bool = False, name: str | None = None) -> Player:
-    """Load a model for the page, which calls it by `name`. Raises `InputError` where there is none."""
+    """Load a model for the page, under `name`. Raises `InputError` if there is no such model."""
     model, tokenizer = load_model(source, trust_remote_code=trust_remote_code)
     lay_out_for_decoding(model)
     name = name or ("/".join(Path(source).parts[-2:]) if user_path(source).exists() else source)
@@ -106,7 +106,7 @@ def _launch(page: gr.Blocks, guards: list[Any], **where: Any) -> str:
 
 
 def _policy(framed_by: str) -> Any:
-    """The middleware that tells the browser to load nothing from elsewhere, and which pages may frame this one."""
+    """Return the middleware that sets the content security policy and the pages that may frame this one."""
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
 

@@ -1,4 +1,4 @@
-"""A recipe's file: which stages there are, what each depends on, and which of them are already done."""
+"""Recipes: the stages of a file, their dependencies, and which of them are done."""
 
 import json
 import platform
@@ -23,7 +23,7 @@ OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `ru
 
 @dataclass(kw_only=True)
 class RecipeSettings(Settings):
-    """What a recipe's file holds."""
+    """The content of a recipe file."""
 
     name: str | None = None
     stages: dict[str, object] = field(default_factory=dict)
@@ -32,18 +32,18 @@ class RecipeSettings(Settings):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a recipe: its name, which is its folder's too, its verb and the options given."""
+    """A stage of a recipe: its name (also that of its folder), its verb and its options."""
 
     name: str
     verb: str
     options: dict[str, Any]
 
     def read_as(self, option: str) -> str | None:
-        """The kind of what an option names: a "file", a "dataset" or a "model"; None where nothing is read."""
+        """Return what an option names: a "file", a "dataset", a "model", or None for nothing that is read."""
         return what_is_read(hints_of(find(VERBS[self.verb].settings))[option])
 
     def references(self) -> Iterator[str]:
-        """The earlier stages whose folders the options name, as in "{pretrain}/checkpoints"."""
+        """Yield the earlier stages that the options name, as in "{pretrain}/checkpoints"."""
         values = [
             value for option in self.options.values() for value in (option if isinstance(option, list) else [option])
         ]
@@ -52,7 +52,7 @@ class Stage:
                 yield value[1:].split("}", 1)[0]
 
     def filled(self, out: Path) -> dict[str, Any]:
-        """The options with `{stage}` replaced by that stage's folder under `out`."""
+        """Return the options with `{stage}` replaced by that stage's folder under `out`."""
 
         def fill(value: Any) -> Any:
             if isinstance(value, list):
@@ -67,7 +67,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A recipe that makes sense: its name, its stages in order, and the prompts shown at the end."""
+    """A checked recipe: its name, its stages in order, and the prompts for the last model."""
 
     name: str
     stages: list[Stage]
@@ -75,7 +75,7 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """A recipe's file: the path given, or the package's own of that name. Raises `InputError` if there is none."""
+    """Return the file of a recipe: the given path, or the package's recipe of that name. Raises `InputError`."""
     if (path := user_path(name)).is_file():
         return path
     folder = Path(__file__).parent.parent / "recipes"
@@ -110,7 +110,7 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _same_name(name: str, taken: list[str]) -> str | None:
-    """The one of `taken` that a disk may take for `name`: the same but for case or for how accents are written."""
+    """Return the name in `taken` that some disks do not tell from `name`: equal except for case or composed accents."""
 
     def plain(text: str) -> str:
         return unicodedata.normalize("NFC", text).casefold()
@@ -119,7 +119,7 @@ def _same_name(name: str, taken: list[str]) -> str | None:
 
 
 def _read_stage(path: Path, name: str, options: Any) -> Stage:
-    """One stage, its verb and the values of its options checked as the verb's settings are."""
+    """Return one stage, with its verb and the values of its options checked."""
     require_folder_name(name, f"{path}: stage")
     if options is not None and not isinstance(options, dict):
         raise InputError(f"{path}, stage {name}: it must hold settings, not {options!r}")
@@ -135,17 +135,17 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
 
 
 def require_folder_name(name: str, what: str) -> None:
-    """Raise `InputError` for a name that is not one of a folder in the run's own, or that is one of its files'."""
+    """Raise `InputError` for a name that is not a plain folder name, or that is a file of the run."""
     if not name or "\0" in name or Path(name).name != name or name in (*RUN_FILES, "..") or len(name.encode()) > 200:
         raise InputError(f"{what} {name!r} cannot name a folder: give a plain name without slashes")
 
 
 class Ledger:
-    """What is known of the stages under a folder, kept in `stages.json`: how each was keyed, and what it took.
+    """The record of a run's stages in `stages.json`: the key, duration and files of each.
 
-    A stage's key is a hash of all that decides what it gives: verb, options, the content of what these name and of the
-    stages it builds on, and the versions of this package and of Python, of which the built-in corpora are made. A stage
-    is done while its key and what it made are as they were.
+    A stage's key is a hash of everything that determines its output: verb, options, the content of the files and
+    stages that they name, and the versions of this package and of Python (from which the built-in corpora are made). A
+    stage is done as long as its key and its files are unchanged.
     """
 
     def __init__(self, out: Path, smoke: bool):
@@ -156,12 +156,12 @@ class Ledger:
             self._known = json.loads(self.path.read_text(encoding="utf-8"))
 
     def key(self, stage: Stage) -> str:
-        """The key that `stage` has now; those of the stages it names must be done."""
+        """Return the current key of `stage`; the stages that it names must be done."""
         inputs = {name: self._identity(stage.read_as(name), value) for name, value in stage.options.items()}
         return digest([stage.verb, inputs, self.smoke, __version__, platform.python_version()])
 
     def _identity(self, kind: str | None, value: Any) -> Any:
-        """A value and, if it names what is read, what that holds; `kind` as of `Stage.read_as`."""
+        """Return a value and, if it names data or a model, a hash of its content (`kind`: see `Stage.read_as`)."""
         if isinstance(value, list):
             return [self._identity(kind, item) for item in value]
         if not isinstance(value, str) or not value:
@@ -173,7 +173,7 @@ class Ledger:
         return value if kind is None else [value, self._content(value, kind)]
 
     def _content(self, name: str, kind: str) -> Any:
-        """What a name holds. A name on the Hub holds the same for as long as a run takes: it is asked for once."""
+        """Return a hash of the content of a name. The Hub is asked only once per run for each name."""
         if (name, kind) in self._commits:
             return self._commits[name, kind]
         content = content_of(name, kind)
@@ -182,17 +182,17 @@ class Ledger:
         return content
 
     def knows(self, stage: Stage) -> bool:
-        """Whether a stage of that name was ever begun."""
+        """Return whether a stage of that name was ever started."""
         return stage.name in self._known
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether the stage is finished with the key that it has now, and what it made lies there unchanged."""
+        """Return whether the stage is done with its current key and its files are unchanged."""
         return self._known.get(stage.name, {}).get("key") == self.key(stage) and self.changed(stage) is None
 
     def changed(self, stage: Stage) -> str | None:
-        """The first file of a finished stage that is gone or holds something else than it left, None if there is none.
+        """Return the first file of a finished stage that is missing or changed, or None.
 
-        Files that came later change nothing.
+        Files added later do not count.
         """
         made = self._known.get(stage.name, {}).get("files")
         now = self._made(stage) if made else {}
@@ -202,24 +202,24 @@ class Ledger:
         return files_of(self.out / stage.name, KEPT_APART)
 
     def has_begun(self, stage: Stage) -> bool:
-        """Whether the stage was begun with the key that it has now, and not finished."""
+        """Return whether the stage was started with its current key and not finished."""
         return self._known.get(stage.name, {}).get("begun") == self.key(stage)
 
     def seconds(self, stage: Stage) -> float | None:
-        """What the stage took when it was done, None if it never was."""
+        """Return the duration of the stage, or None if it was never done."""
         return self._known.get(stage.name, {}).get("seconds")
 
     def begin(self, stage: Stage) -> None:
-        """Note that the stage begins."""
+        """Record the start of the stage."""
         self._note(stage, {"begun": self.key(stage)})
 
     def finish(self, stage: Stage, seconds: float) -> None:
-        """Note that the stage is done and what it made; its key stays that with which it began."""
+        """Record that the stage is done, with its files and the key it was started with."""
         key = self._known[stage.name]["begun"]
         self._note(stage, {"key": key, "seconds": round(seconds, 1), "files": self._made(stage)})
 
     def forget(self, stage: Stage) -> None:
-        """Take back that the stage began: it failed before it made anything."""
+        """Remove the record of a stage that failed before it made anything."""
         del self._known[stage.name]
         self._write()
 
@@ -235,7 +235,7 @@ class Ledger:
 
 
 def is_ledger_in(folder: Path) -> bool:
-    """Whether a folder holds a ledger of ours."""
+    """Return whether a folder holds a ledger of ours."""
     try:
         known = json.loads((folder / LEDGER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

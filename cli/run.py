@@ -1,7 +1,7 @@
-"""The verb `run`: the stages of a recipe one after the other, each a verb in a folder of its own, and a report.
+"""The verb `run`: run the stages of a recipe in order, each in its own folder, and write a report.
 
-A stage is done again only if its settings, its inputs or this package's version have changed; what stopped half way
-goes on from its last saved state.
+A stage is run again only if its settings, its inputs or this package's version have changed. A stage that was stopped
+resumes from its last saved state.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from groundup.common.settings import verb
 
 @verb(RunSettings)
 def run(settings: RunSettings) -> Path:
-    """Walk a recipe and return the folder of its stages. Raises `InputError` for a recipe that makes no sense."""
+    """Run a recipe and return the folder of its stages. Raises `InputError` for an invalid recipe."""
     if not settings.recipe:
         raise InputError("run needs a recipe: give a YAML file, for example recipes/python_docs.yaml")
     started = time.monotonic()
@@ -41,7 +41,7 @@ def run(settings: RunSettings) -> Path:
 
 
 def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> None:
-    """Do the stages that are not done, and write the report."""
+    """Run the stages that are not done, and write the report."""
     ledger = Ledger(out, settings.smoke)
     _check_files(recipe, ledger)
     _check_folders(recipe, out, ledger)
@@ -61,7 +61,7 @@ def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> N
 
 
 def _check_files(recipe: Recipe, ledger: Ledger) -> None:
-    """Raise `InputError` for a file that a stage still to be done reads and that is not there, before the first one."""
+    """Raise `InputError` before the first stage if a stage that is not done reads a missing file."""
     from groundup.data.sources import check_exists  # takes a second, which `groundup --help` need not
 
     for stage in recipe.stages:
@@ -75,7 +75,7 @@ def _check_files(recipe: Recipe, ledger: Ledger) -> None:
 
 
 def _check_folders(recipe: Recipe, out: Path, ledger: Ledger) -> None:
-    """Raise `InputError` for a stage's folder that no stage made, or that another command is at work in."""
+    """Raise `InputError` for a stage's folder that no stage made, or that another command uses."""
     for stage in recipe.stages:
         folder = out / stage.name
         if os.path.lexists(folder) and not ledger.knows(stage):
@@ -84,7 +84,7 @@ def _check_folders(recipe: Recipe, out: Path, ledger: Ledger) -> None:
 
 
 def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
-    """Do one stage, from the beginning or, if it began with the same key, from where it stopped."""
+    """Run one stage, or resume it if it was started with the same key."""
     settings_class = find(VERBS[stage.verb].settings)
     fields = {field.name for field in dataclasses.fields(settings_class)}
     folder, begun, started = out / stage.name, ledger.has_begun(stage), time.monotonic()
@@ -105,7 +105,7 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
 
 
 def _overview(recipe: Recipe, ledger: Ledger) -> Table:
-    """What `run` would do, and how long each stage took last time or may take by its budget."""
+    """Return a table of what `run` would do, with the budget of each stage or its last duration."""
     table = Table(box=None, pad_edge=False)
     for column in ("stage", "verb", "", "time"):
         table.add_column(column)

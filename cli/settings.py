@@ -1,4 +1,4 @@
-"""The settings of the verbs that show text to a person; importing them costs nothing."""
+"""The settings of the verbs in this folder. This module imports nothing slow."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal

@@ -66,7 +66,7 @@ def what_is_read(hint: Any) -> str | None:
 
 @dataclass(kw_only=True)
 class QuietOption(Settings):
-    """How much is said."""
+    """The option that silences messages."""
 
     quiet: bool = False
     """Print nothing but errors."""
@@ -74,7 +74,7 @@ class QuietOption(Settings):
 
 @dataclass(kw_only=True)
 class SmokeOption(Settings):
-    """A short try."""
+    """The option for a short trial run."""
 
     smoke: bool = False
     """Run the same steps with a tiny model and a little of the data, in seconds."""
@@ -82,7 +82,7 @@ class SmokeOption(Settings):
 
 @dataclass(kw_only=True)
 class OutOption(Settings):
-    """Where what is made goes."""
+    """The output folder."""
 
     out: Name | None = None
     """Output folder, new or empty (default: a new one under runs/)."""
@@ -90,7 +90,7 @@ class OutOption(Settings):
 
 @dataclass(kw_only=True)
 class DryRunOption(Settings):
-    """Looking before leaping."""
+    """The option that only prints what would be done."""
 
     dry_run: bool = False
     """Only print what would be done."""
@@ -98,7 +98,7 @@ class DryRunOption(Settings):
 
 @dataclass(kw_only=True)
 class CheckpointOption(Settings):
-    """What leaves here."""
+    """The checkpoint to convert or publish."""
 
     checkpoint: ModelNameOrNone = ""
     """A checkpoint of ours, as a folder or a Hub name."""
@@ -106,7 +106,7 @@ class CheckpointOption(Settings):
 
 @dataclass(kw_only=True)
 class ResumeOption(Settings):
-    """Going on after a stop."""
+    """The option that resumes a run."""
 
     resume: bool = False
     """Resume from the newest complete state under --out, with the settings saved there; start if there is none."""
@@ -114,7 +114,7 @@ class ResumeOption(Settings):
 
 @dataclass(kw_only=True)
 class SeedOption(Settings):
-    """Where chance begins."""
+    """The seed."""
 
     seed: Annotated[int, Interval(ge=0, le=MOST)] = 0
     """Seed of all random choices: the same seed gives the same result."""
@@ -122,7 +122,7 @@ class SeedOption(Settings):
 
 @dataclass(kw_only=True)
 class TrustOption(Settings):
-    """Code from others."""
+    """The option that allows custom code."""
 
     trust_remote_code: bool = False
     """Run the code that comes with a model, if the model is not one of ours."""
@@ -130,7 +130,7 @@ class TrustOption(Settings):
 
 @dataclass(kw_only=True)
 class DataOption(Settings):
-    """What is read."""
+    """The data to read."""
 
     data: list[DataName] = field(default_factory=list)
     """Training text: files, folders, globs, Hub datasets, or python-docs; may be given several times."""
@@ -138,7 +138,7 @@ class DataOption(Settings):
 
 @dataclass(kw_only=True)
 class TextOptions(DataOption):
-    """What is read, and where in it the text stands."""
+    """The data to read, and the column with its text."""
 
     text_column: Name | None = None
     """The column that holds the text, where a table has several (default: found by its name)."""
@@ -146,7 +146,7 @@ class TextOptions(DataOption):
 
 @dataclass(kw_only=True)
 class TokenizerOption(Settings):
-    """A tokenizer that there is already."""
+    """An existing tokenizer."""
 
     tokenizer: ModelName | None = None
     """A trained tokenizer: a folder (from `groundup tokenizer`, or a model's) or a name on the Hub."""
@@ -154,7 +154,7 @@ class TokenizerOption(Settings):
 
 @dataclass(kw_only=True)
 class VocabularyOption(Settings):
-    """The size of a tokenizer that is made."""
+    """The vocabulary size of a new tokenizer."""
 
     vocab_size: Annotated[int, Interval(ge=1, le=2**24)] | None = None
     """Tokens in the vocabulary of a tokenizer trained here, special ones included (default: by the amount of text)."""
@@ -162,7 +162,7 @@ class VocabularyOption(Settings):
 
 @dataclass(kw_only=True)
 class SizeOptions(VocabularyOption):
-    """The sizes of a model that is made."""
+    """The sizes of a new model."""
 
     hidden_size: Annotated[int, Interval(ge=1, le=2**16)] | None = None
     """Width of a new model (default: by the plan)."""
@@ -174,7 +174,7 @@ class SizeOptions(VocabularyOption):
 
 @dataclass(kw_only=True)
 class ModelConfigOption(Settings):
-    """Every other choice of the architecture."""
+    """Other fields of the architecture."""
 
     model_config: dict[str, Any] = field(default_factory=dict)
     """Further fields of GroundupConfig for a new model, as a mapping: '{"qk_norm": false}'."""
@@ -182,7 +182,7 @@ class ModelConfigOption(Settings):
 
 @dataclass(kw_only=True)
 class PresetOption(Settings):
-    """Sizes by a name."""
+    """A named set of sizes."""
 
     preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano", "micro", "small"] | None = None
     """A named size (default: by the plan)."""
@@ -190,7 +190,7 @@ class PresetOption(Settings):
 
 @dataclass(kw_only=True)
 class BudgetOptions(Settings):
-    """How long a run may take; one of them is given at most."""
+    """The budget of a run; at most one of these may be given."""
 
     minutes: Positive | None = None
     """Budget of the whole command, from its start until its last file is written [minutes]."""
@@ -210,7 +210,7 @@ class BatchOptions(Settings):
 
 @dataclass(kw_only=True)
 class SamplingOptions(SeedOption):
-    """How tokens are drawn."""
+    """The sampling settings."""
 
     max_new_tokens: Count = 200
     """Most tokens to generate."""
