@@ -20,7 +20,7 @@ import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, f1_score, matthews_corrcoef
 from sklearn.svm import LinearSVC
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
@@ -211,7 +211,8 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     side = cells + max(2.5, 1 + 0.09 * max(map(len, shown)))
     figure = Figure(figsize=(side, side), dpi=150 if numbered else 100, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    drawn = ConfusionMatrixDisplay(shares)
+    drawn.plot(include_values=numbered, cmap="Blues", ax=axes, colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     ticks = range(0, len(names), every)
     style: dict[str, Any] = {
         "parse_math": False,
@@ -220,14 +221,11 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     }  # $ in a label begins no formula
     axes.set_xticks(ticks, shown, rotation=45, ha="right", rotation_mode="anchor", **style)
     axes.set_yticks(ticks, shown, **style)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
     said = ["number of texts"] * numbered + ["shade: share of the row"]
     said += ["labels by their numbers in config.json (id2label)"] * numbers
     figure.suptitle("; ".join(said), fontsize=8, wrap=True)
-    for row, column in np.argwhere(counts > 0) if numbered else ():
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color, fontsize=8)
+    for text, count in zip(np.ravel(drawn.text_), counts.flat) if numbered else ():
+        text.set(text=f"{count:,}" if count else "", fontsize=8)
     figure.savefig(path)
 
 
