@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.data.conversations import Conversation, ConversationRows
-from groundup.data.windows import IGNORED
 from groundup.evaluation.metrics import as_compared, chrf, exact_match, rouge, units
+from groundup.evaluation.scoring import score_batch
 from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once
@@ -56,12 +55,8 @@ def answer_loss(
             else:
                 batch = rows.batch(part, pad_id)
                 labels = batch.pop("shift_labels")
-            read = {name: value.to(device_of(model)) for name, value in batch.items()}
-            logits = model(**read, use_cache=False).logits
-            counted = labels.to(logits.device) != IGNORED
-            targets = labels.to(logits.device)[counted]
-            nats += functional.cross_entropy(logits[counted].float(), targets, reduction="sum").item()
-            tokens += len(targets)
+            scored, _ = score_batch(model, batch, labels, use_cache=False)
+            nats, tokens = nats + float(scored.sum(dtype=np.float64)), tokens + len(scored)
     return AnswerLoss(nats, tokens)
 
 

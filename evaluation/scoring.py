@@ -5,7 +5,7 @@ per byte divides by the UTF-8 bytes of the text itself, so that models with diff
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,10 +130,7 @@ def score_windows(
     special_ids: Collection[int],
     batch_rows: int = 16,
 ) -> Iterator[ScoredBatch]:
-    """Score the `chosen` windows a batch at a time, in their order; targets among `special_ids` are left out.
-
-    The one place where this package turns logits into nats of a text.
-    """
+    """Score the `chosen` windows a batch at a time, in their order; targets among `special_ids` are left out."""
     rows = max(1, min(batch_rows, BATCH_TOKENS // max(1, min(windows.context, len(stream)))))
     special = torch.tensor(sorted(special_ids), dtype=torch.long)
     require_known(model, len(stream.counts) - 1)
@@ -142,15 +139,30 @@ def score_windows(
         for first in range(0, len(chosen), rows):
             numbers = chosen[first : first + rows]
             input_ids, labels = windows.batch(stream, numbers)
-            counted = (labels != IGNORED) & ~torch.isin(labels, special)  # (B, T)
-            nats, correct = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
-            for logits, targets in _logits_and_targets(model, head, input_ids, labels, counted):
-                nats.append(functional.cross_entropy(logits, targets, reduction="none").cpu().numpy())
-                correct.append((logits.argmax(-1) == targets).cpu().numpy())
-            row, column = counted.nonzero(as_tuple=True)
+            labels = labels.masked_fill(torch.isin(labels, special), IGNORED)  # (B, T)
+            nats, correct = score_batch(model, {"input_ids": input_ids}, labels, head, use_cache=False)
+            row, column = (labels != IGNORED).nonzero(as_tuple=True)
             positions = windows.starts[numbers[row.numpy()]] + 1 + column.numpy()
-            targets = labels[counted].numpy()
-            yield ScoredBatch(numbers, positions, targets, np.concatenate(nats), np.concatenate(correct))
+            yield ScoredBatch(numbers, positions, labels[row, column].numpy(), nats, correct)
+
+
+@torch.inference_mode()
+def score_batch(
+    model: PreTrainedModel,
+    inputs: Mapping[str, torch.Tensor],
+    labels: torch.Tensor,
+    head: nn.Module | None = None,
+    **options: Any,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the nats of each label (B, T) but -100, in a row (N,), and whether it was the model's likeliest.
+
+    This alone turns logits into the nats of a text. `head` is what `plain_head` gives; `options` go to the model.
+    """
+    nats, correct = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
+    for logits, targets in _logits_and_targets(model, inputs, labels, head, **options):
+        nats.append(functional.cross_entropy(logits, targets, reduction="none").cpu().numpy())
+        correct.append((logits.argmax(-1) == targets).cpu().numpy())
+    return np.concatenate(nats), np.concatenate(correct)
 
 
 def _spread(windows: int, context_length: int, limit_tokens: int | None) -> np.ndarray:
@@ -205,25 +217,29 @@ def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
 
 def _logits_and_targets(
     model: PreTrainedModel,
-    head: nn.Module | None,
-    input_ids: torch.Tensor,
+    inputs: Mapping[str, torch.Tensor],
     labels: torch.Tensor,
-    counted: torch.Tensor,
+    head: nn.Module | None,
+    **options: Any,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield fp32 logits (N, V) and target ids (N,) of the counted positions of a batch (B, T), a piece at a time.
+    """Yield fp32 logits (N, V) and target ids (N,) of the labels of a batch (B, T) but -100, a piece at a time.
 
     With a plain `head` the logits of a piece of the positions exist at once; a model that does more to its logits (a
     soft cap, a scale, an adapter of the head) gives them itself, for as many rows as fit.
     """
     piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+    inputs = {name: value.to(device_of(model)) for name, value in inputs.items()}
     if head is None:
-        rows = max(1, piece // input_ids.shape[1])
-        for ids, ids_labels, is_counted in zip(input_ids.split(rows), labels.split(rows), counted.split(rows)):
-            logits = model(input_ids=ids.to(device_of(model)), use_cache=False).logits
-            yield logits[is_counted.to(logits.device)].float(), ids_labels[is_counted].to(logits.device)
+        rows = max(1, piece // labels.shape[1])
+        for start in range(0, len(labels), rows):
+            some = {name: value[start : start + rows] for name, value in inputs.items()}
+            logits = model(**some, **options).logits
+            targets = labels[start : start + rows].to(logits.device)
+            yield logits[targets != IGNORED].float(), targets[targets != IGNORED]
         return
-    hidden = model.base_model(input_ids=input_ids.to(device_of(model)), use_cache=False).last_hidden_state
-    hidden, targets = hidden[counted.to(hidden.device)], labels[counted].to(hidden.device)  # (N, C), (N,)
+    hidden = model.base_model(**inputs, **options).last_hidden_state
+    targets = labels.to(hidden.device)
+    hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]  # (N, C), (N,)
     for start in range(0, len(targets), piece):
         yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
 
@@ -247,17 +263,17 @@ def score_masked(
     windows = SlidingWindow(stream, max(1, min(context_length, len(stream) - 1)))
     wanted = len(windows) if limit_tokens is None else min(len(windows), -(-limit_tokens // context_length))
     chosen = np.arange(wanted) * len(windows) // max(1, wanted)
-    nats, tokens, correct, device = 0.0, 0, 0, device_of(model)
+    nats, tokens, correct = 0.0, 0, 0
     with evaluating(model):
         for first in range(0, wanted, batch_rows):
             numbers = chosen[first : first + batch_rows]
             batch = masking.apply(windows.batch(numbers)["input_ids"], numbers)
-            hidden = batch["labels"] != IGNORED  # (B, T)
-            logits = model(input_ids=batch["input_ids"].to(device)).logits
-            logits, targets = logits[hidden.to(logits.device)].float(), batch["labels"][hidden].to(logits.device)
-            nats += functional.cross_entropy(logits, targets, reduction="sum").item()
-            correct += int((logits.argmax(-1) == targets).sum())
-            tokens += len(targets)
+            scored, right = score_batch(model, {"input_ids": batch["input_ids"]}, batch["labels"])
+            nats, tokens, correct = (
+                nats + float(scored.sum(dtype=np.float64)),
+                tokens + len(scored),
+                correct + int(right.sum()),
+            )
             if progress:
                 progress(min(1.0, (first + batch_rows) / wanted), f"{nats / max(tokens, 1):.3f} nats/token")
     return LanguageScore(nats, tokens, correct, None, context_length, MASKED_NOTE)
