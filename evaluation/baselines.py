@@ -83,9 +83,7 @@ class KneserNey:
             levels.append((keys, numbers, counts))
             contexts = np.concatenate([np.zeros(length, np.int64), numbers[:-1]])
         for level, (keys, _, counts) in enumerate(levels):
-            if (
-                level + 1 < order
-            ):  # lower orders are only asked where the longer context fails: count kinds, not occurrences
+            if level + 1 < order:  # lower orders serve where a longer context fails: count kinds, not occurrences
                 counts = self._kinds_before(*levels[level][:2], levels[level + 1][1])
             self._orders.append(self._describe(keys, counts, len(levels[level - 1][0]) if level else 1))
 

@@ -110,10 +110,10 @@ def run_task(
             if task.get_config("num_fewshot") != 0:  # a task that says 0 itself takes no examples
                 task.set_config(key="num_fewshot", value=num_fewshot)
             task.set_fewshot_seed(seed=FEWSHOT_SEED + seed)
-        # Not `simple_evaluate`: it seeks out the machine's packages and settings each time, for three seconds.
+        # Not `simple_evaluate`: it looks up the machine's packages and settings each time, for three seconds.
         try:
             found: Any = lm_evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0)
-        except AssertionError as error:  # lm-eval's answer to what does not fit into the context
+        except AssertionError as error:  # lm-eval raises it where a text does not fit into the context
             reason = str(error) or f"an answer is longer than the model's {lm.max_length} tokens"
             raise RuntimeError(f"{name}: {reason}") from error
     if not found or not found["results"]:

@@ -32,19 +32,19 @@ from groundup.evaluation.table import MAJORITY, SVM
 from groundup.inference.loading import context_of, device_of, load_model, require_known
 
 UNKNOWN = "(a label that training had not)"
-BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # the most of either that go through the model at once
-# What the SVM may count in a text, and from how many rows at most it is chosen.
+BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # at most so many of either go through the model at once
+# The features that the SVM may count in a text, and the most rows on which they are compared.
 READINGS: list[dict[str, Any]] = [{"ngram_range": (1, 2)}, {"analyzer": "char", "ngram_range": (1, 3)}]
 CHOSEN_ROWS = 4000
 MOST_MISTAKES = 200
 TEXT_SHOWN = 2000  # characters of a mistaken text
-LABEL_SHOWN = 30  # characters of a label in the picture of the confusion
-NUMBERED_LABELS = 30  # the most that have numbers in that picture
+LABEL_SHOWN = 30  # characters of a label in the confusion matrix
+NUMBERED_LABELS = 30  # at most so many labels have numbers in their cells
 SMALLEST_FONT = 6.0  # points of a label there
-OWN_FONT = "DejaVu Sans"  # matplotlib brings it
+OWN_FONT = "DejaVu Sans"  # comes with matplotlib
 _NOT_TO_DRAW = ("Last Resort", "Color Emoji")  # boxes with a name in them; pictures that matplotlib cannot scale
 PREDICTIONS_FILE = "predictions.csv"
-OURS = ("text", "label", "probability")  # columns, before those of the labels
+OURS = ("text", "label", "probability")  # columns before those of the labels
 
 Numbers = npt.NDArray[np.int64]
 
@@ -214,11 +214,7 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     drawn = ConfusionMatrixDisplay(shares)
     drawn.plot(include_values=numbered, cmap="Blues", ax=axes, colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     ticks = range(0, len(names), every)
-    style: dict[str, Any] = {
-        "parse_math": False,
-        "fontsize": font,
-        "fontfamily": fonts,
-    }  # $ in a label begins no formula
+    style: dict[str, Any] = {"parse_math": False, "fontsize": font, "fontfamily": fonts}  # $ begins no formula
     axes.set_xticks(ticks, shown, rotation=45, ha="right", rotation_mode="anchor", **style)
     axes.set_yticks(ticks, shown, **style)
     said = ["number of texts"] * numbered + ["shade: share of the row"]

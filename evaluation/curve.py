@@ -60,7 +60,7 @@ def plot_curve(log_path: Path, png_path: Path) -> None:
 def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
     steps, train = _series(log, "loss")
     of_labels, accuracy = _series(log, "validation_accuracy")
-    # What a classifier minimises has noise and next tokens in it, what it is measured by has not.
+    # A classifier's training loss has noise and next tokens in it, its validation loss has not.
     what = "training, with its noise" if of_labels else "training"
     axes.plot(steps, train, color="#a6cbe3", linewidth=0.8)
     axes.plot(steps, _smoothed(train), color="#2171b5", linewidth=1.8, label=f"{what} (smoothed)")

@@ -17,7 +17,7 @@ from groundup.evaluation.metrics import units
 from groundup.inference.generation import Sampling, encode_prompt, stream_tokens
 from groundup.inference.loading import context_of
 
-COPIED_BYTES = 50  # a run of so many bytes that stands in the training text counts as copied
+COPIED_BYTES = 50  # a run of this many bytes found in the training text counts as copied
 PREFIX_TOKENS = 32
 NEW_TOKENS = 64
 PROMPT_CHARACTERS = 40

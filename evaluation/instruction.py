@@ -71,7 +71,7 @@ def by_size(indices: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Writing
+# Generating
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _generate(
 ) -> list[list[int]]:
     """Return the ids that follow each prompt, filled up after the end."""
     length = max(map(len, prompts))
-    fill = min(stop_ids)  # never looked at: the mask hides it before a prompt, and after an answer it is cut off
+    fill = min(stop_ids)  # never read: the mask hides it before a prompt, and after an answer it is cut off
     device = device_of(model)
     ids = torch.tensor([[fill] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)

@@ -52,7 +52,7 @@ from groundup.tokenization.word_level import train_word_level
 
 GPT2 = "openai-community/gpt2"
 SMOKE_BYTES, SMOKE_ROWS, SMOKE_SAMPLES = 20_000, 8, 2
-KIND_BYTES = 200_000  # of the data, for the tokenizer's report
+KIND_BYTES = 200_000  # of the data, to measure tokenizers on
 
 
 @verb(EvaluateSettings)
@@ -123,7 +123,7 @@ class Evaluation:
         kinds = [HEADLINE] if self.text else []
         kinds += [STRIDED] if self.text and settings.stride is not None else []
         self.kinds = [*kinds, *([BY_DOCUMENT] if self.text and settings.by_document else [])]
-        # Before any process writes one, so that all agree.
+        # Read before any process writes a part, so that all agree.
         self.inputs = self._inputs()
         self.to_score = {
             (name, kind) for name in self.names for kind in self.kinds if not parts.has(self._key(name, kind))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import regex
 
-LONGEST_WORD = 40  # letters; a longer run without a blank is no word but a loop, or a text of another kind
+LONGEST_WORD = 40  # letters; a longer run without a blank is a loop, or no language
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BLEU_FIELDS = ("score", "counts", "totals", "precisions", "bp", "sys_len", "ref_len")
 

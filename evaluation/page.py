@@ -211,7 +211,7 @@ def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_labe
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
     file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "groundup", "svg.fonttype": "none"}):  # the same page for the same numbers
+    with mpl.rc_context({"svg.hashsalt": "groundup", "svg.fonttype": "none"}):  # the same numbers give the same page
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     drawing = file.getvalue()
     return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)

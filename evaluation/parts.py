@@ -23,9 +23,9 @@ from groundup.evaluation.settings import EvaluateSettings
 VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
 
-CHANGEABLE = ("batch_rows", "trust_remote_code")  # of these no score depends
+CHANGEABLE = ("batch_rows", "trust_remote_code")  # no score depends on these
 
-Part = dict[str, Any]  # "rows" for metrics.json and what else a later part needs, all in types that JSON has
+Part = dict[str, Any]  # "rows" for metrics.json and what a later part needs, in types that JSON has
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ class LanguageScore:
     @property
     def perplexity(self) -> float:
         """Return the exponential of the loss: among how many equally likely tokens the model seems to choose."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf  # e^710 is no float any more
+        return math.exp(self.loss) if self.loss < 700 else math.inf  # e^710 overflows a float
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -201,7 +201,7 @@ def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: 
     lengths[: len(token_bytes.lengths)] = token_bytes.lengths
     lengths[[index for index in special_ids if index < len(lengths)]] = 0
     total = float(counts @ lengths[: len(counts)])
-    known = stream.meta["bytes"]  # None of shards that do not say it
+    known = stream.meta["bytes"]  # None if the shards do not say it
     return lengths if known is None or not total else lengths * (known / total)
 
 

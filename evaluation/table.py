@@ -28,12 +28,12 @@ _TITLES = {
     "unknown_rate": "unknown-token rate",
 }
 MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"  # the baselines of a classifier
-TRAINED = "training"  # the split of a text that a model was trained on, where it is no test
+TRAINED = "training"  # the split of a text that the model was trained on
 BETTER_WHEN_SMALLER = ("bits_per_byte", "loss", "perplexity", "word_perplexity", "byte_perplexity")
 MOST_COLUMNS = 3  # baselines with a column of their own
-FEW = 8  # texts written, below which a share of them says little; `evaluate` takes as many unless told
-BESIDE = "\u00a0\u00a0"  # what a line that belongs to the number above it begins with; HTML keeps these spaces
-_SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown per cent
+FEW = 8  # generated texts, below which a share says little; the default of `evaluate`
+BESIDE = "\u00a0\u00a0"  # begins a line that belongs to the number above; HTML keeps these spaces
+_SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown as percentages
 
 
 def summary_table(metrics: dict[str, Any]) -> Table:
@@ -202,7 +202,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     """Return in plain words what a row of a comparison shows; it follows from the row's numbers alone."""
     if row["value"] is None:
         return "not comparable"
-    if row.get("low") is None:  # too short a text to say how far it could have come out otherwise
+    if row.get("low") is None:  # the text is too short for an interval
         return "no difference shown"
     if row["low"] <= 0 <= row["high"]:
         return "no difference shown"

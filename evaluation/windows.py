@@ -43,7 +43,7 @@ class Windows:
         """Return input ids and labels (B, T), int64; label t follows input t and is -100 where it does not count."""
         starts, stops, firsts = self.starts[chosen], self.stops[chosen], self.firsts[chosen]
         length = int((stops - starts).max())
-        inputs = np.zeros((len(starts), length), np.int64)  # what stands behind the end is seen by no counted position
+        inputs = np.zeros((len(starts), length), np.int64)  # no counted position sees the padding
         labels = np.full((len(starts), length), IGNORED, np.int64)
         for row, (start, stop, first) in enumerate(zip(starts, stops, firsts)):
             ids = stream.read(int(start), int(stop) + 1)
