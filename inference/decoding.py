@@ -20,8 +20,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from groundup.inference.loading import device_of
 from groundup.modeling import GroundupForCausalLM, GroundupModel
+from groundup.modeling.generation_groundup import CACHE, is_untouched
 from groundup.modeling.modeling_groundup import (
-    CACHE,
     GroundupAttention,
     GroundupDecoderLayer,
     GroundupMLP,
@@ -29,7 +29,6 @@ from groundup.modeling.modeling_groundup import (
     GroundupRotaryEmbedding,
     apply_rotary,
     eager_attention_forward,
-    is_untouched,
 )
 
 Function = Callable[[torch.Tensor], torch.Tensor]

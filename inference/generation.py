@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.common.errors import InputError
 from groundup.inference.decoding import decoder_for
 from groundup.inference.loading import context_of, evaluating, require_known
-from groundup.modeling.modeling_groundup import every_thread_reads, is_plain_weight
+from groundup.modeling.generation_groundup import every_thread_reads, is_plain_weight
 from groundup.tokenization.folder import structure_ids
 
 

@@ -1,19 +1,21 @@
-"""Every form in which GPT-2's weights lie on a disk -> its settings and its tensors by their plain names.
+"""Read GPT-2 in every form in which it lies on a disk: its settings, and its tensors by their plain names.
 
 Safetensors (one file or shards with an index), transformers' old pickles, OpenAI's TensorFlow checkpoint. A pickle is
 read by torch's `weights_only` loader, which makes tensors and runs no code.
 """
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import GPT2Config
 
 from .gpt2 import infer_config, openai_names, plain_names
-from .tensorflow_checkpoint import read_tensorflow
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -24,7 +26,7 @@ WEIGHTS_FILES = (
 
 
 def find_weights(place: Path) -> Path:
-    """The file with the weights: `place` itself, or the one that its folder holds, safetensors before a pickle.
+    """Return the file with the weights: `place` itself, or the one in that folder, safetensors before a pickle.
 
     For shards and for a TensorFlow checkpoint it is the index. Raises `ValueError` when there is none, or several.
     """
@@ -41,13 +43,13 @@ def find_weights(place: Path) -> Path:
 
 
 def read_gpt2(weights: Path) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
-    """Settings and tensors, by plain names, of the file that `find_weights` found.
+    """Return settings and tensors, by plain names, of the file that `find_weights` found.
 
     The settings come from config.json or OpenAI's hparams.json beside it, else from the shapes. Raises `ValueError` for
     a file that is broken, holds more than tensors, or belongs to another kind of model.
     """
     if weights.suffix == ".index":
-        tensors = openai_names(read_tensorflow(weights))
+        tensors = openai_names(_read_tensorflow(weights))
     elif weights.suffix == ".json":
         tensors = plain_names(_read_shards(weights))
     else:
@@ -56,7 +58,7 @@ def read_gpt2(weights: Path) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
 
 
 def weights_files(weights: Path) -> list[Path]:
-    """All files that `read_gpt2` takes tensors from, for the record."""
+    """Return all files that `read_gpt2` takes tensors from, for the record."""
     if weights.suffix == ".index":
         return [weights, *sorted(weights.parent.glob(f"{weights.stem}.data-*"))]
     if weights.suffix == ".json":
@@ -121,6 +123,113 @@ def _read_json(path: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold names and values: fetch it again")
     return values
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A TensorFlow checkpoint, in which OpenAI published GPT-2, read without TensorFlow:
+#
+#     model.ckpt.index                  a table (LevelDB's format): tensor name -> where its bytes lie
+#     model.ckpt.data-00000-of-00001    the bytes of all tensors, one after another
+#
+# Sources: leveldb/doc/table_format.md; tensorflow/core/protobuf/tensor_bundle.proto.
+
+_MAGIC = 0xDB4775248B80FB57
+_FOOTER_BYTES = 48
+_FLOAT = 1  # tensorflow's DT_FLOAT: 32 bits
+
+
+def _read_tensorflow(index: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of the checkpoint whose index file is `index`, in fp32, by the names TensorFlow gave them.
+
+    Raises `ValueError` for a file that is cut short or no such checkpoint, and for a tensor that is not fp32.
+    """
+    try:
+        rows = dict(_read_table(index.read_bytes()))
+        shards = _first(_fields(rows.pop(b"")), 1)
+        entries = {key.decode(): _fields(value) for key, value in rows.items()}
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{index.name} is cut short or is no TensorFlow checkpoint: fetch it again") from error
+    return {name: _read_tensor(index, shards, name, entry) for name, entry in entries.items()}
+
+
+def _read_tensor(index: Path, shards: int, name: str, entry: dict[int, list]) -> torch.Tensor:
+    if _first(entry, 1) != _FLOAT or 7 in entry:  # 7: the tensor is kept in slices
+        raise ValueError(f"{name} in {index.name} is not one whole tensor of 32-bit floats: it cannot be read")
+    dimensions = _fields(entry[2][0]).get(2, []) if 2 in entry else []
+    shape = [_first(_fields(dimension), 1) for dimension in dimensions]
+    data = index.with_name(f"{index.stem}.data-{_first(entry, 3):05d}-of-{shards:05d}")
+    if not data.is_file():
+        raise ValueError(f"{data.name} is missing beside {index.name}: fetch it too")
+    values = np.fromfile(data, "<f4", count=_first(entry, 5) // 4, offset=_first(entry, 4))
+    if values.nbytes != _first(entry, 5) or values.size != np.prod(shape, dtype=int):
+        raise ValueError(f"{data.name} is cut short at {name}: fetch it again")
+    return torch.from_numpy(values.reshape(shape))
+
+
+def _read_table(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield key and value of every row: the footer leads to the index block, its values to the data blocks."""
+    footer = table[-_FOOTER_BYTES:]
+    if struct.unpack("<Q", footer[-8:])[0] != _MAGIC:
+        raise IndexError("no table")
+    _, position = _block_place(footer, 0)  # of the meta index, which is empty
+    (start, size), _ = _block_place(footer, position)
+    for _, handle in _read_block(table, start, size):
+        (start, size), _ = _block_place(handle, 0)
+        yield from _read_block(table, start, size)
+
+
+def _block_place(content: bytes, position: int) -> tuple[tuple[int, int], int]:
+    start, position = _varint(content, position)
+    size, position = _varint(content, position)
+    return (start, size), position
+
+
+def _read_block(table: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the rows of a block; a key is stored as how much it shares with the one before, and the rest."""
+    if table[start + size] != 0:
+        raise ValueError("the checkpoint's index is compressed, which TensorFlow never does: it cannot be read")
+    block = table[start : start + size]
+    (restarts,) = struct.unpack("<I", block[-4:])
+    position, end, key = 0, size - 4 - 4 * restarts, b""
+    while position < end:
+        shared, position = _varint(block, position)
+        own, position = _varint(block, position)
+        length, position = _varint(block, position)
+        key = key[:shared] + block[position : position + own]
+        yield key, block[position + own : position + own + length]
+        position += own + length
+
+
+def _varint(content: bytes, position: int) -> tuple[int, int]:
+    """Read a whole number in groups of 7 bits, the lowest first; return it and the position after it."""
+    value = shift = 0
+    while True:
+        byte = content[position]
+        value |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128:
+            return value, position
+
+
+def _fields(message: bytes) -> dict[int, list]:
+    """Split a protobuf message into the values of each field, by its number."""
+    fields: dict[int, list] = {}
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            value, position = _varint(message, position)
+        else:
+            size, position = (8, position) if kind == 1 else (4, position) if kind == 5 else _varint(message, position)
+            value, position = message[position : position + size], position + size
+        fields.setdefault(number, []).append(value)
+    return fields
+
+
+def _first(fields: dict[int, list], number: int) -> int:
+    """Return the value of a field that occurs once; protobuf leaves out what is 0."""
+    return fields.get(number, [0])[0]
 
 
 __all__ = ["WEIGHTS_FILES", "find_weights", "read_gpt2", "weights_files"]

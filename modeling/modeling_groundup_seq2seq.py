@@ -1,7 +1,7 @@
-"""The original Transformer's whole: an encoder that reads one text, and a decoder that writes another from it.
+"""The whole original Transformer: an encoder that reads one text, and a decoder that writes another from it.
 
 Both are the model of `modeling_groundup`; the decoder's blocks also attend to the encoder's output (Vaswani et al.
-2017, figure 1). One table of token embeddings serves both (section 3.4), and the head too where `tie_word_embeddings`
+2017, figure 1). The two share their token embeddings (section 3.4), and the head does too where `tie_word_embeddings`
 is set.
 """
 
@@ -17,11 +17,12 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
 from .configuration_groundup import GroundupConfig
-from .modeling_groundup import CACHE, GroundupGenerationMixin, GroundupModel, GroundupPreTrainedModel, either_cache_name
+from .generation_groundup import CACHE, GroundupGenerationMixin, either_cache_name
+from .modeling_groundup import GroundupModel, GroundupPreTrainedModel
 
 
 def half_of(config: GroundupConfig, **fields: Any) -> GroundupConfig:
-    """The config of one of the two models: that of the whole, with these fields changed."""
+    """Return the config of one of the two models: a copy of the whole one with these fields changed."""
     half = copy.deepcopy(config)
     for name, value in {"is_encoder_decoder": False, **fields}.items():
         setattr(half, name, value)
@@ -30,7 +31,7 @@ def half_of(config: GroundupConfig, **fields: Any) -> GroundupConfig:
 
 @auto_docstring
 class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerationMixin):
-    """One text in, another out: at each position of the second, a score for every token that could come next."""
+    """Read one text and write another: score, at each position of it, every token as the one that comes next."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "encoder.embed_tokens.weight"}
 
@@ -47,15 +48,15 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerati
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of token embeddings."""
+        """Return the token embeddings, which encoder and decoder share."""
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another table in its place."""
+        """Put other token embeddings in their place."""
         self.encoder.embed_tokens = value
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, T) -> what the decoder reads to predict them: the start token, then all labels but the last.
+        """Return what the decoder reads to predict labels (B, T): the start token, then all labels but the last.
 
         Positions without a label (-100) end a row; what is read there reaches no loss, so any token will do.
         """
@@ -81,7 +82,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerati
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
-        """Token ids (B, S) and the decoder's (B, T) -> logits (B, T, V).
+        """Turn token ids (B, S) and the decoder's (B, T) into logits (B, T, V).
 
         With `labels` (B, T), the text to write, the decoder's inputs are made from them and the mean loss [nats] is
         computed; -100 where a label does not count.

@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_heads
+from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_kv
 
 NAME = "groundup_blocks"  # under which transformers knows it
 BLOCK = 128  # queries that look at the same keys together
@@ -55,7 +55,7 @@ def attend(
         kwargs |= {"dropout": dropout, "scaling": scaling}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     query = query.bfloat16()  # autocast leaves what a norm gives in fp32
-    key, value = (repeat_heads(x.bfloat16(), heads // x.size(1)) for x in (key, value))
+    key, value = (repeat_kv(x.bfloat16(), heads // x.size(1)) for x in (key, value))
     return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 

@@ -15,7 +15,7 @@ from groundup.modeling import (
     GroundupModel,
 )
 from groundup.modeling.export import make_twin
-from groundup.modeling.modeling_groundup import CACHE
+from groundup.modeling.generation_groundup import CACHE
 
 DECODERS = ["modern", "gpt2", "sliding"]
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
@@ -155,7 +155,7 @@ def test_the_cache_goes_by_either_of_its_names_and_never_by_both(model_class, bu
         cache = output[CACHE]
         found.append(model(**text | {written: text[written][:, -1:]}, **{name: cache}, use_cache=True)[0])
         assert cache.get_seq_length() == 9
-        with pytest.raises(ValueError, match="give one of them"):
+        with pytest.raises(ValueError, match="Both `past_key_values` and `cache` are set"):
             model(**text, cache=cache, past_key_values=cache)
     assert torch.equal(*found)
     if model_class is not GroundupForSequenceClassification:  # that one pools over the tokens that it is given

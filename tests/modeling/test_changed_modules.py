@@ -31,7 +31,7 @@ NEW = 8
 @pytest.fixture(autouse=True)
 def no_matrix_is_too_small(monkeypatch):
     """Every matrix is read by several threads, as only large ones are."""
-    monkeypatch.setattr("groundup.modeling.modeling_groundup.LARGE_MATRIX", 1)
+    monkeypatch.setattr("groundup.modeling.generation_groundup.LARGE_MATRIX", 1)
 
 
 def network(layers=1):

@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.export import make_twin
-from groundup.modeling.modeling_groundup import LARGE_MATRIX, EndOfPositions, every_thread_reads, multiply
+from groundup.modeling.generation_groundup import LARGE_MATRIX, EndOfPositions, every_thread_reads, multiply
 
 DECODERS = ["modern", "gpt2", "sliding"]
 GREEDY = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}

@@ -23,7 +23,7 @@ HEADS = {
     "AutoModelForSeq2SeqLM": ("modern", {"is_encoder_decoder": True, "decoder_start_token_id": 1}),
     "AutoModel": ("sliding", {}),
 }
-CODE = {"configuration_groundup.py", "modeling_groundup.py"}
+CODE = {"configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py"}
 
 # What a reader with nothing but torch and transformers does; AutoModel last, since other heads must not need it.
 STRANGER = """

@@ -37,7 +37,8 @@ TEXTS = [
 VOCABULARY = 300
 FILES = {
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "configuration_groundup.py", "modeling_groundup.py", "README.md", "metrics.json", "recipe.yaml",
+    "configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py", "README.md", "metrics.json",
+    "recipe.yaml",
 }  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def test_the_checkpoint_is_a_hub_repository_with_samples_and_nothing_of_the_mach
     out = made / "out"
     assert {path.name for path in out.iterdir()} == {
         "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
-        "generation_config.json", "log.jsonl", "metrics.json", "model.safetensors", "modeling_groundup.py",
-        "recipe.yaml", "samples.md", "tokenizer.json", "tokenizer_config.json",
+        "generation_config.json", "generation_groundup.py", "log.jsonl", "metrics.json", "model.safetensors",
+        "modeling_groundup.py", "recipe.yaml", "samples.md", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert len((out / "samples.md").read_text().splitlines()) == 12
     for path in out.rglob("*"):

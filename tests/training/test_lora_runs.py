@@ -158,8 +158,8 @@ def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_st
     names = {path.name for path in merged.iterdir()}
     assert names == {
         "README.md", "chat_template.jinja", "config.json", "configuration_groundup.py", "curve.png",
-        "generation_config.json", "log.jsonl", "metrics.json", "model.safetensors", "modeling_groundup.py",
-        "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
+        "generation_config.json", "generation_groundup.py", "log.jsonl", "metrics.json", "model.safetensors",
+        "modeling_groundup.py", "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     scores = [json.loads((folder / "metrics.json").read_text()) for folder in (adapter, merged)]
     assert scores[0]["metrics"] == scores[1]["metrics"]

@@ -51,8 +51,8 @@ def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_ma
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
-        "generation_config.json", "log.jsonl", "metrics.json", "model.safetensors", "modeling_groundup.py",
-        "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
+        "generation_config.json", "generation_groundup.py", "log.jsonl", "metrics.json", "model.safetensors",
+        "modeling_groundup.py", "recipe.yaml", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     steps = sorted((finished / "checkpoints").iterdir())
     assert all(names - {"checkpoints"} | {"state"} == {path.name for path in step.iterdir()} for step in steps)
