@@ -1,4 +1,4 @@
-"""Every choice of the architecture, in one place.
+"""Hold every choice of the architecture in one place.
 
 The defaults are the modern decoder (Llama, Qwen3); `GroundupConfig.preset("gpt2")` sets the knobs of 2019. Field names
 are the ones Llama and Qwen3 use; GPT-2's names (`n_embd`, `n_layer`, ...) are read and written as aliases.
@@ -58,7 +58,7 @@ ROPE_TYPES: dict[str, tuple[str, ...]] = {
 
 @strict
 class GroundupConfig(PreTrainedConfig):
-    """The architecture of a groundup model.
+    """Describe the architecture of a groundup model.
 
     Args:
         vocab_size: tokens in the vocabulary, V.
@@ -182,7 +182,7 @@ class GroundupConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "GroundupConfig":
-        """A named size: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano", "micro", "small".
+        """Return a named size: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano", "micro", "small".
 
         `overrides` are fields of this class and win over the preset's. Raises `ValueError` for an unknown name.
         """
@@ -222,7 +222,7 @@ class GroundupConfig(PreTrainedConfig):
             self.rope_parameters = None
 
     def _shared_width(self) -> int:
-        """The width of one head where the heads share that of the residual stream between them."""
+        """Return the width of one head where the heads share that of the residual stream between them."""
         heads = self.num_attention_heads
         if heads > 0 and self.hidden_size % heads:
             raise ValueError(
@@ -232,14 +232,14 @@ class GroundupConfig(PreTrainedConfig):
         return self.hidden_size // max(1, heads)
 
     def _travelling_classes(self) -> dict[str, str]:
-        """The part of `code_map` that a checkpoint of this architecture can be read as."""
+        """Return the part of `code_map` that a checkpoint of this architecture can be read as."""
         if self.is_encoder_decoder:
             return {name: self.code_map[name] for name in ("AutoConfig", "AutoModelForSeq2SeqLM")}
         others = ("AutoModelForSeq2SeqLM", "AutoModelForMaskedLM" if self.is_causal else "AutoModelForCausalLM")
         return {name: place for name, place in self.code_map.items() if name not in others}
 
     def _tensor_parallel_plan(self) -> dict[str, str]:
-        """How each matrix is cut between devices; only modules that these knobs create are named."""
+        """Return how each matrix is cut between devices, for the modules alone that these knobs create."""
         plan = {
             "layers.*.self_attn.q_proj": "colwise",
             "layers.*.self_attn.k_proj": "colwise",

@@ -1,4 +1,4 @@
-"""Twins: the same function as a model that transformers, and every engine that serves its models, has on board.
+"""Make twins: the same weights as a stock class, which transformers and every engine that serves its models know.
 
 A twin computes what the original computes, to the last bit. What its class cannot express is refused, never rounded.
 What only training sees (dropout of embeddings and residuals, initial weights) has no part in that.
@@ -55,7 +55,7 @@ _SAME = (
 
 
 def obstacles(config: GroundupConfig, target: str) -> list[str]:
-    """Why a model of this config has no twin of the class `target`, a knob each; empty when it has one."""
+    """List the knobs that keep a model of this config from a twin of the class `target`; empty where none does."""
     found = [
         f"{knob}={getattr(config, knob)!r} where it has {value!r}"
         for knob, value in {"is_causal": True, "add_cross_attention": False, **NEEDS[target]}.items()
@@ -74,7 +74,7 @@ def obstacles(config: GroundupConfig, target: str) -> list[str]:
 
 
 def make_twin(model: PreTrainedModel, target: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The same weights and the same function as a stock model: "gpt2", "llama", "qwen3" or "arcee".
+    """Return a stock model with the same weights and the same function: "gpt2", "llama", "qwen3" or "arcee".
 
     `dtype` is that of the twin's weights; default: the model's own. Raises `ValueError`, naming every knob that is in
     the way and the targets that would do.
@@ -109,7 +109,7 @@ def _rotary_config(config: GroundupConfig, target: str) -> Any:
 
 
 def _with_biases(tensors: dict[str, torch.Tensor], projections: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Zeros where one of these projections has no bias: stock classes have biases on all or on none."""
+    """Add zeros where one of these projections has no bias: stock classes have biases on all or on none."""
     filled = dict(tensors)
     for name, tensor in tensors.items():
         if name.endswith(tuple(f".{projection}.weight" for projection in projections)):
@@ -118,7 +118,7 @@ def _with_biases(tensors: dict[str, torch.Tensor], projections: tuple[str, ...])
 
 
 def assemble(config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """The causal language model of this config with exactly these weights, in evaluation mode.
+    """Return the causal language model of this config with exactly these weights, in evaluation mode.
 
     Its dtype is the smallest that holds them all. Raises `ValueError` naming the first weights that the model has and
     `tensors` lack, or the other way round.

@@ -1,4 +1,4 @@
-"""A twin and its tokenizer as one GGUF file, which llama.cpp, Ollama and LM Studio run.
+"""Write a twin and its tokenizer as one GGUF file, which llama.cpp, Ollama and LM Studio run.
 
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The package `gguf` writes the bytes and knows the
 names; what llama.cpp expects inside the tensors is done here.
@@ -25,7 +25,7 @@ _END_FIELDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # the end of a t
 
 
 def gguf_form(config: GroundupConfig) -> str:
-    """The stock class as which a model of this config goes into a file: one of `FORMS`.
+    """Return the stock class as which a model of this config goes into a file: one of `FORMS`.
 
     Raises `ValueError`, naming the knobs in the way of the class that comes nearest.
     """
@@ -37,7 +37,7 @@ def gguf_form(config: GroundupConfig) -> str:
 
 
 def _obstacles(config: GroundupConfig, form: str) -> list[str]:
-    """Besides what the class cannot express, what llama.cpp's version of it cannot."""
+    """List what the class cannot express, and what llama.cpp's version of it cannot."""
     found = obstacles(config, form)
     if form == "gpt2":
         if config.hidden_act != "gelu_new":
@@ -121,12 +121,12 @@ def _add_tensors(writer: Any, twin: PreTrainedModel) -> None:
 
 
 def _interleaved(matrix: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """The rows of each head reordered: llama.cpp's Llama turns neighbours, ours features that lie D / 2 apart."""
+    """Reorder the rows of each head: llama.cpp's Llama turns neighbours, ours features that lie D / 2 apart."""
     return matrix.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _tokenizer_fields(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> dict[str, Any]:
-    """What a GGUF file says of a tokenizer, by the name of the writer's method. Raises `ValueError` as said above."""
+    """Return what a GGUF file says of a tokenizer, by the writer's method. Raises `ValueError` as said above."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     pre = _pre_tokenizer(state)
     if pre is None or tokenizer.encode("a") != tokenizer.encode("a", add_special_tokens=False):
@@ -150,7 +150,7 @@ def _tokenizer_fields(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> di
 
 
 def _end_tokens(twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> dict[str, int | None]:
-    """Every token at which the model stops, by the name of the writer's method; the tokenizer's own end comes first."""
+    """Return every token at which the model stops, by the writer's method; the tokenizer's own end comes first."""
     stops = getattr(twin.generation_config, "eos_token_id", None)
     stops = twin.config.eos_token_id if stops is None else stops
     stops = [] if stops is None else sorted({stops} if isinstance(stops, int) else set(stops))
@@ -164,7 +164,7 @@ def _end_tokens(twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> di
 
 
 def _pre_tokenizer(state: dict[str, Any]) -> str | None:
-    """llama.cpp's name for the way this tokenizer cuts text before the merges, or None."""
+    """Return llama.cpp's name for the way this tokenizer cuts text before the merges, or None."""
     if state["model"]["type"] != "BPE" or state["model"].get("ignore_merges") or state["normalizer"]:
         return None
     match state["pre_tokenizer"]:

@@ -1,4 +1,4 @@
-"""GPT-2's checkpoints, read and written (Radford et al. 2019): its names, its settings and its way to store a matrix.
+"""Translate GPT-2's checkpoints (Radford et al. 2019): its names, its settings and its way to store a matrix.
 
     GPT-2's tensors --from_gpt2--> ours --to_gpt2--> GPT-2's, the same bits
 
@@ -64,7 +64,7 @@ _ONLY = {
 
 
 def groundup_config(config: GPT2Config) -> GroundupConfig:
-    """The same architecture in our words. Raises `ValueError`, naming the setting, where we have no word for it."""
+    """Return the same architecture in our words; raise `ValueError`, naming the setting, where we have none for it."""
     for name, value in _ONLY.items():
         if getattr(config, name) != value:
             raise ValueError(f"{name}={getattr(config, name)} is a variant of GPT-2 that cannot be read: only {value}")
@@ -73,7 +73,7 @@ def groundup_config(config: GPT2Config) -> GroundupConfig:
 
 
 def gpt2_config(config: GroundupConfig) -> GPT2Config:
-    """The same architecture in GPT-2's words; that it is one is for the caller to know."""
+    """Return the same architecture in GPT-2's words; the caller must know that it is one."""
     fields: dict[str, Any] = {theirs: getattr(config, ours) for theirs, ours in _SETTINGS.items()}
     if fields["n_inner"] == 4 * fields["n_embd"]:
         fields["n_inner"] = None
@@ -81,7 +81,7 @@ def gpt2_config(config: GroundupConfig) -> GPT2Config:
 
 
 def infer_config(tensors: dict[str, torch.Tensor]) -> GPT2Config:
-    """The settings of a checkpoint that comes without them, from the shapes of its tensors (plain names).
+    """Infer the settings of a checkpoint that comes without them from the shapes of its tensors (plain names).
 
     All of OpenAI's sizes have heads of width 64. Which token ends a text is not known from shapes. Raises `ValueError`
     when embeddings or blocks are missing, or the width does not divide by 64.
@@ -108,7 +108,7 @@ def infer_config(tensors: dict[str, torch.Tensor]) -> GPT2Config:
 
 
 def plain_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights by their short names, `h.0.ln_1.weight`: no `transformer.` before them, no masks among them."""
+    """Return the weights by their short names, `h.0.ln_1.weight`: no `transformer.` before them, no masks."""
     plain = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     if len(plain) < len(tensors):
         raise ValueError("some tensors are there twice, with and without `transformer.`: which are right is not known")
@@ -116,7 +116,7 @@ def plain_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def openai_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same for OpenAI's TensorFlow names, `model/h0/ln_1/g`, whose matrices have a first axis of 1."""
+    """Return the same for OpenAI's TensorFlow names, `model/h0/ln_1/g`, whose matrices have a first axis of 1."""
     leaves = {"w": "weight", "g": "weight", "b": "bias", "wte": "wte.weight", "wpe": "wpe.weight"}
     plain = {}
     for name, tensor in tensors.items():
@@ -127,7 +127,7 @@ def openai_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """The plain name and the shape of every tensor of a GPT-2."""
+    """Return the plain name and the shape of every tensor of a GPT-2."""
     width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, width)}
     shapes["wpe.weight"] = (config.n_positions, width)
@@ -148,7 +148,7 @@ def tensor_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def from_gpt2(tensors: dict[str, torch.Tensor], config: GPT2Config) -> dict[str, torch.Tensor]:
-    """GPT-2's tensors by their plain names -> the state dict of `GroundupForCausalLM`.
+    """Turn GPT-2's tensors, by their plain names, into the state dict of `GroundupForCausalLM`.
 
     Raises `ValueError` naming each tensor that is missing, that GPT-2 does not have, or that has another shape.
     """
@@ -168,7 +168,7 @@ def from_gpt2(tensors: dict[str, torch.Tensor], config: GPT2Config) -> dict[str,
 
 
 def to_gpt2(tensors: dict[str, torch.Tensor], config: GPT2Config) -> dict[str, torch.Tensor]:
-    """The state dict of a `GroundupForCausalLM` with all biases -> that of `GPT2LMHeadModel`; undoes `from_gpt2`.
+    """Turn the state dict of a `GroundupForCausalLM` with all biases into `GPT2LMHeadModel`'s; undoes `from_gpt2`.
 
     Raises `ValueError` as that does.
     """
@@ -185,7 +185,7 @@ def to_gpt2(tensors: dict[str, torch.Tensor], config: GPT2Config) -> dict[str, t
 
 
 def _our_names(name: str) -> list[str]:
-    """The tensors of ours that one of GPT-2's becomes, in order."""
+    """Return the names of ours that one tensor of GPT-2's becomes, in order."""
     module, leaf = name.rsplit(".", 1)
     if module in _OUTSIDE:
         return [f"{ours}.{leaf}" for ours in _OUTSIDE[module]]
