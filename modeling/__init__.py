@@ -6,6 +6,7 @@ from transformers import AutoConfig
 from .configuration_groundup import GroundupConfig
 from .modeling_groundup import (
     GroundupForCausalLM,
+    GroundupForConditionalGeneration,
     GroundupForMaskedLM,
     GroundupForQuestionAnswering,
     GroundupForSequenceClassification,
@@ -13,7 +14,6 @@ from .modeling_groundup import (
     GroundupModel,
     GroundupPreTrainedModel,
 )
-from .modeling_groundup_seq2seq import GroundupForConditionalGeneration
 
 AutoConfig.register("groundup", GroundupConfig, exist_ok=True)
 GroundupConfig.register_for_auto_class()

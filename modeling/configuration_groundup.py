@@ -132,7 +132,7 @@ class GroundupConfig(PreTrainedConfig):
         "AutoModelForCausalLM": "modeling_groundup.GroundupForCausalLM",
         "AutoModelForMaskedLM": "modeling_groundup.GroundupForMaskedLM",
         "AutoModelForQuestionAnswering": "modeling_groundup.GroundupForQuestionAnswering",
-        "AutoModelForSeq2SeqLM": "modeling_groundup_seq2seq.GroundupForConditionalGeneration",
+        "AutoModelForSeq2SeqLM": "modeling_groundup.GroundupForConditionalGeneration",
         "AutoModelForSequenceClassification": "modeling_groundup.GroundupForSequenceClassification",
         "AutoModelForTokenClassification": "modeling_groundup.GroundupForTokenClassification",
     }

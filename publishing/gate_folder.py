@@ -29,12 +29,7 @@ from groundup.common.output import STATE
 from groundup.publishing.hub_errors import SECRET
 
 WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
-CODE = (
-    "configuration_groundup.py",
-    "generation_groundup.py",
-    "modeling_groundup.py",
-    "modeling_groundup_seq2seq.py",
-)
+CODE = ("configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py")
 SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, "generation_config.json", "tokenizer_config.json")
 # The files of the contract: what a checkpoint's repository holds, and nothing else.
 CONTRACT = (
