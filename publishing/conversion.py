@@ -48,6 +48,7 @@ from groundup.modeling.gguf_file import gguf_form, write_gguf
 from groundup.modeling.gpt2 import from_gpt2, groundup_config
 from groundup.modeling.gpt2_files import find_weights, read_gpt2, weights_files
 from groundup.publishing.card import describe_twin, write_card
+from groundup.publishing.proof import logits_of, probe_of, require_same
 from groundup.publishing.settings import ExportSettings, ImportGpt2Settings
 from groundup.tokenization.folder import fingerprint, load_tokenizer, without_length
 
@@ -57,7 +58,6 @@ _VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  #
 _HUB_FILES = [CONFIG_FILE, "generation_config.json", "tokenizer*.json", "vocab.json", "merges.txt"]
 _SUFFIXES = (".safetensors", ".bin", ".index", ".json")
 _HUB_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")
-_PROBE_TOKENS = 64
 _ROUNDING = 1e-5  # of the largest logit: twins agree to the last bit where matrix products are laid out alike
 
 
@@ -93,10 +93,7 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
             about = {"parameters": model.num_parameters(), "dtype": str(model.dtype)[6:]}
             write_metrics(folder, [], about, sha256_of(folder / MODEL_WEIGHTS))
             write_card(folder)
-            try:
-                _difference(model.float(), _load_again(folder, model.config))
-            except ValueError as error:
-                raise InputError(f"cannot import {settings.source}: {_one_line(error)}") from error
+            _difference(model.float(), _load_again(folder, model.config), f"cannot import {settings.source}")
     say(f"GPT-2 of {model.num_parameters():,} parameters written to {output.path}")
     return output.path
 
@@ -149,6 +146,7 @@ def _write_twin(
     """Fill the folder, or write `file`; return the stock model, and how far its logits differ if it could be loaded."""
     model, tokenizer = load_model(settings.checkpoint)
     model.float().cpu()
+    failed = f"cannot export {settings.checkpoint} to {settings.to}"
     config: Any = model.config
     if config.model_type != "groundup":
         raise InputError(_no_need(settings.checkpoint, config.model_type))
@@ -161,7 +159,7 @@ def _write_twin(
             else:
                 save_model(folder, twin, tokenizer)
                 spell_for_transformers_4(folder / CONFIG_FILE)
-            difference = _difference(model, _load_again(folder, twin.config))
+            difference = _difference(model, _load_again(folder, twin.config), failed)
             if file:
                 sync_file(folder / GGUF_FILE)
                 _require_absent(file)  # still
@@ -171,7 +169,7 @@ def _write_twin(
                 write_yaml(folder / RECIPE_FILE, _recipe("export", name, settings, checkpoint=name))
                 describe_twin(folder, user_path(settings.checkpoint), twin.num_parameters(), difference)
     except ValueError as error:
-        raise InputError(f"cannot export {settings.checkpoint} to {settings.to}: {_one_line(error)}") from error
+        raise InputError(f"{failed}: {_one_line(error)}") from error
     return twin, difference
 
 
@@ -257,26 +255,18 @@ def _load_again(folder: Path, config: PreTrainedConfig) -> Any:
     return model
 
 
-def _difference(model: PreTrainedModel, twin: Any) -> float | None:
-    """The largest difference between the logits of two models, None without a second one.
+def _difference(model: PreTrainedModel, twin: Any, failed: str) -> float | None:
+    """Return the largest difference between the logits of two models, None without a second one.
 
-    Raises `ValueError` where it is more than rounding.
+    Raises `InputError`, which begins with `failed`, where it is more than rounding.
     """
     if twin is None:
         return None
-    length = min(_PROBE_TOKENS, model.config.max_position_embeddings)
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # several split a product differently from one moment to the next
-    try:
-        with torch.no_grad():
-            ours, theirs = model(ids).logits, twin.eval()(ids).logits
-    finally:
-        torch.set_num_threads(threads)
-    difference = (ours - theirs).abs().max().item()
-    if not difference <= _ROUNDING * ours.abs().max().item():
-        raise ValueError(f"what was written gives other logits, by {difference:.2g}, and is not kept")
-    return difference
+    inputs = probe_of(model)
+    ours = logits_of(model, inputs)
+    most = _ROUNDING * ours.abs().max().item()
+    told = f"{failed}: what was written gives other logits, by "
+    return require_same(ours, logits_of(twin, inputs), most, lambda by: f"{told}{by}, and is not kept")
 
 
 def _recipe(of: str, name: str, settings: ImportGpt2Settings | ExportSettings, **public: str | None) -> dict[str, Any]:

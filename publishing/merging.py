@@ -5,11 +5,10 @@ The sum is checked before anything is written, and what is written is loaded aga
 
 import dataclasses
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from groundup.common.console import console, say
@@ -27,12 +26,12 @@ from groundup.common.output import claim
 from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.evaluation.metrics_file import own_metrics, write_metrics
 from groundup.inference.adapters import adapter_settings, file_of, fold, tokenizer_of
-from groundup.inference.loading import context_of, load_adapter, load_network
+from groundup.inference.loading import load_adapter, load_network
 from groundup.inference.saving import save_model
 from groundup.publishing.card import write_card
+from groundup.publishing.proof import logits_of, probe_of, require_same
 from groundup.publishing.settings import MergeSettings
 
-_PROBE_TOKENS = 64
 _ROUNDING = 1e-4  # of the largest logit: each weight is rounded once more than with the adapter beside it
 
 
@@ -50,43 +49,23 @@ def merge(settings: MergeSettings) -> Path:
     with claim(settings.out, "merge", public_name(settings.adapter)) as output:
         adapted = load_adapter(settings.adapter, base=settings.base, trust_remote_code=settings.trust_remote_code)
         adapted.float().cpu()
-        before = _probe(adapted)
+        inputs = probe_of(adapted)
+        before = logits_of(adapted, inputs)
+        told = f"{settings.adapter} cannot be merged into its base: the logits would differ by "
+        equal = partial(require_same, before, most=_ROUNDING * before.abs().max().item(), say=told.__add__)
         model = fold(adapted)
-        _require_equal(before, _probe(model), settings.adapter)
+        equal(logits_of(model, inputs))
         with output.filled() as folder:
             save_model(folder, model, tokenizer_of(settings.adapter, settings.base))
             _describe(folder, model, settings)
-            again = load_network(folder, type(model))
-            difference = _require_equal(before, _probe(again), settings.adapter)
+            difference = equal(logits_of(load_network(folder, type(model)), inputs))
     say(f"a {model.config.model_type} model of {model.num_parameters():,} parameters written to {output.path}")
     say(f"loaded again: logits equal to the adapter's (largest difference {difference:.0e})")
     return output.path
 
 
-def _probe(model: PreTrainedModel | PeftModel) -> torch.Tensor:
-    """The logits for a fixed row of ids, on one thread: several split a product differently at each call."""
-    length = min(_PROBE_TOKENS, context_of(cast(PreTrainedModel, model)))  # peft hands its config on
-    ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            return model.cpu()(**inputs).logits
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _require_equal(before: torch.Tensor, after: torch.Tensor, adapter: str) -> float:
-    """The largest difference between two tensors of logits. Raises `InputError` where it is more than rounding."""
-    difference = (before - after).abs().max().item()
-    if not difference <= _ROUNDING * before.abs().max().item():
-        raise InputError(f"{adapter} cannot be merged into its base: the logits would differ by {difference:.2g}")
-    return difference
-
-
 def _describe(folder: Path, model: PreTrainedModel, settings: MergeSettings) -> None:
-    """Recipe, log, scores, curve and card: the adapter's own, for the model is the one that it made, and the merge."""
+    """Write recipe, log, scores, curve and card: the adapter's own, which made this model, and how it was merged."""
     base = settings.base or adapter_settings(settings.adapter)["base_model_name_or_path"]
     merged = dataclasses.asdict(settings) | {
         "adapter": public_name(settings.adapter),

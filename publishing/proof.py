@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from groundup.inference.loading import context_of, load_adapter, quiet_transform
 from groundup.publishing.usage import code_on_card
 from groundup.tokenization.folder import load_tokenizer
 
+_PROBE_TOKENS = 64
 TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
 PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\tand\u00a0goes on  twice.\n"
 
@@ -81,12 +83,12 @@ def _compare(
 ) -> Proof:
     ids = torch.tensor([question["ids"]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    with torch.no_grad():
-        output = model(**inputs, **({"decoder_input_ids": ids} if question["is_encoder_decoder"] else {}))
-    logits = output["logits"] if "logits" in output else output[0]
-    difference = (logits - answer["logits"]).abs().max().item()
-    if not difference <= TOLERANCE:
-        raise InputError(f"{folder} gives other logits without this package, by {difference:.2g}: do not publish it")
+    difference = require_same(
+        logits_of(model, inputs),
+        answer["logits"],
+        TOLERANCE,
+        lambda by: f"{folder} gives other logits without this package, by {by}: do not publish it",
+    )
     if not question["new_tokens"]:
         return Proof(difference, "")
     written = model.generate(
@@ -102,8 +104,44 @@ def _compare(
     return Proof(difference, str(tokenizer.decode(new, skip_special_tokens=True)))
 
 
+def probe_of(model: Any) -> dict[str, torch.Tensor]:
+    """Return a fixed row of ids (1, T) that a model can read, as the input of its forward pass."""
+    length = min(_PROBE_TOKENS, context_of(model))
+    return {
+        "input_ids": torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+    }
+
+
+@torch.no_grad()
+def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the logits of a model on the CPU; a decoder beside an encoder reads the same ids.
+
+    On one thread: several split a product differently at each call.
+    """
+    if model.config.is_encoder_decoder:
+        inputs = inputs | {"decoder_input_ids": inputs["input_ids"]}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        output = model.cpu().eval()(**inputs)
+    finally:
+        torch.set_num_threads(threads)
+    return output["logits"] if "logits" in output else output[0]
+
+
+def require_same(ours: torch.Tensor, theirs: torch.Tensor, most: float, say: Callable[[str], str]) -> float:
+    """Return the largest difference between two tensors of logits.
+
+    Raises `InputError` where it is above `most`; `say` makes the message of the difference.
+    """
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= most:
+        raise InputError(say(f"{difference:.2g}"))
+    return difference
+
+
 def _load(folder: Path, auto_class: str) -> Any:
-    """The model as this package loads it, fp32 on the CPU, every weight found and every one used."""
+    """Load a model as this package does, fp32 on the CPU, with every weight found and every one used."""
     try:
         with quiet_transformers():
             model, info = getattr(transformers, auto_class).from_pretrained(
