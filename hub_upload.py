@@ -86,7 +86,7 @@ def _gate(
 
 @contextlib.contextmanager
 def _twin(settings: PublishSettings, original: Path, kind: Any, repo_id: str) -> Iterator[Parcel]:
-    """A stock form of the model, exported and through the gate, that names the original as what it was made from."""
+    """Export a stock form of the model, which names the original as its base, and take it through the gate."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / f"{original.name}-{kind}"
         export(ExportSettings(checkpoint=str(original), to=kind, out=str(folder), quiet=settings.quiet))
@@ -105,7 +105,7 @@ def _check_space(settings: PublishSettings) -> None:
 
 @contextlib.contextmanager
 def _space(settings: PublishSettings, model: Parcel) -> Iterator[Parcel]:
-    """The playground for a model that has passed the gate, as a Space."""
+    """Build a Space, the playground for a model that has passed the gate."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         build_space(folder, settings.repo_id, read_yaml(model.folder / RECIPE_FILE).get("license"))

@@ -1,4 +1,4 @@
-"""What a name stands for, by its content: the key under which something made from it may be used again.
+"""Tell what a name stands for by its content: the key under which something made from it may be used again.
 
 Sizes and times of files say nothing certain, so every file is read: a gigabyte takes a second or two.
 """
@@ -22,12 +22,12 @@ _HUB_SECONDS = 10
 
 
 def digest(value: Any) -> str:
-    """The sha256 of a value that JSON can write."""
+    """Return the sha256 of a value that JSON can write."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def files_of(folder: Path, without: Collection[str] = ()) -> dict[str, str]:
-    """The sha256 of every file under a folder, links followed, by its name below it; hidden ones are left out.
+    """Return the sha256 of every file under a folder, links followed, by its path; hidden ones are left out.
 
     `without` are names of folders right under it to leave out.
     """
@@ -35,7 +35,7 @@ def files_of(folder: Path, without: Collection[str] = ()) -> dict[str, str]:
 
 
 def content_of(name: str, kind: str = "file") -> Any:
-    """What a file, a folder, a pattern or a name on the Hub holds now, in types that JSON has; None for anything else.
+    """Return what a file, folder, pattern or Hub name holds now, in types that JSON has; None for anything else.
 
     `kind` is "file" for what lies here alone, "dataset" where the name may be a pattern or a dataset on the Hub, and
     "model" where it may be a model there. A name on the Hub holds a commit: the newest, or offline the one in the
@@ -53,7 +53,7 @@ def content_of(name: str, kind: str = "file") -> Any:
 
 
 def weights_of(name: str) -> Any:
-    """What `content_of` says of a model, of its weights alone: a folder whose card or log changed has the same."""
+    """Return what `content_of` says of a model's weights alone: a folder whose card or log changed has the same."""
     place = _here(name)
     if place is None or not place.is_dir():
         return _commit_of(name, "model")
@@ -75,7 +75,7 @@ def _walk(folder: Path, without: Collection[str]) -> Iterator[Path]:
 
 
 def _sha256(path: Path) -> str:
-    """The sha256 of a file; of what cannot be read, why, which is no sha256."""
+    """Return the sha256 of a file; of one that cannot be read the reason, which is no sha256."""
     try:
         return sha256_of(path) if path.is_file() else "no file"
     except OSError as error:
@@ -91,7 +91,7 @@ def _path_of(name: str) -> Path:
 
 
 def _here(name: str) -> Path | None:
-    """The file or folder of that name, None where there is none, or where no file can be called so."""
+    """Return the file or folder of that name, None where there is none, or where no file can be called so."""
     try:
         return place if (place := _path_of(name)).exists() else None
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def _here(name: str) -> Path | None:
 
 
 def _base_of(folder: Path) -> dict[str, Any]:
-    """The content of the base that an adapter's folder names; empty for a folder that is none."""
+    """Return the content of the base that an adapter's folder names; empty for any other folder."""
     base = _base_named(folder)
     if base is None:
         return {}
@@ -108,7 +108,7 @@ def _base_of(folder: Path) -> dict[str, Any]:
 
 
 def _base_named(folder: Path) -> str | None:
-    """The base that an adapter's folder names; None for a folder that is none."""
+    """Return the base that an adapter's folder names; None for any other folder."""
     try:
         return str(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))[_BASE])
     except (OSError, ValueError, KeyError, TypeError):
@@ -116,7 +116,7 @@ def _base_named(folder: Path) -> str | None:
 
 
 def _named_in(path: Path) -> Iterator[Any]:
-    """The content of the files that a YAML file names, from here or from its folder, and of the programs beside it."""
+    """Yield the content of the files that a YAML file names, from here or its folder, and of programs beside it."""
     if path.suffix.lower() not in (".yaml", ".yml"):
         return
     try:
@@ -133,7 +133,7 @@ def _named_in(path: Path) -> Iterator[Any]:
 
 
 def _commit_of(name: str, kind: str) -> str | None:
-    """The commit that a name on the Hub stands for, None where neither the Hub nor its cache knows it."""
+    """Return the commit that a name on the Hub stands for, None where neither the Hub nor its cache knows it."""
     from huggingface_hub import HfApi, constants  # a second that a recipe of files alone need not wait for
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name

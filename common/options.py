@@ -1,4 +1,4 @@
-"""Settings that several verbs share, each declared once: type, choices, range, default and help.
+"""Declare the settings that several verbs share, each once: type, choices, range, default and help.
 
 A verb's settings inherit the groups they need. Importing this costs nothing.
 """
@@ -15,7 +15,7 @@ MOST = 2**31 - 1  # of whatever is counted: every library takes so many
 
 
 def is_name(text: str) -> bool:
-    """Whether text can name a file, of which a system knows but bytes without a NUL; bad UTF-8 is no hindrance."""
+    """Return whether text can name a file: any bytes without a NUL, be they UTF-8 or not."""
     try:
         return b"\0" not in os.fsencode(text) and text != ""
     except UnicodeEncodeError:  # half a character
@@ -23,7 +23,7 @@ def is_name(text: str) -> bool:
 
 
 def is_name_or_empty(text: str) -> bool:
-    """Whether text can name a file, or says that there is none."""
+    """Return whether text can name a file, or says that there is none."""
     return text == "" or is_name(text)
 
 
@@ -59,7 +59,7 @@ Temperature = NotNegative
 
 
 def what_is_read(hint: Any) -> str | None:
-    """The kind of what a setting of this declared type names, None for one that names nothing to read."""
+    """Return the kind of what a setting of this type names; None for one that names nothing to read."""
     kind, inner, marks = parts_of(hint)
     return what_is_read(inner) if kind is list else next((mark.kind for mark in marks if isinstance(mark, Reads)), None)
 

@@ -1,4 +1,4 @@
-"""The folder that a command writes: checked and locked before any work, and left as it was where the command fails.
+"""Claim the folder that a command writes: checked and locked before any work, left as it was where that fails.
 
 OUT/.groundup/   there while a command is at work in OUT, gone at its end: the lock, a note of who holds it, and what is
                  not whole yet. The system frees the lock when the process dies; the note that a killed command leaves
@@ -174,7 +174,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         return f"{self.path} is in use by {who}: wait until it ends, or choose another --out"
 
     def _note(self) -> dict[str, str]:
-        """Who holds the folder, or held it when killed; empty where that is not known."""
+        """Return who holds the folder, or held it when killed; empty where that is not known."""
         try:
             note = json.loads((self._state / "holder.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -239,7 +239,7 @@ def claim(
 
 
 def given_folder(out: str | Path) -> Path:
-    """The folder that `--out` names. Raises `InputError` for no name, and for a home that is not there."""
+    """Return the folder that `--out` names. Raises `InputError` for no name, and for a home that is not there."""
     if not str(out).strip():
         raise InputError("--out is empty: name a folder, or leave --out out")
     path = user_path(out)
@@ -253,7 +253,7 @@ def given_folder(out: str | Path) -> Path:
 
 
 def is_begun(folder: Path, verb: str) -> bool:
-    """Whether a folder holds the recipe of a verb of ours."""
+    """Return whether a folder holds the recipe of a verb of ours."""
     try:
         return read_yaml(folder / RECIPE_FILE).get("verb") == verb
     except (InputError, ValueError):
@@ -323,7 +323,7 @@ def _in_order(folder: Path) -> list[str]:
 
 
 def next_free(path: Path) -> Path:
-    """The first of PATH.old-1, PATH.old-2 ... that is not there: where to move what nobody may lose."""
+    """Return the first of PATH.old-1, PATH.old-2 ... that is not there: where to move what nobody may lose."""
     places = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
     return next(place for place in places if not os.path.lexists(place))
 
@@ -334,7 +334,7 @@ def _unwritable(folder: Path, error: Exception) -> InputError:
 
 
 def _disk_error(error: BaseException, folder: Path, can_resume: bool) -> InputError | None:
-    """One line for the person if `error` is a full disk or a folder that cannot be written to, else None."""
+    """Return one line for the user if `error` is a full disk or a folder that cannot be written to, else None."""
     if is_disk_full(error):
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         again = "add --resume" if can_resume else "give the command again"

@@ -1,4 +1,4 @@
-"""The processes of a run: those that `torchrun` or `accelerate launch` started, or this one alone."""
+"""Know the processes of a run: those that `torchrun` or `accelerate launch` started, or this one alone."""
 
 import atexit
 from collections.abc import Callable
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def processes() -> PartialState:
-    """All processes that the launcher started, or this one alone; they part when the program ends.
+    """Return all processes that the launcher started, or this one alone; they part when the program ends.
 
     Not before: a second meeting of the same processes may find the addresses of the first in the launcher's store.
     """
@@ -27,7 +27,7 @@ def processes() -> PartialState:
 
 
 def agreed(state: PartialState, action: Callable[[], T]) -> T:
-    """Do something on the first process while the others wait; what it gives, or an `InputError`, all of them get."""
+    """Do something on the first process while the others wait; all of them get its result, or its `InputError`."""
     found: list[Any] = [None, None]
     if state.is_main_process:
         try:

@@ -1,4 +1,4 @@
-"""What `--resume` makes of the settings beside it: the run goes on with its own; others are obeyed or refused by name.
+"""Judge the settings beside `--resume`: the run goes on with its own; others are obeyed or refused by name.
 
 Only settings that were given count. One that the run has anyway is fine; `quiet`, `out` and `resume` itself are of the
 call, not of the run.
@@ -31,7 +31,7 @@ def differing(settings: Settings, given: Container[str], kept: Mapping[str, Any]
 
 
 def is_longer(name: str, value: Any, kept: Mapping[str, Any]) -> bool:
-    """Whether a setting is the budget that a run has, and more of it."""
+    """Return whether a setting is the budget that a run has, and more of it."""
     return name in BUDGETS and kept.get(name) is not None and value > kept[name]
 
 

@@ -35,7 +35,7 @@ class SettingError(InputError):
         super().__init__(f"{shown or setting} {said}")
 
     def named(self, name: str) -> "SettingError":
-        """The same error under another name: `--max-steps`, or the file's before the setting's."""
+        """Return the same error under another name: `--max-steps`, or the file's before the setting's."""
         return SettingError(self.setting, self.said, name)
 
 
@@ -58,7 +58,7 @@ class Settings:
             setattr(self, name, checked(name, getattr(self, name), hint))
 
     def given(self) -> set[str]:
-        """The names of the settings that were given when this was made, or set since."""
+        """Return the names of the settings that were given when this was made, or set since."""
         usual = {field.name: default_of(field) for field in dataclasses.fields(self)}
         return {name for name in usual if name in self._given or getattr(self, name) != usual[name]}
 
@@ -89,18 +89,18 @@ def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., 
 
 @functools.cache
 def hints_of(settings_class: type) -> dict[str, Any]:
-    """The declared type of each setting, its range included."""
+    """Return the declared type of each setting, its range included."""
     hints = typing.get_type_hints(settings_class, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(settings_class)}
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """A field's default, made anew where it is a list or a mapping."""
+    """Return a field's default, made anew where it is a list or a mapping."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def checked(name: str, value: Any, hint: Any) -> Any:
-    """A value as its declared type has it. Raises `SettingError`.
+    """Return a value as its declared type has it. Raises `SettingError`.
 
     Text that spells a number, a list or a mapping becomes that, since a command line has nothing but text and YAML
     takes 1e-3 for text; a path becomes its text, and one item stands for a list of one.
@@ -128,7 +128,7 @@ def _validator(hint: Any) -> Any:
 
 
 def _read(value: Any, hint: Any) -> Any:
-    """What a value is meant to be: numpy's and pathlib's types as Python's, text as what it spells."""
+    """Return what a value is meant to be: numpy's and pathlib's types as Python's, text as what it spells."""
     kind, inner, _ = parts_of(hint)
     if value is None or isinstance(value, bool):
         return value
@@ -157,7 +157,7 @@ def _read(value: Any, hint: Any) -> Any:
 
 
 def items_of(value: Any, hint: Any) -> list[Any]:
-    """The items of a list, which may be written as one item, as text in brackets or, of numbers, with commas."""
+    """Return the items of a list, which may be written as one item, as text in brackets or as numbers with commas."""
     if isinstance(value, tuple | list):
         return list(value)
     if not isinstance(value, str):
@@ -185,7 +185,7 @@ def _exists(name: str) -> bool:
 
 
 def parts_of(hint: Any) -> tuple[Any, Any, list[Any]]:
-    """A declared type taken apart: list, dict, Literal or a plain type; its items or choices; its bounds."""
+    """Take a declared type apart: list, dict, Literal or a plain type; its items or choices; its bounds."""
     bounds: list[Any] = []
     while True:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -202,7 +202,7 @@ def parts_of(hint: Any) -> tuple[Any, Any, list[Any]]:
 
 
 def wanted_by(hint: Any, value: Any = None) -> str:
-    """What a setting takes, in words: "a whole number of at least 1", "muon or adamw"."""
+    """Return what a setting takes, in words: "a whole number of at least 1", "muon or adamw"."""
     kind, inner, bounds = parts_of(hint)
     if kind is list:
         return f"a list of which each item is {wanted_by(inner)}"
@@ -238,7 +238,7 @@ def check_names(options: dict[str, Any], settings_class: type) -> dict[str, Any]
 
 
 def settings_from(path: Path | str, values: Any, settings_class: type[S]) -> S:
-    """The settings that a file holds. Raises `InputError` that names the file, and what in it will not do."""
+    """Read the settings that a file holds. Raises `InputError` that names the file, and what in it is wrong."""
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no settings for {settings_class.__name__}: they are damaged")
     try:
@@ -250,12 +250,12 @@ def settings_from(path: Path | str, values: Any, settings_class: type[S]) -> S:
 
 
 def spelt(values: dict[Any, Any]) -> dict[str, Any]:
-    """The settings of a file, whose names may be spelt as on the command line: `max-steps`."""
+    """Return the settings of a file, whose names may be spelt as on the command line: `max-steps`."""
     return {str(name).replace("-", "_"): value for name, value in values.items()}
 
 
 def public_settings(settings: Any, paths: Container[str]) -> dict[str, Any]:
-    """All settings as they may be published: of those named in `paths` the names of files, without their folders."""
+    """Return all settings as they may be published: of those named in `paths` the last part of each path."""
 
     def public(value: Any) -> Any:
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Token in, scores of the next one out: how `generation.py` asks a model, one text at a time.
+"""Decode: one token in, the logits of the next one out, for one text at a time.
 
 A small model spends most of a token's time on everything but arithmetic: modules, masks, padding, batches, outputs. So
 a network of ours on a CPU is also written out flat here, for one token of one text: vectors, and keys and values put in
@@ -71,7 +71,7 @@ class ForwardDecoder:
 
 
 def last_logits(model: PreTrainedModel, ids: list[int], cache: Cache) -> torch.Tensor:
-    """The logits (V,) after the last of `ids`, which follow what the cache holds and join it."""
+    """Return the logits (V,) after the last of `ids`, which follow what the cache holds and join it."""
     new = torch.tensor([ids], device=device_of(model))  # (1, T)
     return model(input_ids=new, use_cache=True, logits_to_keep=1, **{CACHE: cache}).logits[0, -1]
 
@@ -171,7 +171,7 @@ class _FlatLayer:
         self.up, self.down, self.activation = _linear(mlp.up_proj), _linear(mlp.down_proj), _activation(mlp.act_fn)
 
     def __call__(self, x: torch.Tensor, at: int, turn: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """(C,) -> (C,) for the token at position `at`, whose queries and keys `turn` rotates."""
+        """Pass on (C,) -> (C,) the token at position `at`, whose queries and keys `turn` rotates."""
         x = x + self.attend(self.norm_before(x), at, turn)
         inside = self.norm_between(x)
         if self.gate is None:
@@ -179,7 +179,7 @@ class _FlatLayer:
         return x + self.down(self.activation(self.gate(inside)) * self.up(inside))
 
     def attend(self, x: torch.Tensor, at: int, turn: tuple[torch.Tensor, torch.Tensor] | None) -> torch.Tensor:
-        """(C,) -> (C,): what the token at position `at` takes from those before it, and from itself."""
+        """Attend (C,) -> (C,) from the token at position `at` to those before it and to itself."""
         for project in self.project:
             project(x)
         turned = self.turned
@@ -198,14 +198,14 @@ class _FlatLayer:
 
 
 def _linear(module: nn.Linear, out: torch.Tensor | None = None) -> Function:
-    """A linear layer for one vector; with `out`, the result is put there."""
+    """Return a linear layer for one vector; with `out`, the result is put there."""
     if module.bias is None:
         return partial(torch.mv, module.weight, out=out)
     return partial(torch.addmv, module.bias, module.weight, out=out)
 
 
 def _norm(module: Any) -> Function:
-    """LayerNorm or RMSNorm for one vector."""
+    """Return LayerNorm or RMSNorm for one vector."""
     if isinstance(module, nn.LayerNorm):
         shape, weight, bias, eps = module.normalized_shape, module.weight, module.bias, module.eps
         return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
@@ -214,12 +214,12 @@ def _norm(module: Any) -> Function:
 
 
 def _activation(module: nn.Module) -> Function:
-    """The MLP's activation; GPT-2's, eight calls in transformers, is one in torch."""
+    """Return the MLP's activation; GPT-2's takes eight calls in transformers and one in torch."""
     return partial(functional.gelu, approximate="tanh") if type(module) is NewGELUActivation else module
 
 
 def is_plain(model: PreTrainedModel) -> bool:
-    """Whether `FlatDecoder` computes what a model computes: a decoder of ours, fp32 on a CPU, nothing put into it."""
+    """Return whether `FlatDecoder` computes what a model does: a decoder of ours, fp32 on a CPU, with nothing added."""
     if type(model) is not GroundupForCausalLM or model.config.add_cross_attention:
         return False
     kernel: Any = model.config._attn_implementation
@@ -238,7 +238,7 @@ def is_plain(model: PreTrainedModel) -> bool:
 
 
 def _is_written_out(name: str, module: nn.Module) -> bool:
-    """Whether the module of that name, the last part of it, computes what is written out here."""
+    """Return whether the module, of which `name` is the last part, computes what is written out here."""
     if name == "act_fn" and type(module) is not NewGELUActivation:
         return True  # it is called itself
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
@@ -252,7 +252,7 @@ def _is_written_out(name: str, module: nn.Module) -> bool:
 
 
 def decoder_for(model: PreTrainedModel, positions: int) -> FlatDecoder | ForwardDecoder | PairDecoder:
-    """What reads one text of at most `positions` tokens, from its beginning, without gradients."""
+    """Return the decoder for one text of at most `positions` tokens, from its beginning, without gradients."""
     if model.config.is_encoder_decoder:
         return PairDecoder(model)
     return FlatDecoder(model, positions) if is_plain(model) else ForwardDecoder(model)

@@ -1,4 +1,4 @@
-"""Weights to text: our own decode loop, one token at a time, and text that appears as soon as it is whole.
+"""Sample and stream: our own decode loop, one token at a time, and text that appears as soon as it is whole.
 
 Step by step what `model.generate` does for one prompt, without the bookkeeping that costs a small model a large share
 of each token. Sampling follows Holtzman et al. 2020 (top-p) and Fan et al. 2018 (top-k).
@@ -21,7 +21,7 @@ from groundup.tokenization.folder import structure_ids
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn: temperature first, then the `top_k` likeliest, then the `top_p` share of the rest.
+    """The way to draw a token: temperature first, then the `top_k` likeliest, then the `top_p` share of the rest.
 
     Ranges are those of the options of the same names. Raises `InputError` for a value outside its own.
     """
@@ -65,20 +65,20 @@ def stream_tokens(
 
 
 def can_slide(model: PreTrainedModel) -> bool:
-    """Whether a model can go on past its context: a decoder whose positions are angles, not a table that ends."""
+    """Return whether a model can go on past its context: a decoder whose positions are angles, not a finite table."""
     rotates = getattr(model.config.get_text_config(), "rope_parameters", None)
     return bool(rotates) and not model.config.is_encoder_decoder
 
 
 def room_after(model: PreTrainedModel, prompt_tokens: int) -> int:
-    """How many tokens a model can write after a prompt; an encoder and a decoder have a context each."""
+    """Return how many tokens a model can write after a prompt; an encoder and a decoder have a context each."""
     # The last token drawn is not fed back, so a full context still gives one.
     return context_of(model) + (0 if model.config.is_encoder_decoder else 1 - prompt_tokens)
 
 
 @torch.no_grad()
 def _decode(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) -> Generator[int, None, str]:
-    """The loop itself: draw from the logits of the last position, feed what was drawn.
+    """Draw from the logits of the last position and feed what was drawn, in a loop.
 
     Where the context is full its latest half is read again, as a text of its own: positions stay those that the model
     was trained on.
@@ -127,7 +127,7 @@ def likeliest(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, t
 
 
 def stop_ids_of(model: PreTrainedModel) -> tuple[int, ...]:
-    """The ids that end a text, from the model's generation config."""
+    """Return the ids that end a text, from the model's generation config."""
     ids = model.generation_config.eos_token_id
     return () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
 
@@ -164,7 +164,7 @@ def stream_text(
 
 
 def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, sampling: Sampling) -> str:
-    """The text that follows `prompt`, as one string."""
+    """Return the text that follows `prompt`, as one string."""
     return "".join(stream_text(model, tokenizer, encode_prompt(tokenizer, prompt), sampling))
 
 
@@ -179,7 +179,7 @@ def check_text(text: str, what: str) -> None:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """The ids of a prompt; an empty one begins a new text, with the token that stands before every document.
+    """Return the ids of a prompt; an empty one begins a new text, with the token that stands before every document.
 
     Raises `InputError` for one that is no text, and an empty one where the tokenizer has no such token.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint's folder holds: a model for which task, an adapter to one, or a file for llama.cpp."""
+"""Tell what a checkpoint's folder holds: a model for which task, an adapter to one, or a file for llama.cpp."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ WRITERS = ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
 
 def auto_class_of(folder: Path) -> str:
-    """The Auto class that loads the model, or the base of the adapter, in `folder` for what it was made for.
+    """Return the Auto class that loads the model, or the base of the adapter, in `folder`.
 
     Raises `InputError` where the config is missing or names no class that is known.
     """
@@ -75,7 +75,7 @@ def require_next_token(source: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that must hold a mapping. Raises `InputError` when it does not."""
+    """Read a JSON file that must hold a mapping. Raises `InputError` when it does not."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -86,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def overrides_of(adapter: Path) -> dict[str, Any]:
-    """What the base of an adapter must be told when it is loaded (labels, pooling); empty for most.
+    """Return what the base of an adapter must be told when it is loaded (labels, pooling); empty for most.
 
     Of a classifier's adapter that peft alone wrote it is the number of labels, by the shape of the head in it.
     """

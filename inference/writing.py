@@ -1,4 +1,4 @@
-"""A text while a model writes it, for the terminal and for the page: its pieces, its speed, and why it ended."""
+"""Follow a text while a model writes it, for terminal and page: its pieces, its speed, and why it ended."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ Messages = list[dict[str, str]]
 
 
 class Writing:
-    """What a model writes after a prompt: iterate over its pieces, each as soon as it is whole.
+    """The text that a model writes after a prompt: iterate over its pieces, each as soon as it is whole.
 
     While it goes on and afterwards `text` is what was written, `summary` how fast, `ending` what the context did to it.
     With `past_context` a text goes on where the context is full, if the model can.
@@ -55,7 +55,7 @@ class Writing:
 
     @property
     def summary(self) -> str:
-        """How many tokens the text has, how many came in a second, and how long the first was waited for."""
+        """Return how many tokens the text has, how many came in a second, and how long the first one took."""
         if not (tokens := self._tokens):
             return "nothing written"
         rate = tokens / max(self._last - self._began, 1e-9)
@@ -63,7 +63,7 @@ class Writing:
 
     @property
     def ending(self) -> str | None:
-        """One line where the model's context ended the text before `max_new_tokens` or could not hold it, else None."""
+        """Return one line where the context ended the text before `max_new_tokens` or could not hold it, else None."""
         context, prompt = context_of(self._model), len(self._prompt_ids)
         if prompt > context:
             return f"the prompt has {prompt:,} tokens: only the last {context:,}, the model's context, were read"
@@ -86,7 +86,7 @@ class Writing:
 
 
 def can_converse(source: str, tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a model has a chat template and, if it is a checkpoint of ours, was trained further than pretraining."""
+    """Return whether a model has a chat template and, if it is ours, was trained further than pretraining."""
     recipe = user_path(source) / RECIPE_FILE
     only_pretrained = recipe.is_file() and read_yaml(recipe).get("verb") == "pretrain"
     return tokenizer.chat_template is not None and not only_pretrained
@@ -95,7 +95,7 @@ def can_converse(source: str, tokenizer: PreTrainedTokenizerFast) -> bool:
 def conversation_ids(
     tokenizer: PreTrainedTokenizerFast, messages: Messages, context: int, room: int
 ) -> tuple[list[int], int]:
-    """The ids of a conversation that ends with the user, ready for the answer, and how many messages were left out.
+    """Return the ids of a conversation that ends with the user, and how many of its messages were left out.
 
     The oldest exchanges are left out until `room` tokens of the context are free; what the system says and the last
     message stay. Raises `InputError` for a message that is no text, and where the chat template refuses them.

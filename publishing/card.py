@@ -105,7 +105,7 @@ def describe_twin(folder: Path, original: Path, parameters: int, difference: flo
 
 
 def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:
-    """What the Hub reads: how to load the model, what it is for, and the model's own results (no baselines).
+    """Return what the Hub reads: how to load the model, what it is for, and the model's own results (no baselines).
 
     Results go into `model-index`, which holds numbers on any data set; `.eval_results/` takes only those that the Hub
     has registered as benchmarks (hub docs, eval-results).
@@ -139,7 +139,7 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
 
 
 def _base_model(kind: ModelKind, recipe: dict[str, Any]) -> tuple[str | None, str | None]:
-    """The model that this one was made from, where it has a name on the Hub, and how they are related."""
+    """Return the model that this one was made from, where it has a name on the Hub, and how they are related."""
     settings = recipe.get("settings") or {}
     candidates = (recipe.get("base_model"), kind.base, settings.get("model"), settings.get("init_from"))
     base = next((name for name in candidates if isinstance(name, str) and _HUB_NAME.fullmatch(name)), None)
@@ -165,7 +165,7 @@ def _summary(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -
 
 
 def _limits(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """What the model cannot do, and how much of its training text it gives back, where that was measured."""
+    """Say what the model cannot do and, where it was measured, how much of its training text it gives back."""
     if kind.pipeline == "text-generation":
         text = _LIMITS["instructed" if recipe.get("verb") == "instruct" else "writes"]
     else:
@@ -177,7 +177,7 @@ def _limits(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) ->
 
 
 def _samples(metrics: dict[str, Any]) -> str:
-    """Some of the texts that the model wrote when it was measured, unchosen."""
+    """Show the first texts that the model wrote when it was measured."""
     blocks = []
     for sample in (metrics.get("samples") or [])[:_SHOWN_SAMPLES]:
         text = (str(sample["prompt"]) + str(sample["text"])).replace("```", "` ` `")
@@ -186,7 +186,7 @@ def _samples(metrics: dict[str, Any]) -> str:
 
 
 def _results(metrics: dict[str, Any]) -> str:
-    """The table of results, and how they were taken."""
+    """Return the table of results, and say how they were taken."""
     rows = section(metrics["metrics"], "results")
     header, lines = result_lines(rows)
     if not lines:
@@ -212,7 +212,7 @@ def _training_data(recipe: dict[str, Any]) -> str:
 
 
 def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) -> str:
-    """Everything that was recorded about how the model came to be, as one table a kind."""
+    """Return everything that was recorded about how the model was made, in a table for each kind."""
     settings = {key: value for key, value in recipe.items() if key not in _SHOWN_ELSEWHERE}
     tables = [
         _markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
@@ -228,7 +228,7 @@ def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) 
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested mappings, `a: {b: 1}` as `a.b`, without those that are None or empty."""
+    """Yield the values of nested mappings, `a: {b: 1}` as `a.b`, without those that are None or empty."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
@@ -237,7 +237,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _plain(value: Any) -> str:
-    """A value in a cell of a table."""
+    """Return a value as it stands in a cell of a table."""
     if isinstance(value, bool | None):
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int):

@@ -125,7 +125,7 @@ def export(settings: ExportSettings) -> Path:
 
 
 def _named_file(settings: ExportSettings) -> Path | None:
-    """The file that `--out` names, None where it names a folder. Raises `InputError` for one that is there."""
+    """Return the file that `--out` names, None where it names a folder. Raises `InputError` for one that is there."""
     out = None if settings.out is None else given_folder(settings.out)
     if out is None or out.suffix.lower() != ".gguf":
         return None
@@ -174,14 +174,14 @@ def _write_twin(
 
 
 def _no_need(checkpoint: str, model_type: str) -> str:
-    """What to say of a model that is none of ours."""
+    """Return what to say of a model that is not ours."""
     if is_adapter(checkpoint):
         return f"{checkpoint} is an adapter for a {model_type} model, none of ours to export: fold it by groundup merge"
     return f"{checkpoint} is a {model_type} model already, none of ours to export"
 
 
 def _fetch(source: str) -> Path:
-    """The folder or file of a source: itself, or what is fetched of its repository on the Hub."""
+    """Return the folder or file of a source: itself, or what was fetched from its repository on the Hub."""
     path = user_path(source)
     if path.exists():
         return path
@@ -201,7 +201,7 @@ def _fetch(source: str) -> Path:
 
 
 def _read_model(weights: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """GPT-2's weights as a model of ours. Raises `ValueError` where they, the settings and the tokenizer disagree."""
+    """Read GPT-2's weights into a model of ours. Raises `ValueError` where they, config and tokenizer disagree."""
     config, tensors = read_gpt2(weights)
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
@@ -217,7 +217,7 @@ def _read_model(weights: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrained
 
 
 def _read_tokenizer(folder: Path, settings: ImportGpt2Settings) -> PreTrainedTokenizerFast:
-    """The tokenizer that was named, or the one whose files lie beside the weights, in any of their three forms."""
+    """Read the tokenizer that was named, or the one whose files lie beside the weights, in any of three forms."""
     if settings.tokenizer:
         return without_length(load_tokenizer(settings.tokenizer))
     if (folder / TOKENIZER_FILE).is_file():
@@ -236,7 +236,7 @@ def _read_tokenizer(folder: Path, settings: ImportGpt2Settings) -> PreTrainedTok
 
 
 def _load_again(folder: Path, config: PreTrainedConfig) -> Any:
-    """The exported model as transformers loads it, fp32; None for a file of a kind that transformers cannot read."""
+    """Load what was written as transformers does, in fp32; None for a kind of file that transformers cannot read."""
     if not (folder / GGUF_FILE).is_file():
         return load_model(folder)[0].float().cpu()
     if config.model_type not in GGUF_SUPPORTED_ARCHITECTURES:
@@ -270,11 +270,11 @@ def _difference(model: PreTrainedModel, twin: Any, failed: str) -> float | None:
 
 
 def _recipe(of: str, name: str, settings: ImportGpt2Settings | ExportSettings, **public: str | None) -> dict[str, Any]:
-    """What was asked for, with names in place of the paths of this machine."""
+    """Return what was asked for, with names in place of paths on this machine."""
     return {"name": name, "verb": of, "settings": dataclasses.asdict(settings) | {"out": None} | public}
 
 
 def _one_line(error: Exception) -> str:
-    """The last line of a message: transformers' and huggingface_hub's say there what is wrong."""
+    """Return the last line of a message: transformers and huggingface_hub say there what is wrong."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -54,7 +54,7 @@ _CODE_PLACE = re.compile(r"(\w+)\.\w+")
 
 @dataclass(frozen=True)
 class Parcel:
-    """What may be published: a folder with these files and no other, and what the clean process said of it.
+    """A folder that may be published, with these files and no other, and what the clean process said of it.
 
     `files` gives their sizes (bytes), `proven` the sha256 of each, of which nothing else may be sent.
     """
@@ -104,7 +104,7 @@ def through_the_gate(
 
 
 def sums_of(folder: Path) -> dict[str, str]:
-    """The sha256 of every file under a folder, by its path there."""
+    """Return the sha256 of every file under a folder, by its path there."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
 
@@ -158,7 +158,7 @@ def _check_sizes(folder: Path, findings: Findings) -> None:
 
 
 def _json(path: Path, findings: Findings) -> dict[str, Any] | None:
-    """A mapping from a JSON file; None, and a finding, when it is something else."""
+    """Return the mapping in a JSON file, or None and note a finding where it is something else."""
     reason = "no mapping"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -171,7 +171,7 @@ def _json(path: Path, findings: Findings) -> dict[str, Any] | None:
 
 
 def _check_weights(path: Path, findings: Findings) -> None:
-    """The header is one that the Hub reads, the tensors fill the file, every number is finite, nothing is hidden."""
+    """Check that the Hub can read the header, the tensors fill the file, and every number is finite."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > constants.SAFETENSORS_MAX_HEADER_LENGTH:
@@ -200,7 +200,7 @@ def _all_finite(tensor: torch.Tensor) -> bool:
 
 
 def _check_config(folder: Path, weights: str, values: dict[str, dict[str, Any] | None], findings: Findings) -> None:
-    """The config names a class that is known, and no more layers than there are tensors."""
+    """Check that the config names a known class, and no more layers than there are tensors."""
     name = ADAPTER_FILE if weights == ADAPTER_WEIGHTS else CONFIG_FILE
     if name not in values:
         findings.add(f"{name} is missing", "save the model again")
@@ -219,7 +219,7 @@ def _check_config(folder: Path, weights: str, values: dict[str, dict[str, Any] |
 
 
 def _check_code(folder: Path, config: dict[str, Any], findings: Findings, trust_remote_code: bool) -> None:
-    """Code comes from this folder alone, and is this package's own unless the person trusts it."""
+    """Check that code comes from this folder alone, and is this package's own unless the user trusts it."""
     auto_map = config.get("auto_map") or {}
     places = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
     for place in places:
@@ -239,7 +239,7 @@ def _check_code(folder: Path, config: dict[str, Any], findings: Findings, trust_
 
 
 def _check_tokenizer(folder: Path, values: dict[str, Any], findings: Findings) -> None:
-    """The tokenizer loads, gives back what it was given, and has no code of its own."""
+    """Check that the tokenizer loads, gives back the text it was given, and has no code of its own."""
     if (values.get("tokenizer_config.json") or {}).get("auto_map"):
         findings.add("tokenizer_config.json names code", "save a tokenizer that needs none")
         return
@@ -267,7 +267,7 @@ def _check_tokenizer(folder: Path, values: dict[str, Any], findings: Findings) -
 
 
 def _check_metrics(folder: Path, sha256: str, findings: Findings) -> None:
-    """The scores are there, are numbers, and belong to these very weights."""
+    """Check that the scores are there, are numbers, and belong to these very weights."""
     mend = "score these weights with groundup evaluate and put its metrics.json into the folder"
     path = folder / METRICS_FILE
     if not path.is_file():
@@ -292,7 +292,7 @@ def _is_row(row: Any) -> bool:
 
 
 def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -> None:
-    """The recipe can be read and says the licence; what was given with the command is put into it."""
+    """Check that the recipe can be read and names a licence; put into it what was given with the command."""
     path = folder / RECIPE_FILE
     if not path.is_file():
         findings.add(f"{RECIPE_FILE} is missing", "write one, with a line such as name: my-model")
@@ -313,7 +313,7 @@ def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -
 
 
 def _check_paths(folder: Path, findings: Findings) -> None:
-    """No settings file names a place on this machine, no text file this person's home."""
+    """Check that no text file names a path on this machine or the user's home folder."""
     home = os.fsencode(Path.home())
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".gguf", ".png", ".py"):

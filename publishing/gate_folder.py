@@ -1,4 +1,4 @@
-"""What lies in a checkpoint's folder: the files of the contract, what stays behind, and what must not be there."""
+"""Sort what lies in a checkpoint's folder: the files of the contract, what stays behind, and what must not be there."""
 
 import os
 import re
@@ -47,7 +47,7 @@ _SCAN = 2**22  # bytes read at once
 
 @dataclass
 class Findings:
-    """What is wrong with a folder; each entry says what and what to do."""
+    """The faults of a folder; each entry says what is wrong, and what to do."""
 
     folder: Path
     found: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Findings:
 
 
 def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
-    """The files of a folder that belong to the contract, and what else lies there.
+    """Return the files of a folder that belong to the contract, and what else lies there.
 
     Raises `InputError` for what must not lie beside a checkpoint at all: names that no repository can have, links out
     of the folder, pickles, tokens.
@@ -90,7 +90,7 @@ def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
 
 
 def _everything(folder: Path) -> Iterator[Path]:
-    """Every regular file under a folder, without following links to folders."""
+    """Yield every regular file under a folder, without following links to folders."""
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place) / name
@@ -99,7 +99,7 @@ def _everything(folder: Path) -> Iterator[Path]:
 
 
 def _look_for_dangers(path: Path, findings: Findings) -> None:
-    """Pickles, by name and by content, and tokens."""
+    """Note pickles, by name and by content, and tokens."""
     name = shown(path.relative_to(findings.folder).as_posix())
     with path.open("rb") as file:
         start = file.read(4096)
@@ -112,7 +112,7 @@ def _look_for_dangers(path: Path, findings: Findings) -> None:
 
 
 def _is_pickle(start: bytes) -> bool:
-    """Whether bytes begin as a pickle does; so do the length and the brace of a safetensors header of some lengths."""
+    """Return whether bytes begin as a pickle does, and not as a safetensors header of some lengths also does."""
     is_header = start[3:9] == b"\0\0\0\0\0{"
     return re.match(rb"\x80[\x02-\x05]", start) is not None and not is_header
 
@@ -122,12 +122,12 @@ def _is_torch_archive(start: bytes) -> bool:
 
 
 def _is_plain_name(name: str) -> bool:
-    """Whether a name means the same file in git, in a URL, on any system and on a terminal."""
+    """Return whether a name means the same file in git, in a URL, on any system and on a terminal."""
     return len(name) <= 200 and re.fullmatch(r"[\w.][\w. +()=@,-]*", name, re.ASCII) is not None and ".." not in name
 
 
 def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
-    """Whether a file holds a pattern, or the token in use, read in pieces that overlap."""
+    """Return whether a file holds a pattern, or the token in use, read in pieces that overlap."""
     token = (get_token() or "").encode()
     with path.open("rb") as file:
         tail = b""
@@ -170,10 +170,10 @@ def copy_files(checkpoint: Path, copy: Path, files: list[str]) -> None:
 
 
 def shown(text: str) -> str:
-    """A name as it can be printed: control characters and broken bytes become escapes."""
+    """Return a name as it can be printed: control characters and broken bytes become escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of a repository is one that a push may replace or delete."""
+    """Return whether a file of a repository is one that a push may replace or delete."""
     return name in CONTRACT

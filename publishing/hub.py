@@ -1,7 +1,9 @@
-"""A folder becomes a repository on the Hub: one commit, whole or not at all, and read back afterwards.
+"""Push a folder to a repository on the Hub: one commit, whole or not at all, and read back afterwards.
 
 A repository that was made for a push that fails is removed again; a commit whose files the Hub does not give back as
 they were sent is undone. What the client raises is told in plain words (`hub_errors.py`).
+
+The commit is made by `create_commit`: `upload_folder` makes several of a folder where hf_xet is installed.
 """
 
 import contextlib
@@ -54,7 +56,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Target:
-    """Where on the Hub a folder goes."""
+    """The destination of a folder on the Hub."""
 
     repo_id: str
     private: bool = False
@@ -80,7 +82,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What is on the Hub afterwards: the commit, whether it is new, and the pull request if there is one."""
+    """The result of a push: the commit, whether it is new, and the pull request if there is one."""
 
     commit: str
     is_new: bool
@@ -132,7 +134,7 @@ def require_token() -> None:
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
-    """The folder of a model on the Hub, fetched. Raises `InputError` when there is none that the token may see."""
+    """Fetch a model from the Hub and return its folder. Raises `InputError` for one that the token may not see."""
     with plain_words(name, "; nothing was published"):
         return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
 
@@ -143,7 +145,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def _repository(api: HfApi, target: Target) -> Iterator[None]:
-    """The repository, made where there was none; one that was made is removed again if what follows fails."""
+    """Make the repository unless it exists; if what follows fails, remove one that was made."""
     made = _make(api, target)
     try:
         yield
@@ -154,7 +156,7 @@ def _repository(api: HfApi, target: Target) -> Iterator[None]:
 
 
 def _make(api: HfApi, target: Target) -> bool:
-    """Make the repository unless it exists; whether it was made here and nowhere else."""
+    """Make the repository unless it exists; return whether it was made here and nowhere else."""
     named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     try:
         private = _trying(lambda: api.repo_info(**named)).private
@@ -181,7 +183,7 @@ def _make(api: HfApi, target: Target) -> bool:
 
 
 def _remove_if_empty(api: HfApi, target: Target) -> str:
-    """Remove a repository made a moment ago, unless it has other files than it was born with; what is to be said."""
+    """Remove a repository made a moment ago, unless it has files by now; return what is to be said."""
     named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     try:
         for head in set(_refs(api, target, "branches").values()):
@@ -195,7 +197,7 @@ def _remove_if_empty(api: HfApi, target: Target) -> str:
 
 
 def _head(api: HfApi, target: Target) -> str | None:
-    """The commit that the branch stands at; a branch that does not exist is made."""
+    """Return the commit that the branch stands at; make a branch that does not exist."""
     heads = _refs(api, target, "branches")
     if target.branch and target.branch not in heads:
         repo_type, branch = target.repo_type, target.branch
@@ -222,7 +224,7 @@ def _require_proven(added: list[CommitOperationAdd], proven: Mapping[str, str]) 
 def _operations(
     api: HfApi, added: list[CommitOperationAdd], target: Target, head: str | None, is_ours: Callable[[str], bool]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """Every file that is added, and the deletion of what an earlier push left."""
+    """Return the files to add, and the deletion of what an earlier push left."""
     names = {operation.path_in_repo for operation in added}
     there = {} if head is None else _tree(api, target, head)
     gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in names]
@@ -237,7 +239,7 @@ def _files_under(folder: Path) -> list[Path]:
 
 
 def _tree(api: HfApi, target: Target, revision: str) -> dict[str, RepoFile]:
-    """Every file at a revision, by its path."""
+    """Return every file at a revision, by its path."""
     at: dict[str, Any] = {"repo_type": target.repo_type, "revision": revision}
     tree = _trying(lambda: list(api.list_repo_tree(target.repo_id, None, **at, recursive=True)))
     return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
@@ -248,7 +250,7 @@ def _blobs(api: HfApi, target: Target, revision: str) -> dict[str, str]:
 
 
 def _is_there(operation: CommitOperationAdd, there: dict[str, RepoFile]) -> bool:
-    """Whether the repository has a file with these bytes."""
+    """Return whether the repository has a file with these bytes."""
     entry = there.get(operation.path_in_repo)
     if entry is None:
         return False
@@ -266,7 +268,7 @@ def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
 
 
 def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None, message: str) -> Any:
-    """The one commit, on top of the head that was looked at and of no other."""
+    """Make the one commit, on top of the head that was looked at and of no other."""
 
     attempts = 0
 
@@ -316,7 +318,7 @@ def _check_stored(api: HfApi, operations: list[Any], target: Target, commit: str
 
 
 def _damaged(api: HfApi, operations: list[Any], target: Target, commit: str) -> str | None:
-    """The first file that the Hub gives back with other bytes than were sent, twice."""
+    """Return the first file that the Hub twice gives back with other bytes than were sent, None where there is none."""
     added = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
     sizes, done = sum(operation.upload_info.size for operation in added), 0
     headers = api._build_hf_headers()
@@ -364,7 +366,7 @@ def _tag(api: HfApi, target: Target, commit: str) -> None:
 
 
 def _trying(call: Callable[[], R]) -> R:
-    """Call; where the Hub is busy, has a fault or cannot be reached, call again after a while, twice at most."""
+    """Call; where the Hub is busy, has a fault or cannot be reached, call again after a while, at most twice."""
     for wait in WAITS:
         try:
             return call()
@@ -383,7 +385,7 @@ def _trying(call: Callable[[], R]) -> R:
 
 @contextlib.contextmanager
 def _patient_client() -> Iterator[None]:
-    """The client with an end to its patience, and with its bars only where somebody sees them."""
+    """Limit the client's patience, and show its bars only where somebody sees them."""
     session, hidden = get_session(), are_progress_bars_disabled()
     before = session.timeout
     session.timeout = httpx2.Timeout(SILENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, in one sentence that says what happened, what is on the Hub now and what to do.
+"""Tell what the Hub's client raises in one sentence that says what happened, what is on the Hub now and what to do.
 
 No token survives on the way: not in a message, and not in a cause that a traceback would show.
 """
@@ -22,7 +22,7 @@ SECRET = re.compile(
 
 @contextlib.contextmanager
 def plain_words(repo_id: str, state: str = "") -> Iterator[None]:
-    """What the client raises as an error of ours: what happened, what to do, and what is on the Hub now (`state`).
+    """Raise what the client raises as an error of ours: what happened, what to do, what is on the Hub now (`state`).
 
     Notes on the error (PEP 678) are told after it.
     """
@@ -45,7 +45,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _explain(error: BaseException, repo_id: str) -> tuple[type[Exception] | None, str]:
-    """The kind of error of ours and what to say, for an error of the client's; None for what is our own fault."""
+    """Return the kind of error of ours and the words for an error of the client's; None for a fault of our own."""
     causes = list(_chain(error))
     answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
     if isinstance(error, RepositoryNotFoundError):
@@ -89,7 +89,7 @@ def _explain_status(response: Any, repo_id: str) -> tuple[type[Exception], str]:
 
 
 def _said(response: Any) -> str:
-    """What the server says of an error, in a few words."""
+    """Return what the server says of an error, in a few words."""
     with contextlib.suppress(Exception):
         content = response.json()
         texts = content.get("error") or "; ".join(item["message"] for item in content["errors"])
@@ -105,12 +105,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def line(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return what an error says, in one line."""
     return " ".join(str(error).split())[:300]
 
 
 def without_secrets(text: str) -> str:
-    """The text with stars in the place of tokens: the one in use, and whatever looks like one."""
+    """Return the text with stars in the place of tokens: the one in use, and whatever looks like one."""
     token = get_token()
     if token:
         text = text.replace(token, "***")

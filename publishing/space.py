@@ -78,12 +78,12 @@ def write_app(folder: Path, model: str, revision: str) -> None:
 
 
 def is_of_a_space(name: str) -> bool:
-    """Whether a file of a Space is one that a push may replace or delete."""
+    """Return whether a file of a Space is one that a push may replace or delete."""
     return name in (APP_FILE, NEEDS_FILE, CARD_FILE) or name.startswith(CODE_FOLDER)
 
 
 def page_files() -> set[Path]:
-    """The files of this package that the playground uses: what it imports, and what that imports, and so on."""
+    """Return the files of this package that the playground uses: all that it imports, and what those import."""
     waiting = [_ROOT / _PAGE]
     found = {path for path in (_ROOT / "cli").iterdir() if path.suffix in (".css", ".html", ".js")}
     while waiting:
@@ -97,7 +97,7 @@ def page_files() -> set[Path]:
 
 
 def needed_packages() -> dict[str, str]:
-    """The packages that `page_files` import, of those that this one depends on, with the versions installed here.
+    """Return the packages that `page_files` import, of those that this one depends on, with their versions here.
 
     Raises `InputError` where gradio is not installed.
     """
@@ -116,7 +116,7 @@ def _plain(name: str) -> str:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The full names of all modules that a file may import, and of what it takes out of them."""
+    """Yield the full names of all modules that a file may import, and of what it takes out of them."""
     room = ".".join(["groundup", *path.relative_to(_ROOT).parts[:-1]])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -128,7 +128,7 @@ def _imported(path: Path) -> Iterator[str]:
 
 
 def _file_of(module: str) -> Path | None:
-    """The file of a module of this package; None for what is no module, or another's."""
+    """Return the file of a module of this package; None for what is no module of it."""
     first, *rest = module.split(".")
     place = _ROOT.joinpath(*rest)
     files = [place.with_suffix(".py"), place / "__init__.py"] if first == "groundup" and rest else []

@@ -1,4 +1,4 @@
-"""How a model is loaded and used once: the Python code on its card, which the gate runs as it stands there."""
+"""Write the Python code on a card, which loads a model and uses it once; the gate runs it as it stands there."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ _NEW_TOKENS = 50  # that the code on a card asks for, or half of what the model 
 
 @dataclass(frozen=True)
 class ModelKind:
-    """What a folder holds, and how it is loaded."""
+    """The kind of model that a folder holds, and how it is loaded."""
 
     auto_class: str
     has_code: bool
@@ -98,12 +98,12 @@ class ModelKind:
 
     @property
     def pipeline(self) -> str:
-        """The Hub's name for the task."""
+        """Return the Hub's name for the task."""
         return _PIPELINES[self.auto_class]
 
 
 def kind_of(folder: Path, base: Path | None = None) -> ModelKind:
-    """The kind by the folder's config; a folder without one counts as a language model of ours.
+    """Return the kind by the folder's config; a folder without one counts as a language model of ours.
 
     `base` is where an adapter's base lies; by default where the adapter says, if that is a folder.
     """
@@ -127,20 +127,20 @@ def kind_of(folder: Path, base: Path | None = None) -> ModelKind:
 
 
 def _new_tokens(folder: Path) -> int:
-    """How many tokens the code on a card may ask for: no more than half of what the model looks at."""
+    """Return how many tokens the code on a card may ask for: at most half of the model's context."""
     settings = folder / "tokenizer_config.json"
     limit = read_json(settings).get("model_max_length") if settings.is_file() else None
     return min(_NEW_TOKENS, max(1, int(limit) // 2)) if isinstance(limit, int | float) else _NEW_TOKENS
 
 
 def code_on_card(folder: Path, path: str, base: Path | None = None) -> str:
-    """The Python code on the card of a folder, with `path` and `base` in the place of the names."""
+    """Return the Python code on the card of a folder, with `path` and `base` in the place of the names."""
     kind = kind_of(folder, base)
     return _python(dataclasses.replace(kind, base=None if kind.base is None else str(base or kind.base)), path)
 
 
 def how_to_use(kind: ModelKind, path: str) -> str:
-    """How to load the model, as Markdown, to be copied as it is."""
+    """Return how to load the model, as Markdown, to be copied as it is."""
     if kind.is_gguf:
         return _USE_GGUF
     code = _CODE.format(whose="" if kind.base is None else "base's ") if kind.has_code else ""
@@ -148,7 +148,7 @@ def how_to_use(kind: ModelKind, path: str) -> str:
 
 
 def _python(kind: ModelKind, path: str) -> str:
-    """The code that loads a model and uses it once; the gate runs it as it stands here."""
+    """Return the code that loads a model and uses it once."""
     return (_USE if kind.base is None else _USE_ADAPTER).format(
         auto_class=kind.auto_class,
         path=json.dumps(path, ensure_ascii=False),

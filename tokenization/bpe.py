@@ -64,10 +64,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def suitable_vocab_size(text_bytes: float, *, seen_often: bool = False) -> int:
-    """The vocabulary for a training text of `text_bytes` bytes: the power of two at or above its square root.
+    """Return the vocabulary size for a text of `text_bytes` bytes: the power of two at or above its square root.
 
     The number of distinct words grows like the square root of a text (Heaps' law), and so do the merges worth having.
-    For a text that is `seen_often` it is the nearest power of two: what is rare is then learnt by heart all too easily
+    For a text that is `seen_often` it is the nearest power of two: what is rare is then memorised all too easily
     (docs/experiments.md).
     """
     power = math.log2(max(1, text_bytes)) / 2

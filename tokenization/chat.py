@@ -96,14 +96,14 @@ class ChatEncoder:
         self._shielding = re.compile("|".join(map(re.escape, [*longest_first, "\ufdd0"])))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation, ready for the assistant's next answer.
+        """Return the ids of a conversation, ready for the assistant's next answer.
 
         Raises `ValueError` for a message without role or text, and for one that the template refuses.
         """
         return self.encode([self._render(self._shielded(messages), prompt=True)])[0]
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The text of a conversation in turn read and spoken; the texts are for `encode`.
+        """Split a conversation's text into what is read and what is spoken; the texts are for `encode`.
 
         An answer of weight 0 is read: what is spoken is what a model learns to say.
 
@@ -115,12 +115,12 @@ class ChatEncoder:
         return self._segments(shielded)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each segment's text. Segments are encoded apart, as they are when a model answers."""
+        """Return the ids of each segment's text. Segments are encoded apart, as they are when a model answers."""
         rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         return [self._encode_forged(text) if "\ufdd0" in text else ids for text, ids in zip(texts, rows)]
 
     def _encode_forged(self, text: str) -> list[int]:
-        """The ids of a text in which stand-ins become the characters, and only real special tokens are special."""
+        """Return the ids of a text in which stand-ins become characters, and only real special tokens are special."""
         spellings, ids, at = self._stood_in_for, [], 0
         ends = [*((found.start(), found.end()) for found in self._spellings.finditer(text)), (len(text), len(text))]
         for start, end in ends:
@@ -131,7 +131,7 @@ class ChatEncoder:
         return ids
 
     def _shielded(self, messages: Sequence[Message]) -> list[Message]:
-        """The messages with a stand-in for every special token that is spelt out in them."""
+        """Return the messages with a stand-in for every special token that is spelt out in them."""
         places = {spelling: place for place, spelling in enumerate(self._stood_in_for)}
         shielded = []
         for message in messages:
@@ -164,7 +164,7 @@ class ChatEncoder:
         return [*segments, Segment(text[at:], spoken=False)] if at < len(text) else segments
 
     def _render_marked(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation and what in it lies between generation marks (characters)."""
+        """Return the text of a conversation, and the spans between generation marks (characters)."""
         if not self.is_marked:
             return self._render(messages), []
         texts, spans = self._call(messages, return_assistant_tokens_mask=True)

@@ -1,4 +1,4 @@
-"""A tokenizer as a folder on disk, readable by every version of transformers, and the names of its special tokens.
+"""Save and load a tokenizer as a folder that every version of transformers reads; names of its special tokens.
 
 Special tokens mark structure and never come out of a document's own text: see `plain_backend`.
 """
@@ -78,13 +78,13 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
 
 
 def without_length(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """The tokenizer without the number of tokens that the model it was saved with could look at: it gets another."""
+    """Take from a tokenizer the context of the model that it was saved with: it gets another."""
     tokenizer.model_max_length = VERY_LARGE_INTEGER
     return tokenizer
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The sha256 of what turns text into ids: equal for two tokenizers that give the same ids for every text."""
+    """Return the sha256 of what turns text into ids: equal for two tokenizers that give the same ids for every text."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state.update(truncation=None, padding=None)  # the last call's options, no part of the tokenizer
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
@@ -108,7 +108,7 @@ def require_ids_of(base: str | Path, tokenizer: PreTrainedTokenizerFast, option:
 
 
 def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """A copy of the backend to which text is only text: special tokens are neither added nor recognised.
+    """Return a copy of the backend to which text is only text: special tokens are neither added nor recognised.
 
     A document that contains the characters `<|endoftext|>` becomes the ids of those characters, not the special id,
     so that no text can forge the border between two documents.
@@ -121,7 +121,7 @@ def plain_backend(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 
 def structure_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """The special tokens that mark structure and stand for no text. An unknown word is text, so its token is not one.
+    """Return the special tokens that mark structure, not text. An unknown word is text, so its token is not one.
 
     GPT-2 names its end of text as the unknown token too: a token with a second role keeps that role.
     """

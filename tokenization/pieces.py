@@ -1,4 +1,4 @@
-"""Long texts in pieces: many threads can share a text then, and memory stays flat, whatever its length."""
+"""Cut long texts into pieces: many threads can share a text then, and memory stays flat, whatever its length."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ PIECE_BYTES = 2**16
 
 
 class Sliceable(Protocol):
-    """Bytes that are there, or that are read when a slice of them is asked for."""
+    """Bytes in memory, or bytes read when a slice of them is asked for."""
 
     def __len__(self) -> int: ...
 
@@ -43,6 +43,6 @@ def _last_border(text: str) -> int:
 
 
 def pieces_of(texts: Iterable[str]) -> Iterator[str]:
-    """All pieces of all texts, one after another."""
+    """Yield all pieces of all texts, one after another."""
     for text in texts:
         yield from cut_pieces(text.encode())

@@ -1,4 +1,4 @@
-"""What a tokenizer is worth: measured on text it was not trained on, beside a word-level tokenizer and plain bytes.
+"""Measure a tokenizer on text it was not trained on, beside a word-level tokenizer and plain bytes.
 
 Languages are compared on the same sentences: a language that needs three times English's tokens has a third of the
 context, at three times the price.
@@ -52,7 +52,7 @@ LANGUAGES: dict[str, str] = {
 def tokenizer_report(
     tokenizer: PreTrainedTokenizerFast, train_texts: Iterable[str], validation_texts: Iterable[str]
 ) -> list[dict[str, Any]]:
-    """One row for the tokenizer, for words learnt from `train_texts` (as many as it has tokens), and for plain bytes.
+    """Return a row each for the tokenizer, for as many words learnt from `train_texts`, and for plain bytes.
 
     Each row, over `validation_texts`: `bytes_per_token` (more is better, if nothing is lost), `unknown_rate` (share of
     tokens that stand for a word it does not know), `tokens_per_document`, `vocabulary_used` (share of its tokens that
@@ -71,7 +71,7 @@ def tokenizer_report(
 
 
 def report_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows as a table for the terminal."""
+    """Return the rows as a table for the terminal."""
     table = Table(title="tokenizer, on held-out text", title_justify="left")
     for column in ("tokenizer", "vocabulary", "bytes/token", "unknown", "tokens/doc", "used"):
         table.add_column(column, justify="left" if column == "tokenizer" else "right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What the tokens of a vocabulary stand for, in bytes of text, and what of a text a tokenizer loses on the way.
+"""Count the bytes of text that each token of a vocabulary stands for, and what a tokenizer loses of a text.
 
 The bytes of a text are known, so a vocabulary only has to say how they fall to its tokens: `TokenBytes` says it of
 every kind of tokenizer, exactly of a byte-level one, nearly of the others.
@@ -27,7 +27,7 @@ _BATCH_PIECES = 256
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """How many bytes each token id stands for, `lengths` (vocabulary,), and the ids that stand for what was lost.
+    """The number of bytes that each token id stands for, `lengths` (vocabulary,), and the ids for what was lost.
 
     Unless they are `exact`, `lengths` are to be multiplied so that the tokens of a text have the bytes of the text.
     """
@@ -50,13 +50,13 @@ class TokenBytes:
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the pieces of a vocabulary are written in GPT-2's letters, one for each byte."""
+    """Return whether the pieces of a vocabulary are written in GPT-2's letters, one for each byte."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
     return any(part["type"] == "ByteLevel" for part in decoder.get("decoders", [decoder]) if part)
 
 
 def bytes_lost(tokenizer: PreTrainedTokenizerFast, pieces: Iterable[str]) -> int:
-    """How many bytes of a text stand in no token, not even in an unknown one; white space and marks aside.
+    """Return how many bytes of a text no token stands for, not even an unknown one; white space and marks aside.
 
     Only a BPE that has no unknown token and lacks some letters or bytes passes over what it does not know; of every
     other kind the answer is 0 and nothing is read.
@@ -76,7 +76,7 @@ def bytes_lost(tokenizer: PreTrainedTokenizerFast, pieces: Iterable[str]) -> int
 
 
 def _length(piece: str, model: dict[str, Any], letters: bool) -> int:
-    """The bytes that a piece of a vocabulary stands for."""
+    """Return the number of bytes that a piece of a vocabulary stands for."""
     if model.get("byte_fallback") and _FALLBACK.fullmatch(piece):
         return 1
     if letters and all(letter in BYTE_OF_LETTER for letter in piece):
@@ -89,13 +89,13 @@ def _length(piece: str, model: dict[str, Any], letters: bool) -> int:
 
 
 def _unknown_ids(model: dict[str, Any], vocabulary: dict[str, int]) -> frozenset[int]:
-    """The id that a model of `tokenizers` writes for what it does not know, if it has one."""
+    """Return the id that a model of `tokenizers` writes for what it does not know, if it has one."""
     index = model.get("unk_id") if model["type"] == "Unigram" else vocabulary.get(model.get("unk_token") or "")
     return frozenset() if index is None else frozenset([index])
 
 
 def _passes_over(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether a tokenizer may pass over a part of a text without a word."""
+    """Return whether a tokenizer may drop a part of a text in silence."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocabulary = model.get("vocab") or {}
     if model["type"] != "BPE" or (model.get("unk_token") or "") in vocabulary:
@@ -106,13 +106,13 @@ def _passes_over(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def _count(backend: Tokenizer, text: str, wanted: list[int]) -> int:
-    """How often certain bytes stand in a text as a backend normalises it."""
+    """Return how often certain bytes stand in a text as a backend normalises it."""
     text = backend.normalizer.normalize_str(text) if backend.normalizer else text
     return int(np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)[wanted].sum())
 
 
 def _uncovered(backend: Tokenizer, texts: list[str]) -> int:
-    """The bytes of the characters that lie in the span of no token, but for white space, marks and invisible ones."""
+    """Return the bytes of the characters that no token's span covers, but for white space, marks and invisible ones."""
     lost = 0
     for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False)):
         covered = np.zeros(len(text) + 1, np.int64)
