@@ -361,13 +361,13 @@ def publish(worker):
 
 
 @pytest.fixture(scope="session")
-def stranger(worker):
+def clean_process(worker):
     """Run code that knows `name` and `revision`, but neither our package nor a token; the lines that it prints."""
 
     def run(code, repo_id, revision="main", token=None):
         opening = f"name, revision = {repo_id!r}, {revision!r}\n"
         without_us = "import sys; sys.modules['groundup'] = None\n"
-        return worker("stranger", opening + code, token, opening=without_us).stdout.splitlines()
+        return worker("clean_process", opening + code, token, opening=without_us).stdout.splitlines()
 
     return run
 

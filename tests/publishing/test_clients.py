@@ -8,7 +8,7 @@ import torch
 import transformers
 from peft import PeftModel
 
-import groundup.modeling  # noqa: F401 (for loading here what strangers load by the code that travels)
+import groundup.modeling  # noqa: F401 (for loading here what others load by the code that travels)
 
 IDS = torch.arange(2, 34)[None]
 LOGITS = """
@@ -55,11 +55,11 @@ def versions(hub, publish, published, makers):
 
 
 @pytest.mark.slow
-def test_a_language_model_is_used_at_any_revision(versions, stranger, hub):
+def test_a_language_model_is_used_at_any_revision(versions, clean_process, hub):
     name, folders = versions
     first = hub.state(name)["tags"]["v1"]
     for revision, version in (("main", "v2"), ("v2", "v2"), ("v1", "v1"), (first, "v1")):
-        total, text, piped = stranger(CAUSAL, name, revision)
+        total, text, piped = clean_process(CAUSAL, name, revision)
         model = transformers.AutoModelForCausalLM.from_pretrained(folders[version])
         tokenizer = transformers.AutoTokenizer.from_pretrained(folders[version])
         assert float(total) == pytest.approx(logits(model), abs=1e-3)
@@ -68,7 +68,7 @@ def test_a_language_model_is_used_at_any_revision(versions, stranger, hub):
 
 
 @pytest.mark.slow
-def test_every_other_head_is_loaded_and_used(hub, published, stranger, makers, kinds):
+def test_every_other_head_is_loaded_and_used(hub, published, clean_process, makers, kinds):
     for kind, (head, _) in kinds.items():
         code = f"""
 from transformers import {head} as Auto
@@ -76,13 +76,13 @@ for at in (None, revision):
     print(logits(Auto.from_pretrained(name, revision=at, trust_remote_code=True)))
 """
         here = logits(getattr(transformers, head).from_pretrained(makers(kind)))
-        assert [float(total) for total in stranger(LOGITS + code, published(kind), "v1")] == pytest.approx(
+        assert [float(total) for total in clean_process(LOGITS + code, published(kind), "v1")] == pytest.approx(
             [here, here], abs=1e-3
         ), kind
 
 
 @pytest.mark.slow
-def test_a_classifier_has_its_labels_in_a_pipeline(hub, published, stranger):
+def test_a_classifier_has_its_labels_in_a_pipeline(hub, published, clean_process):
     code = """
 from transformers import pipeline
 for task in ("text-classification", "token-classification"):
@@ -90,11 +90,11 @@ for task in ("text-classification", "token-classification"):
     print({row.get("label", row.get("entity")) for row in judge("The cat sat")} <= {"ham", "maybe", "spam"})
 """
     names = {"text-classification": published("classifier"), "token-classification": published("words")}
-    assert stranger(f"name = {names!r}\n" + code, "", "v1") == ["True", "True"]
+    assert clean_process(f"name = {names!r}\n" + code, "", "v1") == ["True", "True"]
 
 
 @pytest.mark.slow
-def test_an_adapter_is_loaded_on_top_of_its_base(hub, published, stranger, makers):
+def test_an_adapter_is_loaded_on_top_of_its_base(hub, published, clean_process, makers):
     name, base = published("adapter"), published("language")
     card = hub.files(name)["README.md"].decode()
     assert f"base_model: {base}" in card and "base_model_relation: adapter" in card and "library_name: peft" in card
@@ -107,20 +107,20 @@ for at in (None, revision):
 """
     model = transformers.AutoModelForCausalLM.from_pretrained(makers("language"))
     here = logits(PeftModel.from_pretrained(model, makers("adapter")))
-    assert [float(total) for total in stranger(LOGITS + code, name, "v1")] == pytest.approx([here, here], abs=1e-3)
-    assert stranger(python_of(card), name)[0].startswith("Once upon a time")
+    assert [float(total) for total in clean_process(LOGITS + code, name, "v1")] == pytest.approx([here, here], abs=1e-3)
+    assert clean_process(python_of(card), name)[0].startswith("Once upon a time")
 
 
 @pytest.mark.slow
-def test_the_code_on_a_card_runs_from_the_hub(versions, hub, published, stranger):
+def test_the_code_on_a_card_runs_from_the_hub(versions, hub, published, clean_process):
     name, _ = versions
-    assert stranger(python_of(hub.files(name)["README.md"].decode()), name)[0].startswith("Once upon a time")
+    assert clean_process(python_of(hub.files(name)["README.md"].decode()), name)[0].startswith("Once upon a time")
     name = published("classifier")
-    assert stranger(python_of(hub.files(name)["README.md"].decode()), name)[0] in ("ham", "maybe", "spam")
+    assert clean_process(python_of(hub.files(name)["README.md"].decode()), name)[0] in ("ham", "maybe", "spam")
 
 
 @pytest.mark.slow
-def test_weights_of_more_than_ten_megabytes_go_in_parts_and_come_back(hub, published, stranger, makers):
+def test_weights_of_more_than_ten_megabytes_go_in_parts_and_come_back(hub, published, clean_process, makers):
     size = (makers("large") / "model.safetensors").stat().st_size
     assert size > 10_000_000
     seen = len(hub.requests())
@@ -128,11 +128,11 @@ def test_weights_of_more_than_ten_megabytes_go_in_parts_and_come_back(hub, publi
     parts = [row for row in hub.requests()[seen:] if row["path"].startswith("/_parts/") and row["method"] == "PUT"]
     assert len(parts) == -(-size // 2_000_000)
     here = logits(transformers.AutoModelForCausalLM.from_pretrained(makers("large")))
-    assert float(stranger(CAUSAL, name, "v1")[0]) == pytest.approx(here, abs=1e-3)
+    assert float(clean_process(CAUSAL, name, "v1")[0]) == pytest.approx(here, abs=1e-3)
 
 
 @pytest.mark.slow
-def test_files_are_fetched_whole_by_name_and_by_commit(versions, hub, stranger, elsewhere):
+def test_files_are_fetched_whole_by_name_and_by_commit(versions, hub, clean_process, elsewhere):
     name, folders = versions
     sha = hub.state(name)["tags"]["v1"]
     code = """
@@ -147,7 +147,7 @@ card.validate()
 print(card.data.license, card.data.pipeline_tag, card.data.language)
 print(len(get_safetensors_metadata(name, revision=revision).weight_map))
 """
-    place, commit, said, tensors = stranger(code, name, sha)
+    place, commit, said, tensors = clean_process(code, name, sha)
     assert contents(Path(place)) == hub.files(name, sha) and commit == sha
     assert said == "apache-2.0 text-generation ['en']"
     assert int(tensors) == len(transformers.AutoModelForCausalLM.from_pretrained(folders["v1"]).state_dict())
@@ -165,7 +165,7 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_a_private_repository_is_seen_by_its_owner_alone(hub, pusher, stranger, tmp_path, repo_id):
+def test_a_private_repository_is_seen_by_its_owner_alone(hub, pusher, clean_process, tmp_path, repo_id):
     (tmp_path / "model.safetensors").write_bytes(b"x")
     pusher(tmp_path, repo_id, private=True)
     code = """
@@ -175,12 +175,12 @@ try:
 except errors.RepositoryNotFoundError:
     print("not found")
 """
-    assert stranger(code, repo_id) == ["not found"]
-    assert stranger(code, repo_id, token=hub.token) == ["True"]
+    assert clean_process(code, repo_id) == ["not found"]
+    assert clean_process(code, repo_id, token=hub.token) == ["True"]
 
 
 @pytest.mark.slow
-def test_datasets_reads_a_models_log_and_gets_back_what_it_sent(versions, stranger, hub, repo_id):
+def test_datasets_reads_a_models_log_and_gets_back_what_it_sent(versions, clean_process, hub, repo_id):
     name, folders = versions
     code = """
 from datasets import Dataset, load_dataset
@@ -190,13 +190,13 @@ Dataset.from_dict({"text": ["The cat", "sat"]}).push_to_hub(own)
 print(list(load_dataset(own, split="train")["text"]))
 """
     log = (folders["v1"] / "log.jsonl").read_text().splitlines()
-    said = stranger(f"own = {repo_id!r}\n" + code, name, "v1", token=hub.token)
+    said = clean_process(f"own = {repo_id!r}\n" + code, name, "v1", token=hub.token)
     assert said == [f"{len(log)} {json.loads(log[0])['loss']}", "['The cat', 'sat']"]
 
 
 @pytest.mark.slow
 def test_evaluate_finds_a_metric_on_the_hub_and_scores_our_classifier(
-    hub, published, stranger, worker, accuracy_script
+    hub, published, clean_process, worker, accuracy_script
 ):
     upload = f"""
 from huggingface_hub import HfApi
@@ -221,11 +221,11 @@ score = evaluate.evaluator("text-classification").compute(
 )
 print(score["accuracy"] in (0.0, 0.5, 1.0))
 """
-    assert stranger(code, published("classifier"), "v1")[-1] == "True"
+    assert clean_process(code, published("classifier"), "v1")[-1] == "True"
 
 
 @pytest.mark.slow
-def test_lm_eval_measures_what_was_pushed_at_a_revision(versions, stranger, tmp_path):
+def test_lm_eval_measures_what_was_pushed_at_a_revision(versions, clean_process, tmp_path):
     name, folders = versions
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "The cat", "answer": " sat"}) + "\n")
     (tmp_path / "task.yaml").write_text(f"""
@@ -248,7 +248,7 @@ for at in ("main", revision):
     )
     print(results["results"]["one_word"]["perplexity,none"])
 """
-    said = [float(line) for line in stranger(code, name, "v1")[-2:]]
+    said = [float(line) for line in clean_process(code, name, "v1")[-2:]]
     for found, folder in zip(said, (folders["v2"], folders["v1"])):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -260,9 +260,9 @@ for at in ("main", revision):
 
 
 @pytest.mark.slow
-def test_the_token_lies_in_no_file_that_publishing_or_loading_left(versions, hub, worker, stranger):
+def test_the_token_lies_in_no_file_that_publishing_or_loading_left(versions, hub, worker, clean_process):
     name, _ = versions
-    stranger("from huggingface_hub import snapshot_download; snapshot_download(name)", name, token=hub.token)
+    clean_process("from huggingface_hub import snapshot_download; snapshot_download(name)", name, token=hub.token)
     files = [path for folder in (hub.root / "objects", *worker.homes) for path in folder.rglob("*") if path.is_file()]
     assert len(worker.homes) == 2 and any(path.name == "README.md" for path in files)
     assert [path for path in files if hub.token.encode() in path.read_bytes()] == []

@@ -1,4 +1,4 @@
-"""An adapter alone, read by peft and transformers as strangers would, and folded into its base by `merge`."""
+"""An adapter alone, read by peft and transformers in a clean process, and folded into its base by `merge`."""
 
 import json
 

@@ -1,10 +1,10 @@
-"""From a checkpoint to strangers: the verb `publish` against the hub. What clients make of it: `test_clients.py`."""
+"""From a checkpoint to a clean process: the verb `publish` against the hub. Clients of it: `test_clients.py`."""
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import groundup.modeling  # noqa: F401 (for loading here what strangers load by the code that travels)
+import groundup.modeling  # noqa: F401 (for loading here what others load by the code that travels)
 
 CAUSAL = """
 import torch
@@ -30,7 +30,7 @@ def test_a_dry_run_shows_files_sizes_and_card_and_asks_nothing(publish, checkpoi
     assert "license" not in (folder / "recipe.yaml").read_text()  # the checkpoint itself is left as it was
 
 
-def test_a_published_model_is_loaded_and_used_by_strangers(elsewhere, checkpoint, hub, repo_id):
+def test_a_published_model_is_loaded_and_used_in_a_clean_process(elsewhere, checkpoint, hub, repo_id):
     folder = checkpoint()
     words = ("publish", folder, repo_id, "--license", "apache-2.0", "--language", "en", "--tag", "v1")
     done = elsewhere("-m", "groundup", *words)
@@ -83,10 +83,12 @@ def test_an_adapter_without_a_base_that_others_have_is_not_published(publish, ch
 
 
 @pytest.mark.slow
-def test_a_twin_is_published_beside_the_model_and_needs_no_code_of_ours(publish, stranger, checkpoint, hub, repo_id):
+def test_a_twin_is_published_beside_the_model_and_needs_no_code_of_ours(
+    publish, clean_process, checkpoint, hub, repo_id
+):
     publish(checkpoint(), repo_id, "--with-twin", "qwen3", "--with-twin", "gguf", "--tag", "v1")
     code = CAUSAL.replace(", trust_remote_code=True", "").replace(", trust_remote_code=False", "")
-    assert stranger(code, f"{repo_id}-qwen3", "v1") == stranger(CAUSAL, repo_id, "v1")
+    assert clean_process(code, f"{repo_id}-qwen3", "v1") == clean_process(CAUSAL, repo_id, "v1")
     files = hub.files(f"{repo_id}-gguf")
     assert set(files) == {".gitattributes", "README.md", "metrics.json", "model.gguf", "recipe.yaml"}
     for kind in ("qwen3", "gguf"):
