@@ -1,1 +1,1 @@
-"""What every room shares and that knows nothing of language models: errors, settings, files, the console."""
+"""Share what every room needs and what knows nothing of language models: errors, settings, files, the console."""

@@ -11,7 +11,7 @@ PLAIN_SECONDS = 15.0  # between two lines of progress when the output is a file 
 
 
 def say(message: str = "") -> None:
-    """Print a line for the person to standard error, unless `--quiet` silenced it; brackets are not markup."""
+    """Print a line for the user to standard error, unless `--quiet` silenced it; brackets are not markup."""
     console.print(message, markup=False)
 
 

@@ -1,4 +1,4 @@
-"""What a person gave: the paths and names that they meant, a near name for a wrong one, and the errors to tell."""
+"""What the user gave: the path or name that was meant, a near name for a wrong one, and the errors to tell."""
 
 import contextlib
 import difflib
@@ -18,6 +18,11 @@ def near(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line of at most 300 characters, or its class where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or one that it was raised from, says that no space is left to write, or none allowed.
 
@@ -33,8 +38,8 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: the person asked for it)
-    """The person stopped a run; its state is saved. Exit status 130. The message says how to go on."""
+class Interrupted(Exception):  # noqa: N818 (no error: the user asked for it)
+    """The user stopped a run; its state is saved. Exit status 130. The message says how to go on."""
 
 
 class Diverged(Exception):  # noqa: N818
@@ -46,7 +51,7 @@ class Unavailable(Exception):  # noqa: N818 (the others here are named after wha
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that a person means: the text as it stands where something lies there, else with `~` for a home.
+    """Return the path that the user means: the text as it stands where something lies there, else with `~` for a home.
 
     Raises `InputError` for what cannot be a path at all: a name that is too long, or one with a NUL.
     """

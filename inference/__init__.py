@@ -1,1 +1,1 @@
-"""Load any model, decode, sample and stream what it writes."""
+"""Load any model (`loading`), decode (`decoding`), sample and stream (`generation`), follow a text (`writing`)."""

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import GENERATION_CONFIG_NAME, cached_file, find_adapter_config_file
 
-from groundup.common.errors import InputError, user_path
+from groundup.common.errors import InputError, one_line, user_path
 from groundup.common.files import METRICS_FILE, MODEL_WEIGHTS, OVERRIDES_FILE, TOKENIZER_FILE, sha256_of
 from groundup.inference.kinds import ADAPTER_CLASSES, overrides_of, read_json
 from groundup.tokenization.folder import load_tokenizer
@@ -57,8 +57,7 @@ def attach(model: PreTrainedModel, source: str | Path, base: str, new: list[str]
             f"{SAFETENSORS_WEIGHTS_NAME} of {source} is truncated or not safetensors: download or save it again"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the adapter {source} does not fit its base {base}: {reason}") from error
+        raise InputError(f"the adapter {source} does not fit its base {base}: {one_line(error)}") from error
     brought = tuple(adapter_settings(source).get("modules_to_save") or ())
     if random := [name for name in new if not name.endswith(brought)]:
         raise InputError(f"neither the adapter {source} nor its base {base} has weights for {', '.join(random[:3])}: "

@@ -1,1 +1,1 @@
-"""From a trained folder to the Hub: conversion, merging, card, gate, proof and the client."""
+"""Turn a trained folder into a repository on the Hub: convert, merge, describe, check, prove, push."""

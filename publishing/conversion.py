@@ -81,7 +81,7 @@ def import_gpt2(settings: ImportGpt2Settings) -> Path:
             tokenizer = _read_tokenizer(weights.parent, settings)
             model = _read_model(weights, tokenizer)
         except (ValueError, OSError, StrictDataclassError) as error:
-            raise InputError(f"cannot import {settings.source}: {_one_line(error)}") from error
+            raise InputError(f"cannot import {settings.source}: {_last_line(error)}") from error
         recipe = _recipe(
             "import-gpt2", name, settings, source=name, tokenizer=settings.tokenizer and public_name(settings.tokenizer)
         )
@@ -169,7 +169,7 @@ def _write_twin(
                 write_yaml(folder / RECIPE_FILE, _recipe("export", name, settings, checkpoint=name))
                 describe_twin(folder, user_path(settings.checkpoint), twin.num_parameters(), difference)
     except ValueError as error:
-        raise InputError(f"{failed}: {_one_line(error)}") from error
+        raise InputError(f"{failed}: {_last_line(error)}") from error
     return twin, difference
 
 
@@ -196,7 +196,7 @@ def _fetch(source: str) -> Path:
             if any(folder.glob(weights)):
                 break
     except (OSError, ValueError) as error:
-        raise InputError(f"no folder or file {source}, and the Hub gives none: {_one_line(error)}") from error
+        raise InputError(f"no folder or file {source}, and the Hub gives none: {_last_line(error)}") from error
     return folder
 
 
@@ -274,7 +274,7 @@ def _recipe(of: str, name: str, settings: ImportGpt2Settings | ExportSettings, *
     return {"name": name, "verb": of, "settings": dataclasses.asdict(settings) | {"out": None} | public}
 
 
-def _one_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     """Return the last line of a message: transformers and huggingface_hub say there what is wrong."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

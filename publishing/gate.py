@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 import groundup
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, one_line
 from groundup.common.files import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
@@ -165,7 +165,7 @@ def _json(path: Path, findings: Findings) -> dict[str, Any] | None:
         if isinstance(values, dict):
             return values
     except (ValueError, RecursionError) as error:
-        reason = f"no JSON ({_line(error)})"
+        reason = f"no JSON ({one_line(error)})"
     findings.add(f"{path.name} is {reason}", "save the model again")
     return None
 
@@ -189,7 +189,7 @@ def _check_weights(path: Path, findings: Findings) -> None:
                 if not bool(_all_finite(tensors.get_tensor(name))):
                     findings.add(f"{shown(name)} in {path.name} has numbers that are not finite", "train it again")
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeError) as error:
-        findings.add(f"{path.name} is no whole safetensors file ({_line(error)})", "save the model again")
+        findings.add(f"{path.name} is no whole safetensors file ({one_line(error)})", "save the model again")
 
 
 def _all_finite(tensor: torch.Tensor) -> bool:
@@ -255,11 +255,11 @@ def _check_tokenizer(folder: Path, values: dict[str, Any], findings: Findings) -
         again = backend.encode(text, add_special_tokens=False).ids
         load_tokenizer(folder)
     except InputError as error:
-        findings.add(_line(error), "save the tokenizer again")
+        findings.add(one_line(error), "save the tokenizer again")
     except BaseException as error:  # the library is written in Rust, and what panics there is no Exception here
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        findings.add(f"tokenizer.json cannot be used ({_line(error)})", "save the tokenizer again")
+        findings.add(f"tokenizer.json cannot be used ({one_line(error)})", "save the tokenizer again")
     else:
         # A byte-level tokenizer must give the text back; one of words loses some, but must agree with itself.
         if ids != again or ("ByteLevel" in str(backend.decoder) and text != PROBE):
@@ -300,7 +300,7 @@ def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -
     try:
         recipe = read_yaml(path) | {name: value for name, value in additions.items() if value}
     except (InputError, RecursionError, ValueError, TypeError, AttributeError) as error:
-        findings.add(f"{RECIPE_FILE} cannot be used ({_line(error)})", "train again, or write one")
+        findings.add(f"{RECIPE_FILE} cannot be used ({one_line(error)})", "train again, or write one")
         return
     if not re.fullmatch(LICENSE, str(recipe.get("license") or "")):
         findings.add("no licence is set", "add --license, for example --license apache-2.0")
@@ -309,7 +309,9 @@ def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -
         write_card(folder)
     except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UnicodeError) as error:
         if not findings.found:
-            findings.add(f"no card can be made of {RECIPE_FILE} and {METRICS_FILE} ({_line(error)})", "train it again")
+            findings.add(
+                f"no card can be made of {RECIPE_FILE} and {METRICS_FILE} ({one_line(error)})", "train it again"
+            )
 
 
 def _check_paths(folder: Path, findings: Findings) -> None:
@@ -358,7 +360,3 @@ def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_
         findings.add(f"{name} has other weights than the base this adapter was trained on", "publish that one first")
     findings.stop()
     return base
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

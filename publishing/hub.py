@@ -38,15 +38,15 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils.sha import git_hash
 
 from groundup.common.console import ProgressBar, console, say
-from groundup.common.errors import InputError, Unavailable
+from groundup.common.errors import InputError, Unavailable, one_line
 from groundup.common.files import CARD_FILE, RECIPE_FILE
-from groundup.publishing.hub_errors import line, plain_words
+from groundup.publishing.hub_errors import plain_words
 
 MAIN = "main"
 SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken for dead; the client itself waits for ever
 WAITS = (1.0, 4.0)  # seconds before the second and the third try of a call that the client does not repeat itself
 MODEL_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt", CARD_FILE, RECIPE_FILE, "*.png"]
-LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left to the person
+LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left to the user
 # What git takes as the name of a branch or a tag (git-check-ref-format), without its rarer letters.
 GIT_NAME = re.compile(r"(?![-/.])(?!.*(\.\.|//|/\.|\.lock(/|$)|@\{))[\w./@+-]+(?<![/.])")
 LEFT_EMPTY = "{}, made for this, may be left there empty: the same command goes on with it"
@@ -70,7 +70,9 @@ class Target:
         try:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
-            raise InputError(f"{self.repo_id!r} is no repository's name: give OWNER/NAME ({line(error)})") from error
+            raise InputError(
+                f"{self.repo_id!r} is no repository's name: give OWNER/NAME ({one_line(error)})"
+            ) from error
         if self.repo_id.count("/") != 1:
             raise InputError(f"{self.repo_id!r} does not say whose repository it is: give OWNER/NAME")
         for option, name in (("--branch", self.branch), ("--tag", self.tag)):
@@ -103,7 +105,7 @@ def push_folder(
     at, with their sha256: nothing else is sent.
 
     Raises:
-        InputError: for what the person can mend: token, rights, name, somebody else's push in between, files that
+        InputError: for what the user can mend: token, rights, name, somebody else's push in between, files that
             changed after they were looked at.
         Unavailable: where the Hub or the way to it failed.
     """

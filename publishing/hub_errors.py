@@ -12,7 +12,7 @@ import httpx2
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from groundup.common.errors import InputError, Unavailable
+from groundup.common.errors import InputError, Unavailable, one_line
 
 SECRET = re.compile(
     rb"\b(?:hf_[A-Za-z0-9]{30,}|api_org_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|"
@@ -60,7 +60,7 @@ def _explain(error: BaseException, repo_id: str) -> tuple[type[Exception] | None
     if any(isinstance(cause, httpx2.TransportError | ConnectionError) for cause in causes):
         return Unavailable, f"cannot reach {constants.ENDPOINT}, or it went away: run the same command again"
     if isinstance(error, ValueError):  # the card's metadata, or a file that the storage refuses
-        return InputError, f"the Hub refuses what is to be published: {line(error)}"
+        return InputError, f"the Hub refuses what is to be published: {one_line(error)}"
     return None, ""
 
 
@@ -102,11 +102,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while cause is not None:
         yield cause
         cause = cause.__cause__ or cause.__context__
-
-
-def line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split())[:300]
 
 
 def without_secrets(text: str) -> str:

@@ -20,7 +20,7 @@ import transformers
 from safetensors.torch import load_file
 
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, one_line
 from groundup.common.files import CONFIG_FILE
 from groundup.inference.adapters import tokenizer_of
 from groundup.inference.generation import encode_prompt
@@ -148,8 +148,7 @@ def _load(folder: Path, auto_class: str) -> Any:
                 folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # of a broken checkpoint transformers may raise anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{folder} does not load: {reason}") from error
+        raise InputError(f"{folder} does not load: {one_line(error)}") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if info[kind]:
             names = ", ".join(sorted(info[kind])[:3])

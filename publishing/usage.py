@@ -155,7 +155,7 @@ def _python(kind: ModelKind, path: str) -> str:
         which="  # this folder, or the name of its repository on the Hub" if path == "." else "",
         base=json.dumps(kind.base, ensure_ascii=False),
         words="path" if kind.has_tokenizer else "base",
-        # Said outright, or transformers asks the person about the model's code when it loads a tokenizer without any.
+        # Said outright, or transformers asks the user about the model's code when it loads a tokenizer without any.
         distrust=", trust_remote_code=False" if kind.has_code else "",
         trust=", trust_remote_code=True" if kind.has_code else "",
         told="".join(f", {name}={value!r}" for name, value in kind.overrides.items()),

@@ -1,1 +1,1 @@
-"""Text to ids and back: the word-level and the byte-level BPE tokenizer, chat templates, the tokenizer report."""
+"""Turn text into ids and back: words, byte-level BPE, chat templates, and the report on a tokenizer."""
