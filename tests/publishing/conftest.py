@@ -255,7 +255,7 @@ def elsewhere(running_hub, tmp_path):
 PUSHER = """\
 import dataclasses, json, os, sys, traceback
 from pathlib import Path
-from groundup.common import hub
+from groundup.publishing import hub
 hub.WAITS = (0.05, 0.1)
 for line in sys.stdin:
     order = json.loads(line)
