@@ -176,7 +176,7 @@ def _do(name: str, options: list[str]) -> None:
     try:
         Path.cwd()
     except FileNotFoundError:
-        raise InputError("the folder that this is called in is gone: change to one that is there") from None
+        raise InputError("the current folder is gone: change to another one") from None
     settings = parse(name, options)
     if settings is not None:
         with clock.counting_from_process_start():

@@ -115,7 +115,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         if (self._state / "whole").is_dir():
             move_up(self._state / "whole", self.path)
             maker, self._left_by = self._left_by, None
-            raise InputError(f"{self.path} has the whole of what a killed `groundup {maker}` made: choose a new --out")
+            raise InputError(f"{self.path} has the finished output of a killed `groundup {maker}`: choose a new --out")
         self._require_usable()
         for entry in self._state.iterdir():
             if entry.name != "lock":
@@ -272,9 +272,7 @@ def _unread(recipe: Path) -> str:
 
 def nothing_to_resume(folder: str | Path) -> InputError:
     """Return what to say where `--resume` finds no run in a folder, and nothing is given to begin one."""
-    return InputError(
-        f"{folder} holds nothing to go on with, and no --data is given to begin with: see --out, or give --data"
-    )
+    return InputError(f"{folder} holds nothing to resume, and no --data is given: check --out, or give --data")
 
 
 def tidy(folder: Path) -> None:

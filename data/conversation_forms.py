@@ -221,7 +221,9 @@ def _weighed(role: str, content: str | None, weight: Any) -> Message:
     try:
         learnt = {0.0: False, 1.0: True}[1.0 if weight is None else float(weight)]
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"a message has the weight {weight}: give 1, or 0 for one that is not to be learnt") from None
+        raise InputError(
+            f"a message has the weight {weight}: give 1, or 0 for a message that is not trained on"
+        ) from None
     silent = not learnt or not (content or "").strip()
     message: Message = {"role": role, "content": content or ""}
     return message | {WEIGHT: 0} if role == "assistant" and silent else message

@@ -91,7 +91,7 @@ def _metadata(path: Path) -> tuple[str | None, int | None]:
 
 def _ids(path: Path, size: int, vocab_size: int) -> npt.NDArray[Any]:
     if path.stat().st_size % size:
-        raise InputError(f"{path} is not whole: its {path.stat().st_size:,} bytes are no multiple of {size}")
+        raise InputError(f"{path} is incomplete: its {path.stat().st_size:,} bytes are not a multiple of {size}")
     ids = np.memmap(path, f"<u{size}", "r")
     largest = max(int(ids[start : start + _CHUNK].max()) for start in range(0, len(ids), _CHUNK))
     if largest >= vocab_size:
@@ -106,7 +106,7 @@ def _document_ends(path: Path, ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     index = path.with_name(f"{path.name}.index")
     ends = np.fromfile(index, "<u8").astype(np.int64) if index.is_file() else np.array([len(ids)])
     if not len(ends) or ends[-1] != len(ids):
-        raise InputError(f"{path} has {len(ids):,} tokens, which is not what its index says: it is not whole")
+        raise InputError(f"{path} has {len(ids):,} tokens, which is not what its index says: it is incomplete")
     return ends
 
 

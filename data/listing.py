@@ -47,7 +47,7 @@ def check_file(path: Path, name: str) -> None:
         if path.is_symlink():
             target = printable(str(path.readlink()))
             raise InputError(
-                f"{name} is a link to {target}, which is not there: mend the link or leave it out"
+                f"{name} is a link to {target}, which does not exist: fix the link or leave it out"
             ) from error
         raise InputError(f"cannot read {name}: {error.strerror or error}") from error
     if not stat.S_ISREG(mode):
@@ -105,7 +105,7 @@ class _Passed:
         if len(known) < len(found):
             endings = sorted({printable(file.suffix) or "no ending" for file in set(found) - set(known)})
             count = len(found) - len(known)
-            say(f"{self.item}: passed over {count} of {len(found)} files by their kind ({', '.join(endings[:8])})")
+            say(f"{self.item}: skipped {count} of {len(found)} files of other types ({', '.join(endings[:8])})")
         reasons = {
             "hidden": self.hidden,
             "reached before, through a link": self.again,
@@ -114,7 +114,7 @@ class _Passed:
         for reason, paths in reasons.items():
             if paths:
                 names = listed((printable(path.name) for path in sorted(paths)), 4)
-                say(f"{self.item}: passed over {len(paths)} that are {reason} ({names})")
+                say(f"{self.item}: skipped {len(paths)} that are {reason} ({names})")
 
 
 def _readable(found: Iterable[Path], folder: Path | None, passed: _Passed) -> list[Named]:

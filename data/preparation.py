@@ -64,7 +64,7 @@ def prepare(settings: PrepareSettings) -> Path:
         raise InputError("prepare needs a tokenizer: give --tokenizer a folder or a Hub name")
     for option, given in (("--resume", settings.resume), ("--part", settings.part)):
         if given and settings.out is None:
-            raise InputError(f"{option} needs --out: the folder to go on with, which all parts share")
+            raise InputError(f"{option} needs --out: give the folder that all parts share")
     share = Share.read(settings.part) if settings.part else None
     out = given_folder(settings.out) / share.folder if share and settings.out is not None else settings.out
     with claim(out, "prepare", short_name(settings.data), resume=settings.resume) as output:
@@ -97,7 +97,7 @@ def _begin(output: OutputFolder, recipe: dict[str, Any], tokenizer: PreTrainedTo
         differing = [key for key, value in recipe.items() if known.get(key) != value]
         if differing:
             what = " and ".join(differing).replace("_sha256", "")
-            raise InputError(f"{out} was begun with other {what} (see its {RECIPE_FILE}): choose a new --out")
+            raise InputError(f"{out} was started with other {what} (see its {RECIPE_FILE}): choose a new --out")
         return
     with atomic_folder(out / TOKENIZER, out / f".{TOKENIZER}.partial") as folder:
         save_tokenizer(tokenizer, folder)

@@ -83,7 +83,7 @@ def _extract(path: Path, folder: Path) -> None:
         links = [member for member in members if stat.S_ISLNK(member.external_attr >> 16)]
         if links:
             names = listed((printable(link.filename) for link in links), 4)
-            say(f"{printable(path.name)}: passed over {len(links)} links ({names})")
+            say(f"{printable(path.name)}: skipped {len(links)} links ({names})")
         places = [archive.extract(member, folder) for member in members if member not in links]
         if len(set(places)) < len(places):
             raise ValueError("two of its files have the same name")
@@ -123,7 +123,7 @@ def check_text(path: Path, name: str) -> None:
                 raise InputError(f"{name} is not UTF-8 text (byte {place:,}): convert it to UTF-8 first") from error
             offset += len(block)
     if decoder.getstate()[0]:
-        raise InputError(f"{name} ends within a character (byte {offset:,}): it is not whole UTF-8 text")
+        raise InputError(f"{name} ends within a character (byte {offset:,}): it is not complete UTF-8 text")
 
 
 def open_table(path: Path, kind: str, name: str, sha256: str) -> Table:

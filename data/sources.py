@@ -204,7 +204,7 @@ def tables_of(sources: list[Source], item: str, texts: Sequence[str] = TEXT_KIND
     if not tables or len(tables) == len(sources):
         return sources
     names = listed_names((source.name for source in sources if source.kind in texts), 4)
-    passed = f"passed over {len(sources) - len(tables)} of {len(sources)} files, texts beside tables"
+    passed = f"skipped {len(sources) - len(tables)} of {len(sources)} files, texts beside tables"
     say(f"{printable(item)}: {passed} ({names})")
     return tables
 

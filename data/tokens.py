@@ -61,7 +61,7 @@ class TokenStream:
         try:
             shards = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in meta["shards"]]
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder} is not whole ({error}): remove it and prepare the data again") from error
+            raise InputError(f"{folder} is incomplete ({error}): remove it and prepare the data again") from error
         stream = cls(shards, meta)
         if len(stream) != meta["tokens"]:
             raise InputError(f"{folder} holds {len(stream):,} tokens, not {meta['tokens']:,}: prepare the data again")

@@ -60,7 +60,7 @@ class Parts:
             now |= {"quiet": settings.quiet, "resume": True, "out": settings.out}
             return settings_from(kept, known | now, EvaluateSettings)
         if not settings.model or not (settings.data or settings.tasks):
-            missing = f"{self.out} holds nothing to go on with" if settings.resume else "evaluate needs more"
+            missing = f"{self.out} holds nothing to resume" if settings.resume else "evaluate needs more"
             raise InputError(f"{missing}: give --model, and what to measure it on by --data or --tasks")
         self._is_new = True
         (self.work / "parts").mkdir(parents=True, exist_ok=True)

@@ -263,7 +263,7 @@ def _check_tokenizer(folder: Path, values: dict[str, Any], findings: Findings) -
     else:
         # A byte-level tokenizer must give the text back; one of words loses some, but must agree with itself.
         if ids != again or ("ByteLevel" in str(backend.decoder) and text != PROBE):
-            findings.add("the tokenizer does not give back the text it was given", "train it anew")
+            findings.add("the tokenizer does not decode to the text it encoded", "train it again")
 
 
 def _check_metrics(folder: Path, sha256: str, findings: Findings) -> None:

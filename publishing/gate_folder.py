@@ -160,7 +160,7 @@ def copy_files(checkpoint: Path, copy: Path, files: list[str]) -> None:
                     f"no room in {copy.parent} for a copy of what is to be published ({size / 1e6:,.0f} MB): "
                     "make room, or let TMPDIR name a folder that has more"
                 ) from error
-            raise InputError(f"{name} cannot be copied ({error.strerror}): mend that, then publish again") from error
+            raise InputError(f"{name} cannot be copied ({error.strerror}): fix that, then publish again") from error
         if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
             raise InputError(f"{name} changed while it was copied: publish when the run has ended")
     findings = Findings(copy)

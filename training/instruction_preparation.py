@@ -105,7 +105,7 @@ def _check(settings: InstructSettings) -> None:
     if settings.split and (len(settings.split) != 3 or abs(sum(settings.split) - 1) > 1e-6):
         raise InputError(f"--split {settings.split}: give three shares that sum to 1, as [0.85, 0.1, 0.05]")
     if settings.split and settings.eval_data:
-        raise InputError("--split and --eval-data both name rows to test on: give one of them")
+        raise InputError("--split and --eval-data both give a test set: leave one out")
     if settings.model is not None and settings.architecture == "encoder-decoder":
         raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
     if settings.model is not None:
@@ -137,7 +137,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
         rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, counts[part])
         parts[part] = [parts[part][place] for place in places]
         stop_ids |= ends
-    for part, what in (("train", "to train on"), ("validation", "to validate on")):
+    for part, what in (("train", "training"), ("validation", "validation")):
         for line in counts[part].warnings(context):
             say(f"{what}: {line}")
     for line in _padding_warnings(tokenizer, stop_ids):
@@ -182,7 +182,7 @@ def _look_at_tests(
         try:
             encode_conversations(tests, tokenizer, context, counts)
         except InputError as error:
-            raise InputError(f"the rows to test on: {error}") from error
+            raise InputError(f"the test rows: {error}") from error
     return sources
 
 

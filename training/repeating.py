@@ -45,7 +45,7 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
     alike. Raises what `train` does.
     """
     if settings.resume and settings.out is None:
-        raise InputError("--resume needs --out: the folder of the run to go on with")
+        raise InputError("--resume needs --out: give the folder of the run")
     if settings.push_to is not None:
         raise InputError(f"--push-to takes one run, not {settings.seeds}: publish the one that is kept afterwards")
     console.quiet = settings.quiet
@@ -108,7 +108,7 @@ def write_predictions(folder: Path, settings: ClassifySettings) -> None:
     try:
         content = label_texts(str(folder), settings.predict or "", settings.text_column, settings.trust_remote_code)
     except InputError as error:
-        say(f"no {PREDICTIONS_FILE}: {error}; mend it and give --predict again with --model and the trained folder")
+        say(f"no {PREDICTIONS_FILE}: {error}; fix it, then give --predict and the trained folder as --model")
         return
     atomic_write(folder / PREDICTIONS_FILE, content.encode())
 

@@ -83,7 +83,7 @@ def carry_out(
     """
     began = clock.began()
     if settings.resume and settings.out is None:
-        raise InputError("--resume needs --out: the folder of the run to go on with")
+        raise InputError("--resume needs --out: give the folder of the run")
     state = processes()
     console.quiet = settings.quiet or not state.is_main_process
     if finished := agreed(state, lambda: finished_folder(settings, verb, inner=inner)):

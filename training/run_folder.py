@@ -76,7 +76,7 @@ class RunFolder:
     def read_recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What `write_recipe` kept. Raises `InputError` where the private part is gone."""
         if not (self.work / PRIVATE_FILE).is_file():
-            raise InputError(f"{self.out} holds no run to go on with: its work/ is missing: choose a new --out")
+            raise InputError(f"{self.out} holds no run to resume: its work/ is missing: choose a new --out")
         return read_yaml(self.out / RECIPE_FILE), read_yaml(self.work / PRIVATE_FILE)
 
     def read(self, settings_class: type[S], plan_class: type[P]) -> tuple[dict[str, Any], S, P]:

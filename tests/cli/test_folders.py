@@ -121,7 +121,7 @@ def test_a_command_that_fails_late_leaves_nothing_either(verb, options, given, t
 )
 def test_resuming_where_there_is_nothing_says_so_and_names_the_folder(words, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "none"), "--resume"]) == 2
-    assert f"groundup {words[0]}: {tmp_path / 'none'} holds nothing to go on with" in capsys.readouterr().err
+    assert f"groundup {words[0]}: {tmp_path / 'none'} holds nothing to resume" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -133,7 +133,7 @@ def test_labelling_goes_on_where_nothing_has_begun_and_no_run_is_sought_beside_l
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "recipe.yaml").write_text("verb: classify\nsettings: {}\n")
     assert main([*words, "--model", str(tmp_path)]) == 2
-    assert "holds no run to go on with: its work/ is missing" in capsys.readouterr().err
+    assert "holds no run to resume: its work/ is missing" in capsys.readouterr().err
 
 
 def test_a_chain_moves_no_folder_that_no_stage_of_it_made(given, tmp_path, capsys):

@@ -135,7 +135,7 @@ def called(command, cwd, **environment):
         ("groundup --help >&-", 0, ""),
         ("groundup completion bash >&-", 0, ""),
         ("groundup nothing 2>&-", 2, ""),
-        ("mkdir gone; cd gone; rmdir ../gone; groundup completion bash", 2, "is gone: change to one that is there"),
+        ("mkdir gone; cd gone; rmdir ../gone; groundup completion bash", 2, "is gone: change to another one"),
         ("set -o pipefail; groundup --help | true", 0, ""),
         ("set -o pipefail; groundup completion bash | head -c 1 > first", 0, ""),
     ],

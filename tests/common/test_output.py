@@ -311,7 +311,7 @@ def test_what_a_killed_command_had_whole_is_moved_up_by_the_next_one(tmp_path):
 
     killed_after(2)
     assert {path.name for path in out.iterdir()} == {STATE, "a", "config.json"}
-    with pytest.raises(InputError, match="has the whole of what a killed `groundup export` made"):
+    with pytest.raises(InputError, match="has the finished output of a killed `groundup export`"):
         claim(out, "export", "x")
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
     with pytest.raises(InputError, match="already holds something"):

@@ -259,7 +259,7 @@ def test_texts_beside_tables_are_passed_over_and_counted(tmp_path, capsys):
     (tmp_path / "README.md").write_text("# What these are", encoding="utf-8")
     conversations, _, _ = load_conversations([str(tmp_path)], "\n")
     assert len(conversations) == 1
-    assert "passed over 1 of 2 files, texts beside tables (README.md)" in capsys.readouterr().err
+    assert "skipped 1 of 2 files, texts beside tables (README.md)" in capsys.readouterr().err
 
 
 def test_rows_that_the_template_refuses_are_left_out_and_the_first_is_named(tmp_path, tokenizer):

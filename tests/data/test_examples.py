@@ -293,7 +293,7 @@ def test_a_readme_beside_tables_is_passed_over_and_counted(tmp_path, capsys):
     (tmp_path / "more.txt").write_text("pos\tvery good\nneg\tvery bad\n", encoding="utf-8")
     (tmp_path / "README.md").write_text("# What these are", encoding="utf-8")
     assert len(load(tmp_path)) == len(ROWS) + 2
-    assert "passed over 1 of 3 files, texts beside tables (README.md)" in capsys.readouterr().err
+    assert "skipped 1 of 3 files, texts beside tables (README.md)" in capsys.readouterr().err
 
 
 def test_a_column_to_label_that_a_table_has_not_is_refused_and_a_text_file_has_none_to_name(tmp_path):

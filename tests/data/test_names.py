@@ -159,7 +159,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "data" / "sub" / "back").symlink_to(tmp_path / "data")
     found, said = said_of(tmp_path / "data")
     assert found == [*TEXTS, TEXTS[0]]
-    assert "passed over 1 that are reached before, through a link (back)" in said
+    assert "skipped 1 that are reached before, through a link (back)" in said
     assert texts(tmp_path / "data" / "**" / "*.txt") == TEXTS[:1]
 
 
@@ -171,8 +171,8 @@ def test_links_to_nothing_pipes_and_hidden_files_are_counted(tmp_path):
     os.mkfifo(tmp_path / "pipe.txt")
     found, said = said_of(tmp_path)
     assert found == TEXTS[:1]
-    assert "passed over 1 that are hidden (.hidden.txt)" in said
-    assert "passed over 3 that are links to nothing, pipes or devices (circle.txt, gone.txt, pipe.txt)" in said
+    assert "skipped 1 that are hidden (.hidden.txt)" in said
+    assert "skipped 3 that are links to nothing, pipes or devices (circle.txt, gone.txt, pipe.txt)" in said
 
 
 @pytest.mark.parametrize("make", ["link", "circle", "pipe", "device"])

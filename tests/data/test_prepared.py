@@ -185,9 +185,9 @@ def test_what_is_finished_is_used_again_when_nothing_has_changed(story_file, tok
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ("text", "begun with other .*sources"),
+        ("text", "started with other .*sources"),
         ("tokenizer", "leave out --tokenizer other"),
-        ("tokenizer in its place", "begun with other .*tokenizer"),
+        ("tokenizer in its place", "started with other .*tokenizer"),
         ("smoke", "leave out --smoke True"),
     ],
 )
@@ -322,7 +322,7 @@ def test_damaged_shards_of_datatrove_are_refused(tokenizer, damage):
     if damage == "no metadata of its":
         path.with_name("a.ds.metadata").write_text("something else")
     expected = {
-        "odd": "no multiple of 2",
+        "odd": "not a multiple of 2",
         "short": "not what its index says",
         "other tokenizer": "holds the id 999, the tokenizer has 277",
         "no metadata of its": "not datatrove's",

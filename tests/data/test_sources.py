@@ -133,7 +133,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_and_other_kinds_are_counted(
     with console.capture() as said:
         documents, _ = load_documents([str(tmp_path / "data")])
     assert list(documents.texts()) == ["row", "z", "b"]
-    assert "passed over 2 of 5 files" in said.get()
+    assert "skipped 2 of 5 files" in said.get()
     assert ".png, .pyc" in said.get()
 
 

@@ -190,7 +190,7 @@ BAD = {
         lambda f: change_json(f / "tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T"]}),
         "code",
     ),
-    "a tokenizer that loses text": (lambda f: lossy(f / "tokenizer.json"), "does not give back the text"),
+    "a tokenizer that loses text": (lambda f: lossy(f / "tokenizer.json"), "does not decode to the text"),
     "a config of ten megabytes": (lambda f: (f / "config.json").write_text(" " * 10_000_001), "10,000,001 bytes"),
 }
 

@@ -169,7 +169,7 @@ def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
         ({"split": [0.5, 0.5]}, "three shares that sum to 1"),
         ({"split": [0.6, 0.6, -0.2]}, "split -0.2: a number of at least 0 and at most 1 is wanted"),
         ({"split": [0.5, 0.2, 0.2]}, "three shares that sum to 1"),
-        ({"split": [0.8, 0.1, 0.1], "eval_data": ["x"]}, "give one of them"),
+        ({"split": [0.8, 0.1, 0.1], "eval_data": ["x"]}, "both give a test set: leave one out"),
         ({"architecture": "encoder-decoder", "model": "x"}, "makes a new model"),
         ({"pretrain_share": 1.0}, "pretrain_share 1.0: a number of at least 0 and below 1 is wanted"),
         ({"patience": 0}, "patience 0: a whole number of at least 1"),

@@ -156,7 +156,7 @@ def test_a_model_that_can_look_far_gets_rows_and_updates_as_one_that_can_not(tmp
     far = plan(131072)
     assert far["context_length"] == 1024 and far == plan(1024)
     assert far["batch_rows"] < 180  # not all rows in one update
-    assert "to train on: 1 of 180 rows: are longer than 1,024 tokens" in capsys.readouterr().err
+    assert "training: 1 of 180 rows: are longer than 1,024 tokens" in capsys.readouterr().err
     assert plan(131072, context_length=2048)["context_length"] == 2048
     assert "are longer" not in capsys.readouterr().err
 
@@ -225,8 +225,8 @@ def test_rows_kept_back_that_are_cut_or_left_out_are_said(tmp_path, capsys):
     settings = InstructSettings(data=[str(path)], split=[18 / 22, 0.0, 4 / 22], **sizes)
     prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time())
     said = capsys.readouterr().err
-    assert said.count("to validate on: 1 of 4 rows: are longer than 32 tokens") == 1
-    assert said.count("to validate on: 1 of 4 rows: do not reach their answer within 32 tokens") == 1
+    assert said.count("validation: 1 of 4 rows: are longer than 32 tokens") == 1
+    assert said.count("validation: 1 of 4 rows: do not reach their answer within 32 tokens") == 1
     assert "of 22 rows" not in said
 
 
@@ -246,7 +246,7 @@ def test_a_short_try_takes_rows_from_the_whole_table(tmp_path):
     [
         ({"prompt": "What is 3?", "completion": ""}, "has an answer"),
         ({"text": "What is 3?"}, "has the columns text: rows need"),
-        ({"prompt": "What is 3? " * 100, "completion": "blue"}, "the rows to test on: no token would be trained"),
+        ({"prompt": "What is 3? " * 100, "completion": "blue"}, "the test rows: no token would be trained"),
         ({"messages": [{"role": "user", "content": "What?"}]}, "has an answer"),
     ],
 )

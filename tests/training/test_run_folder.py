@@ -63,5 +63,5 @@ def test_preparing_anew_keeps_of_a_killed_command_only_what_it_can_check(tmp_pat
 def test_a_run_without_what_it_needs_to_go_on_says_so(tmp_path):
     run = RunFolder(tmp_path)
     (tmp_path / "recipe.yaml").write_text("verb: pretrain\n")
-    with pytest.raises(InputError, match=r"holds no run to go on with: its work/ is missing: choose a new --out"):
+    with pytest.raises(InputError, match=r"holds no run to resume: its work/ is missing: choose a new --out"):
         run.read_recipe()
