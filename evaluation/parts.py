@@ -60,8 +60,10 @@ class Parts:
             now |= {"quiet": settings.quiet, "resume": True, "out": settings.out}
             return settings_from(kept, known | now, EvaluateSettings)
         if not settings.model or not (settings.data or settings.tasks):
-            missing = f"{self.out} holds nothing to resume" if settings.resume else "evaluate needs more"
-            raise InputError(f"{missing}: give --model, and what to measure it on by --data or --tasks")
+            missing = (
+                f"{self.out} holds nothing to resume" if settings.resume else "evaluate needs a model and test data"
+            )
+            raise InputError(f"{missing}: give --model, and --data or --tasks")
         self._is_new = True
         (self.work / "parts").mkdir(parents=True, exist_ok=True)
         values = dataclasses.asdict(settings)

@@ -113,7 +113,7 @@ def test_a_folder_in_use_and_missing_settings_are_the_users_errors(checkpoint, t
     model = str(checkpoint())
     with pytest.raises(InputError, match="already holds something"):
         evaluate(model=model, data=[str(text_file)], out=str(tmp_path / "model"))
-    with pytest.raises(InputError, match="needs a model and something to measure it on"):
+    with pytest.raises(InputError, match="needs a model and test data"):
         evaluate(model=model)
 
 

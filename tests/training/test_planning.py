@@ -113,7 +113,7 @@ def test_every_choice_can_be_overridden():
         ({"text_bytes": 1e6, "hardware": "h10"}, "did you mean"),
         ({"text_bytes": 1e6, "minutes": 1, "tokens": 1e6}, "one budget"),
         ({"text_bytes": 1e6, "minutes": -1}, "above 0"),
-        ({"minutes": 1}, "needs --data"),
+        ({"minutes": 1}, "needs the training text: give --data"),
         ({"text_bytes": 1e6, "hidden_size": 100, "model_config": {"num_attention_heads": 7}}, "do not fit together"),
     ],
 )
