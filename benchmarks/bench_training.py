@@ -19,14 +19,12 @@ import groundup
 from groundup.common.console import console
 from groundup.data import python_docs
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.training import attention
-from groundup.training.attention import attending_in_blocks
-from groundup.training.compiling import compile_blocks
-from groundup.training.loop import Batch, Loop, Schedule
+from groundup.training import machine
+from groundup.training.loop import Batch, Budget, Loop, Schedule
+from groundup.training.machine import attending_in_blocks, compile_blocks
 from groundup.training.objectives import NextTokenLoss
 from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization, bf16_is_native, cost_of, measure_flops
-from groundup.training.schedule import Budget
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 8192, 384, 6, 6, 256
 ROWS, PARTS, STEPS = 8, 4, 4  # rows of a micro-batch, micro-batches of an update, updates of a timed run
@@ -167,7 +165,7 @@ def large_step(ours: bool) -> None:
             model = GroundupForCausalLM(GroundupConfig.preset("gpt2", **sizes, **ENDS, **NO_DROPOUT)).train()
             optimizers = build_optimizers(model, "adamw", RATES, 0.1)
             labels = functional.pad(ids, (0, 1), value=-100)[:, 1:]
-            model.set_attn_implementation(attention.NAME)
+            model.set_attn_implementation(machine.NAME)
             loss = NextTokenLoss(model)(input_ids=ids, shift_labels=labels) / labels.numel()
         else:
             model = GPT2LMHeadModel(GPT2Config(**sizes, **ENDS, **NO_DROPOUT)).train()

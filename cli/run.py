@@ -14,7 +14,6 @@ from rich.table import Table
 from groundup.cli.main import VERBS, find
 from groundup.cli.recipe import Ledger, Recipe, Stage, find_recipe, is_ledger_in, read_recipe
 from groundup.cli.settings import RunSettings
-from groundup.common import clock
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.output import claim, given_folder, holds_nothing, next_free, require_unused
@@ -95,8 +94,7 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
         folder.rename(next_free(folder))  # nothing that was trained is thrown away
     ledger.begin(stage)
     try:
-        with clock.counting_from_now():  # a stage's minutes are its own
-            find(VERBS[stage.verb].function)(settings_class(**options))
+        find(VERBS[stage.verb].function)(settings_class(**options))  # its minutes count from here
     except BaseException:
         if not os.path.lexists(folder):
             ledger.forget(stage)

@@ -1,36 +1,23 @@
-"""When the running verb began: the process's start for a command, the call for a function used from Python."""
+"""When a verb is to be done: from where its minutes count, and what is left of them."""
 
-import contextlib
+import dataclasses
 import time
-from collections.abc import Iterator
-
-import psutil
-
-_of_the_command: float | None = None
+from dataclasses import dataclass, field
 
 
-@contextlib.contextmanager
-def counting_from_process_start() -> Iterator[None]:
-    """Inside, budgets in minutes count from the start of this process, imports included: for the command line."""
-    global _of_the_command
-    _of_the_command = psutil.Process().create_time()
-    try:
-        yield
-    finally:
-        _of_the_command = None
+@dataclass(frozen=True)
+class Deadline:
+    """The end of a budget of `minutes` that counts from `began` [s since 1970]; without minutes there is no end."""
 
+    began: float = field(default_factory=time.time)
+    minutes: float | None = None
 
-@contextlib.contextmanager
-def counting_from_now() -> Iterator[None]:
-    """Inside, budgets in minutes count from now: for one of several runs that a verb does after each other."""
-    global _of_the_command
-    before, _of_the_command = _of_the_command, time.time()
-    try:
-        yield
-    finally:
-        _of_the_command = before
+    def after(self, minutes: float | None) -> "Deadline":
+        """Return the end of a budget of so many minutes with the same beginning."""
+        return dataclasses.replace(self, minutes=minutes)
 
-
-def began() -> float:
-    """The wall-clock time [s] at which the verb that asks began."""
-    return _of_the_command if _of_the_command is not None else time.time()
+    def seconds_left(self, reserved: float = 0.0) -> float | None:
+        """Return the seconds until the end, less those that are reserved, but at least one; None without an end."""
+        if self.minutes is None:
+            return None
+        return max(1.0, self.began + 60 * self.minutes - reserved - time.time())

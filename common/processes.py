@@ -38,3 +38,22 @@ def agreed(state: PartialState, action: Callable[[], T]) -> T:
     if found[1] is not None:
         raise InputError(found[1])
     return found[0]
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The random states of this process: the CPU's and the current accelerator's."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    elif torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_state` gave, as far as this machine has the device."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])

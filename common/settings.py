@@ -6,6 +6,7 @@ field, units with it. `Settings` holds every caller to that. Importing this cost
 
 import dataclasses
 import functools
+import inspect
 import numbers
 import os
 import types
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
+from groundup.common.clock import Deadline
 from groundup.common.errors import InputError, near, public_name
 from groundup.common.files import atomic_write
 
@@ -66,12 +68,16 @@ class Settings:
 def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., R]]:
     """Make a function of one settings object also take the settings by keyword: `pretrain(data=["x.txt"])`.
 
+    A function that takes a `Deadline` too gets the one of the command line, else one that begins with the call.
+
     Raises `InputError` for a keyword that is no setting, naming the nearest one, and for a value that is not allowed.
     """
 
-    def decorate(function: Callable[[S], R]) -> Callable[..., R]:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        is_timed = "deadline" in inspect.signature(function).parameters
+
         @functools.wraps(function)
-        def call(settings: S | None = None, /, **options: Any) -> R:
+        def call(settings: S | None = None, /, *, deadline: Deadline | None = None, **options: Any) -> R:
             if settings is None:
                 settings = settings_class(**check_names(options, settings_class))
             elif options:
@@ -80,7 +86,7 @@ def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., 
                 wanted = f"a {settings_class.__name__} or keywords"
                 raise InputError(f"{function.__name__}() takes {wanted}, not a {type(settings).__name__}")
             settings.__post_init__()  # it may have been changed since it was made
-            return function(settings)
+            return function(settings, deadline or Deadline()) if is_timed else function(settings)
 
         return call
 

@@ -1,10 +1,11 @@
-"""Settings of the verbs that turn a checkpoint into another form or publish it."""
+"""Settings of the verbs that turn a checkpoint into another form or publish it, and of a run that pushes."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from groundup.common.options import (
     CheckpointOption,
+    Count,
     DryRunOption,
     ModelName,
     ModelNameOrNone,
@@ -17,6 +18,7 @@ from groundup.common.options import (
     TokenizerOption,
     TrustOption,
 )
+from groundup.common.settings import Settings
 
 
 @dataclass(kw_only=True)
@@ -85,3 +87,21 @@ class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
     """Also publish this stock form of the model, in a repository of its own: OWNER/NAME-qwen3."""
     space: bool = False
     """Also publish the playground for this model, as a Space that the Hub runs: OWNER/NAME-space."""
+
+
+@dataclass(kw_only=True)
+class PushOptions(Settings):
+    """What of a run goes to the Hub while it trains, and where."""
+
+    push_to: Name | None = None
+    """Push the finished checkpoint to this repository on the Hub, OWNER/NAME; it is created if it does not exist."""
+    push_base_model: Name | None = None
+    """The Hub name of the base model of --lora, if the base is a local folder: an adapter names its base."""
+    push_every: Count | None = None
+    """Steps between two pushes of the current model; each push saves the state and makes one commit."""
+    push_branch: Name | None = None
+    """The branch to push to (default: main); it is created if it does not exist."""
+    push_private: bool = False
+    """Create the repository as private; an existing public one is refused."""
+    push_license: Name | None = None
+    """The licence shown on the Hub, by its identifier, such as apache-2.0; --push-to requires it."""

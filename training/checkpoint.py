@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 
 from groundup.common.console import say
 from groundup.common.files import remove, sha256_of
+from groundup.common.processes import random_state
 from groundup.inference.loading import without_bars
-from groundup.training.sharding import share_like, to_save
+from groundup.training.machine import share_like, to_save
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -104,16 +105,6 @@ def load_optimizer_state(
         owners[id(parameter)].state[parameter][entry] = share_like(value, parameter) if value.ndim else value
 
 
-def random_state() -> dict[str, torch.Tensor]:
-    """The random states of this process: the CPU's and the current accelerator's."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    elif torch.backends.mps.is_available():
-        states["mps"] = torch.mps.get_rng_state()
-    return states
-
-
 def random_states_of_all(accelerator: Accelerator) -> list[dict[str, torch.Tensor]]:
     """The random states of every process, in the order of their ranks; called on all of them."""
     gathered = {
@@ -121,15 +112,6 @@ def random_states_of_all(accelerator: Accelerator) -> list[dict[str, torch.Tenso
         for name, state in random_state().items()
     }
     return [{name: states[rank] for name, states in gathered.items()} for rank in range(accelerator.num_processes)]
-
-
-def set_random_state(states: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_state` gave, as far as this machine has the device."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    if "mps" in states and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states["mps"])
 
 
 def save_state(

@@ -4,7 +4,6 @@ rows -> split -> (pretraining on their texts) -> loop -> checkpoint -> scores, c
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from groundup.common.clock import Deadline
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import RECIPE_FILE
@@ -40,24 +40,26 @@ from groundup.evaluation.classification import (
 )
 from groundup.inference.loading import load_network, quiet_transformers
 from groundup.tokenization.folder import structure_ids
-from groundup.training.adaptation import adapt
 from groundup.training.checkpoint import Position
 from groundup.training.classification_preparation import (
+    BASE,
+    MOST_ADAPT_EPOCHS,
     PATHS,
     PreparedExamples,
     open_classification,
     prepare_classification,
 )
-from groundup.training.classifier_base import load_base
-from groundup.training.label_loss import LabelLoss
+from groundup.training.classifier_base import freeze, load_base
 from groundup.training.loop import Batches
 from groundup.training.lora import add_lora
+from groundup.training.objectives import LabelLoss
+from groundup.training.plan import LEAST_DECAY
+from groundup.training.pretraining import pretrain_first
+from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly
 from groundup.training.repeating import is_repeated, repeat, write_predictions
-from groundup.training.run import TrainingRun, carry_out, pusher_of, require_tracker
+from groundup.training.run import TrainingRun, carry_out, require_tracker
 from groundup.training.run_folder import RunFolder
-from groundup.training.schedule import Budget
-from groundup.training.settings import ClassifySettings
-from groundup.training.starting import SMOKE_TEST_ROWS, evenly
+from groundup.training.settings import ClassifySettings, PretrainSettings
 
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
@@ -67,10 +69,10 @@ TIE = 1e-6  # of the loss, that decides between two steps with the same score
 
 
 @verb(ClassifySettings)
-def classify(settings: ClassifySettings) -> Path:
+def classify(settings: ClassifySettings, deadline: Deadline) -> Path:
     """Train a classifier on the rows of `settings.data`, label `settings.predict`, or both; return the folder.
 
-    Takes a `ClassifySettings` or its fields by keyword.
+    Takes a `ClassifySettings` or its fields by keyword; the minutes count from the beginning of `deadline`, the call.
 
     Raises:
         InputError: for data, options or a folder that will not do; nothing that was there is lost.
@@ -81,7 +83,7 @@ def classify(settings: ClassifySettings) -> Path:
         return _label_only(settings)
     if settings.predict is not None:
         load_texts(settings.predict, settings.text_column)  # what is wrong with it is said before anything is trained
-    out = repeat(settings, _train) if is_repeated(settings) else _train(settings)
+    out = repeat(settings, _train) if is_repeated(settings) else _train(settings, deadline)
     if settings.predict is not None and settings.resume and processes().is_main_process:
         write_predictions(out, settings)  # asked for only now
     say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
@@ -93,9 +95,10 @@ def _goes_on(settings: ClassifySettings) -> bool:
     return settings.resume and settings.out is not None and is_begun(given_folder(settings.out), "classify")
 
 
-def _train(settings: ClassifySettings) -> Path:
+def _train(settings: ClassifySettings, deadline: Deadline) -> Path:
     return carry_out(
         settings,
+        deadline,
         verb="classify",
         name=short_name(settings.data),
         prepare=prepare_classification,
@@ -103,16 +106,16 @@ def _train(settings: ClassifySettings) -> Path:
     )
 
 
-def _start(run: RunFolder, began: float) -> "ClassificationRun":
+def _start(run: RunFolder, deadline: Deadline) -> "ClassificationRun":
     """The run of a prepared folder; the model has gone through its pretraining on the texts before."""
     prepared = open_classification(run)
     if run.final.is_dir():
-        return ClassificationRun(prepared, run, began)
+        return ClassificationRun(prepared, run, deadline)
     if prepared.plan.base is not None:
-        adapt(prepared, began)
+        adapt(prepared, deadline)
     require_tracker(prepared.settings.track)  # the run that it follows comes last
-    others = [_train_in_order(number, prepared, run, began) for number in range(1, _runs(prepared.settings))]
-    return ClassificationRun(prepared, run, began, others=others)
+    others = [_train_in_order(number, prepared, run, deadline) for number in range(1, _runs(prepared.settings))]
+    return ClassificationRun(prepared, run, deadline, others=others)
 
 
 def _runs(settings: ClassifySettings) -> int:
@@ -120,16 +123,45 @@ def _runs(settings: ClassifySettings) -> int:
     return min(settings.average, SMOKE_RUNS) if settings.smoke else settings.average
 
 
-def _train_in_order(number: int, prepared: PreparedExamples, run: RunFolder, began: float) -> Path:
+def _train_in_order(number: int, prepared: PreparedExamples, run: RunFolder, deadline: Deadline) -> Path:
     """Train with the rows in another order, in a folder under work/, unless an earlier process has; return it."""
     folder, state = RunFolder(prepared.work / f"order-{number}"), processes()
     say(f"run {number} of {_runs(prepared.settings)}, with the rows in another order")
     if not agreed(state, lambda: folder.is_finished):
         agreed(state, lambda: folder.write_recipe(*run.read_recipe()))
-        ClassificationRun(prepared, folder, began, order=number).run(resume=True)
+        ClassificationRun(prepared, folder, deadline, order=number).run(resume=True)
     if state.is_main_process:
         shutil.rmtree(folder.out / "checkpoints", ignore_errors=True)  # its best weights lie beside them now
     return folder.out
+
+
+def adapt(prepared: PreparedExamples, deadline: Deadline) -> None:
+    """Pretrain on the training texts into `work/base`: a new model of the plan's sizes, or go on with `--model`."""
+    settings, plan = prepared.settings, prepared.plan
+    base: dict[str, Any] = plan.base or {}
+    model = base["model"] if settings.model is None else {}  # a model that is there has its sizes
+    wanted = PretrainSettings(
+        data=[str(prepared.work / "texts.jsonl")],
+        tokenizer=str(prepared.work / "tokenizer") if settings.model is None else None,
+        init_from=None if settings.model is None else str(prepared.given),
+        objective=base["objective"],
+        out=str(prepared.work / BASE),
+        minutes=settings.adapt_minutes,
+        epochs=settings.adapt_epochs,
+        context_length=plan.context_length,
+        hidden_size=model.get("hidden_size"),
+        num_hidden_layers=model.get("num_hidden_layers"),
+        model_config=model,
+        optimizer="muon" if plan.optimizer == "muon" else "adamw",
+        learning_rate=settings.learning_rate * base["rate"],
+        weight_decay=LEAST_DECAY,
+        precision=settings.precision,
+        seed=settings.seed,
+        resume=True,
+        smoke=settings.smoke,
+        quiet=settings.quiet,
+    )
+    pretrain_first(wanted, deadline, MOST_ADAPT_EPOCHS)
 
 
 class ClassificationRun(TrainingRun):
@@ -143,28 +175,25 @@ class ClassificationRun(TrainingRun):
     unit = "rows"
     best_by = "selection"
     higher_is_better = True
+    finish_share, finish_seconds = FINISH_SHARE, FINISH_SECONDS
 
     def __init__(
-        self, prepared: PreparedExamples, folder: RunFolder, began: float, order: int = 0, others: Sequence[Path] = ()
+        self,
+        prepared: PreparedExamples,
+        folder: RunFolder,
+        deadline: Deadline,
+        order: int = 0,
+        others: Sequence[Path] = (),
     ):
-        self.prepared, self.order, self.others = prepared, order, others
-        settings = prepared.settings
+        self.prepared, self.order, self.others, self.is_kept = prepared, order, others, not order
         self.patience = prepared.plan.patience
         self.train_examples = prepared.examples("train")
         self.train_rows = prepared.encode(self.train_examples, "training")
         self.selection_rows = prepared.encode(prepared.examples("selection"), "selection")
         self.pad_id = int(prepared.tokenizer.pad_token_id)  # type: ignore[arg-type]
-        super().__init__(
-            folder,
-            prepared.tokenizer,
-            prepared.plan,
-            seed=settings.seed,
-            began=began,
-            minutes=settings.minutes,
-            save_every=settings.save_every,
-            pusher=None if order else pusher_of(settings),
-            track="none" if order else settings.track,
-        )
+        self.rows, self.batch_rows = len(self.train_rows), prepared.plan.batch_rows
+        super().__init__(prepared, folder, deadline)
+        self.epochs = self.epochs or prepared.plan.most_epochs  # under a clock no more than are of use
 
     def make_model(self) -> PreTrainedModel:
         """The language model with a new head for the labels, and what is not to be trained frozen."""
@@ -214,33 +243,22 @@ class ClassificationRun(TrainingRun):
         """Rows in the order that the seed decides, those of like length together."""
         plan, state = self.prepared.plan, PartialState()
         seed = self.prepared.settings.seed + (self.order << 20)  # far from the orders of other seeds
-        order = BatchOrder(len(self.train_rows), plan.batch_rows, seed, self._row_limit())
+        order = BatchOrder(self.rows, self.batch_rows, seed, self.row_limit())
         return ExampleBatches(
             self.train_rows, order, self.pad_id, plan.micro_batch_tokens, state.process_index, state.num_processes
         )
-
-    def budget(self, position: Position) -> Budget:
-        """Steps, as given or made of epochs; under a clock the seconds left, and no more passes than are of use."""
-        limit = self._row_limit()
-        steps = self.prepared.settings.max_steps if limit is None else -(-limit // self.prepared.plan.batch_rows)
-        return Budget(steps=steps, seconds=position.budget_seconds)
-
-    def _row_limit(self) -> int | None:
-        epochs = self.prepared.settings.epochs or self.prepared.plan.most_epochs
-        return None if epochs is None else max(1, round(epochs * len(self.train_rows)))
 
     def first_position(self) -> Position:
         """The beginning; under a clock, with the time that is left once the last scores and files are provided for.
 
         Runs that are averaged have equal parts, however often one is gone on with; the kept one comes last.
         """
-        minutes = self.prepared.settings.minutes
-        if minutes is None:
-            return Position()
-        finish = FINISH_SHARE * minutes * 60 + FINISH_SECONDS
-        whole, runs = minutes * 60 - finish, _runs(self.prepared.settings)
-        runs_left = runs - self.order + 1 if self.order else 1
-        return Position(budget_seconds=max(1.0, min(whole / runs, (self.began + whole - time.time()) / runs_left)))
+        position = super().first_position()
+        if self.deadline.minutes is not None and position.budget_seconds is not None:
+            whole, runs = 60 * self.deadline.minutes - self.reserved(), _runs(self.prepared.settings)
+            runs_left = runs - self.order + 1 if self.order else 1
+            position.budget_seconds = max(1.0, min(whole / runs, position.budget_seconds / runs_left))
+        return position
 
     def validate(self, position: Position) -> dict[str, float]:
         """Scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals.
@@ -321,30 +339,6 @@ class ClassificationRun(TrainingRun):
             draw_confusion(measured.truth, measured.model, names, out / CONFUSION_FILE)
             write_mistakes(out / MISTAKES_FILE, examples, probabilities, names)
         return rows
-
-
-def freeze(model: PreTrainedModel, what: str) -> None:
-    """Leave of a classifier's weights trainable: "all"; the "last" block, what follows it and the head; or the "head".
-
-    The head is what lies outside the base model. Raises `InputError` for a base whose blocks cannot be found.
-    """
-    if what == "all":
-        return
-    base = model.base_model
-    base.requires_grad_(False)
-    if what == "head":
-        return
-    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
-    if not stacks:
-        raise InputError(f"--train last: {type(base).__name__} has no list of blocks: use --train all or head")
-    blocks = max(stacks, key=lambda stack: sum(weight.numel() for weight in stack.parameters()))
-    blocks[-1].requires_grad_(True)
-    inside = {id(weight) for weight in blocks.parameters()}
-    for module in base.children():  # the norm behind the blocks, but no embedding in front of them
-        if not isinstance(module, nn.Embedding) and not inside & {id(weight) for weight in module.parameters()}:
-            if any(isinstance(part, nn.Embedding) for part in module.modules()):
-                continue
-            module.requires_grad_(True)
 
 
 def _label_only(settings: ClassifySettings) -> Path:

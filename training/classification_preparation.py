@@ -7,11 +7,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.settings import public_settings
@@ -30,9 +31,16 @@ from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
 from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
+from groundup.training.pretraining_preparation import SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import ClassifySettings, PretrainSettings, check_lora
-from groundup.training.starting import PUBLIC_PATHS, SMOKE_ROWS, evenly, refuse_of_new, with_budget
+from groundup.training.settings import (
+    PUBLIC_PATHS,
+    ClassifySettings,
+    PretrainSettings,
+    check_lora,
+    refuse_of_new,
+    with_budget,
+)
 
 PATHS = (*PUBLIC_PATHS, "model", "predict")
 BASE = "base"  # under work/: the model that has learnt the texts
@@ -101,12 +109,12 @@ class PreparedExamples:
         return rows
 
 
-def prepare_classification(settings: ClassifySettings, run: RunFolder, began: float) -> None:
+def prepare_classification(settings: ClassifySettings, run: RunFolder, _: Deadline) -> None:
     """Read the rows, split them, train the tokenizer of a new model, plan; the recipe is written last.
 
     Raises `InputError` for data or options that will not do.
     """
-    settings = cast(ClassifySettings, with_budget(cast(Any, settings)))
+    settings = with_budget(settings)
     _check(settings)
     with run.being_prepared():
         _prepare(settings, run)

@@ -175,3 +175,27 @@ def relabel(model: PreTrainedModel, names: list[str]) -> None:
     about: Any = model
     about.num_labels = len(names)
     about.new_weights = frozenset(f"{name}.{weight}" for weight, _ in new.named_parameters())
+
+
+def freeze(model: PreTrainedModel, what: str) -> None:
+    """Leave of a classifier's weights trainable: "all"; the "last" block, what follows it and the head; or the "head".
+
+    The head is what lies outside the base model. Raises `InputError` for a base whose blocks cannot be found.
+    """
+    if what == "all":
+        return
+    base = model.base_model
+    base.requires_grad_(False)
+    if what == "head":
+        return
+    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    if not stacks:
+        raise InputError(f"--train last: {type(base).__name__} has no list of blocks: use --train all or head")
+    blocks = max(stacks, key=lambda stack: sum(weight.numel() for weight in stack.parameters()))
+    blocks[-1].requires_grad_(True)
+    inside = {id(weight) for weight in blocks.parameters()}
+    for module in base.children():  # the norm behind the blocks, but no embedding in front of them
+        if not isinstance(module, nn.Embedding) and not inside & {id(weight) for weight in module.parameters()}:
+            if any(isinstance(part, nn.Embedding) for part in module.modules()):
+                continue
+            module.requires_grad_(True)

@@ -13,7 +13,7 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
-from groundup.common import clock
+from groundup.common.clock import Deadline
 from groundup.common.console import ProgressBar, say
 from groundup.common.files import atomic_write
 from groundup.common.settings import verb
@@ -50,12 +50,11 @@ from groundup.training.instruction_preparation import (
 from groundup.training.loop import Batch, Batches
 from groundup.training.lora import add_lora
 from groundup.training.objectives import NextTokenLoss, PairLoss
-from groundup.training.pretraining import Pretraining
-from groundup.training.run import TrainingRun, carry_out, pusher_of
+from groundup.training.pretraining import pretrain_first
+from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly, make_config
+from groundup.training.run import TrainingRun, carry_out
 from groundup.training.run_folder import RunFolder
-from groundup.training.schedule import Budget
 from groundup.training.settings import InstructSettings, PretrainSettings
-from groundup.training.starting import SMOKE_TEST_ROWS, evenly, make_config, open_prepared, prepare_run
 
 BASE = "base"  # under work/: the new model after its first pretraining
 SAMPLES_FILE = "samples.md"
@@ -69,10 +68,10 @@ LONGEST_ANSWER = 2  # times the longest right answer: what does not stop by then
 
 
 @verb(InstructSettings)
-def instruct(settings: InstructSettings) -> Path:
+def instruct(settings: InstructSettings, deadline: Deadline) -> Path:
     """Teach a model on the rows of `settings.data` and return the folder of the checkpoint.
 
-    Takes an `InstructSettings` or its fields by keyword.
+    Takes an `InstructSettings` or its fields by keyword; the minutes count from the beginning of `deadline`, the call.
 
     Raises:
         InputError: for data, options or a folder that will not do; nothing that was there is lost.
@@ -81,6 +80,7 @@ def instruct(settings: InstructSettings) -> Path:
     """
     out = carry_out(
         settings,
+        deadline,
         verb="instruct",
         name=short_name(settings.data),
         prepare=prepare_instructions,
@@ -90,26 +90,21 @@ def instruct(settings: InstructSettings) -> Path:
     return out
 
 
-def _start(run: RunFolder, began: float) -> "InstructionRun":
-    """The run of a prepared folder; a new decoder has been pretrained on the rows' own text before."""
+def _start(run: RunFolder, deadline: Deadline) -> "InstructionRun":
+    """Return the run of a prepared folder; a new decoder has been pretrained on the rows' own text before."""
     prepared = open_instructions(run)
     settings = prepared.settings
     if settings.model is None and settings.architecture == "decoder":
-        _pretrain_base(prepared, began)
-    return InstructionRun(prepared, run, began)
+        left = deadline.after(settings.minutes).seconds_left()
+        minutes = None if left is None else max(SHORTEST_PRETRAINING, settings.pretrain_share * left) / 60
+        pretrain_first(_pretrain_settings(prepared, minutes), Deadline())
+    return InstructionRun(prepared, run, deadline)
 
 
-def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
-    """Pretrain a new model in `work/base`, unless an earlier process has done it."""
-    settings, plan = prepared.settings, prepared.plan
-    say("pretraining on the texts of the rows first:")
-    share = settings.pretrain_share
-    minutes = None
-    if settings.minutes is not None:
-        now = time.time()
-        left = began + settings.minutes * 60 - now
-        minutes = max(SHORTEST_PRETRAINING, now - clock.began() + share * left) / 60
-    base = PretrainSettings(
+def _pretrain_settings(prepared: PreparedInstructions, minutes: float | None) -> PretrainSettings:
+    """Return what pretrains a new model in `work/base` with a share of the budget."""
+    settings, plan, share = prepared.settings, prepared.plan, prepared.settings.pretrain_share
+    return PretrainSettings(
         data=[str(prepared.work / TEXTS_FILE)],
         tokenizer=str(prepared.work / "tokenizer"),
         out=str(prepared.work / BASE),
@@ -126,14 +121,6 @@ def _pretrain_base(prepared: PreparedInstructions, began: float) -> None:
         seed=settings.seed,
         resume=True,
         quiet=settings.quiet,
-    )
-    carry_out(
-        base,
-        verb="pretrain",
-        name=BASE,
-        prepare=prepare_run,
-        start=lambda run, began: Pretraining(open_prepared(run), run, began),
-        inner=True,
     )
 
 
@@ -175,25 +162,17 @@ class ConversationBatches:
 class InstructionRun(TrainingRun):
     """A prepared run of `instruct`."""
 
-    def __init__(self, prepared: PreparedInstructions, folder: RunFolder, began: float):
+    finish_share, finish_seconds = FINISH_SHARE, FINISH_SECONDS
+
+    def __init__(self, prepared: PreparedInstructions, folder: RunFolder, deadline: Deadline):
         self.prepared = prepared
         settings = prepared.settings
         self.patience = settings.patience
+        self.rows, self.batch_rows = len(prepared.train), prepared.plan.batch_rows
         self.pairs = settings.architecture == "encoder-decoder"
         pad = prepared.tokenizer.pad_token_id
         self.pad_id = pad if isinstance(pad, int) else 0  # never looked at
-        super().__init__(
-            folder,
-            prepared.tokenizer,
-            prepared.plan,
-            seed=settings.seed,
-            began=began,
-            minutes=settings.minutes,
-            save_every=settings.save_every,
-            pusher=pusher_of(settings),
-            track=settings.track,
-            gradient_checkpointing=settings.gradient_checkpointing,
-        )
+        super().__init__(prepared, folder, deadline)
 
     def make_model(self) -> PreTrainedModel:
         """The model to teach, with the end tokens of its answers in its generation config."""
@@ -235,28 +214,10 @@ class InstructionRun(TrainingRun):
     def make_batches(self) -> Batches:
         """Rows in the order that the seed decides."""
         plan, seed = self.prepared.plan, self.prepared.settings.seed
-        order = BatchOrder(len(self.prepared.train), plan.batch_rows, seed, self._row_limit())
+        order = BatchOrder(self.rows, self.batch_rows, seed, self.row_limit())
         return ConversationBatches(
             self.prepared.train, order, plan.micro_batch_tokens, PartialState(), self.pad_id, self.pairs
         )
-
-    def budget(self, position: Position) -> Budget:
-        """Steps, as given or made of epochs, or the seconds that are left for training."""
-        limit = self._row_limit()
-        steps = self.prepared.settings.max_steps if limit is None else -(-limit // self.prepared.plan.batch_rows)
-        return Budget(steps=steps, seconds=position.budget_seconds)
-
-    def _row_limit(self) -> int | None:
-        epochs = self.prepared.settings.epochs
-        return None if epochs is None else max(1, round(epochs * len(self.prepared.train)))
-
-    def first_position(self) -> Position:
-        """The beginning; under a clock, with the time that is left once the last answers and files are provided for."""
-        minutes = self.prepared.settings.minutes
-        if minutes is None:
-            return Position()
-        finish = FINISH_SHARE * minutes * 60 + FINISH_SECONDS
-        return Position(budget_seconds=max(1.0, self.began + minutes * 60 - time.time() - finish))
 
     def validate(self, position: Position) -> dict[str, float]:
         """The loss on the answers of rows that were kept back."""

@@ -7,16 +7,16 @@ import dataclasses
 import itertools
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.settings import public_settings
@@ -34,9 +34,16 @@ from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
+from groundup.training.pretraining_preparation import LONGEST_ROW, SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import InstructSettings, PretrainSettings, check_lora
-from groundup.training.starting import LONGEST_ROW, PUBLIC_PATHS, SMOKE_ROWS, evenly, refuse_of_new, with_budget
+from groundup.training.settings import (
+    PUBLIC_PATHS,
+    InstructSettings,
+    PretrainSettings,
+    check_lora,
+    refuse_of_new,
+    with_budget,
+)
 
 VALIDATION_SHARE = 0.1
 LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
@@ -76,15 +83,15 @@ class PreparedInstructions:
         return read_conversations(self.work / f"{part}.jsonl")
 
 
-def prepare_instructions(settings: InstructSettings, run: RunFolder, began: float) -> None:
+def prepare_instructions(settings: InstructSettings, run: RunFolder, deadline: Deadline) -> None:
     """Read the rows, plan, train the tokenizer of a new model, encode; the recipe is written last.
 
     Raises `InputError` for data or options that will not do.
     """
-    settings = cast(InstructSettings, with_budget(cast(Any, settings)))
+    settings = with_budget(settings)
     _check(settings)
     with run.being_prepared():
-        _prepare(settings, run, began)
+        _prepare(settings, run, deadline)
 
 
 def open_instructions(run: RunFolder) -> PreparedInstructions:
@@ -116,7 +123,7 @@ def _check(settings: InstructSettings) -> None:
     check_exists(settings.eval_data)
 
 
-def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
+def _prepare(settings: InstructSettings, run: RunFolder, deadline: Deadline) -> None:
     tokenizer = None if settings.model is None else load_tokenizer(settings.model)
     template = _template(settings, tokenizer)
     conversations, loaded, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
@@ -143,7 +150,7 @@ def _prepare(settings: InstructSettings, run: RunFolder, began: float) -> None:
     for line in _padding_warnings(tokenizer, stop_ids):
         say(line)
     settings = _with_minutes(settings, size)
-    seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
+    seconds = deadline.after(settings.minutes).seconds_left()
     plan = _plan(settings, rows["train"], context, width, size, seconds)
     plan.stop_ids = sorted(stop_ids)
     tested = _look_at_tests(settings, parts["test"], tokenizer, plan.context_length)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from groundup.training.sharding import share_like, whole
+from groundup.training.machine import share_like, whole
 
 # Five steps, each its own (a, b, c) of X <- a X + b (X X') X + c (X X')^2 X: optimal for singular values from 1e-3 to 1
 # (Amsel et al. 2025, with a safety factor of 2 %). They are tuned as a sequence: none can be left out.

@@ -9,14 +9,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+import psutil
 import torch
 
 from groundup.common.errors import InputError, near
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.bpe import suitable_vocab_size
-from groundup.training.compiling import compiler_found
-from groundup.training.hardware import require_memory
+from groundup.training.machine import compiler_found
 from groundup.training.settings import PretrainSettings
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
@@ -64,6 +64,7 @@ _NOT_CHOSEN = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "t
     "decoder_start_token_id": "kind of model",
 }
 SMOKE_SIZE = Size(64, 2, 64, 0)
+LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient and Muon's momentum; AdamW keeps one more
 
 
 @dataclass(kw_only=True)
@@ -102,6 +103,23 @@ class Plan(Optimization):
     def require_memory(self) -> None:
         """Raise `InputError` for a new model that this machine has no room to train."""
         require_memory(cost_of(self.model, self.vocab_size, self.context_length)[0])
+
+
+def free_memory() -> int:
+    """What the memory of all graphics cards, or else the processor's with its swap, has room for [bytes]."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count()))
+    return psutil.virtual_memory().available + psutil.swap_memory().free
+
+
+def require_memory(parameters: int) -> None:
+    """Raise `InputError` for a model that cannot be trained here, however small its batch is."""
+    needed, free = LEAST_BYTES * parameters, free_memory()
+    if needed > free:
+        raise InputError(
+            f"training {parameters / 1e6:,.0f} million parameters needs at least {needed / 1e9:,.1f} GB of memory, and "
+            f"{free / 1e9:,.1f} GB are free: make the model smaller (--hidden-size, --num-hidden-layers, --vocab-size)"
+        )
 
 
 def bf16_is_native() -> bool:

@@ -10,7 +10,6 @@ from groundup.common.console import console
 from groundup.common.errors import InputError, near
 from groundup.common.settings import verb
 from groundup.data.sources import load_corpus, text_bytes
-from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU, Hardware
 from groundup.training.plan import USED_SHARE, Plan, bytes_a_token, cost_of, make_plan, measure_flops, suitable_minutes
 from groundup.training.settings import PlanSettings, PretrainSettings
 
@@ -18,6 +17,31 @@ from groundup.training.settings import PlanSettings, PretrainSettings
 # compute [FLOP] between them, and the power of the compute by which they fall.
 FITTED_FLOP, FITTED_BITS, POWER = 2.0e13, 1.941, 0.053
 KEPT_BACK = 0.1  # of the text, for validation
+
+
+# Model FLOPs per peak FLOPs that a well-made training loop reaches on such cards: 0.46 in Chowdhery et al. 2022
+# (section 4.1) with far larger models; a small one reaches less.
+USED_SHARE_OF_GPU = 0.35
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A card: bf16 peak [FLOP/s], memory [bytes], price of an hour [US dollars]."""
+
+    name: str
+    peak_flops: float
+    memory: float
+    dollars_an_hour: float
+
+
+# Prices as of May 2026: aimultiple.com/gpu-index (H100), mercatus-ai.com/blog/cloud-gpu-pricing (H200, A100: the middle
+# of its ranges), gputracker.dev/blog (RTX 4090).
+HARDWARE = {
+    "h200": Hardware("NVIDIA H200", 989e12, 141e9, 4.00),
+    "h100": Hardware("NVIDIA H100 SXM", 989e12, 80e9, 2.95),
+    "a100": Hardware("NVIDIA A100 80 GB", 312e12, 80e9, 1.50),
+    "rtx4090": Hardware("NVIDIA RTX 4090", 165e12, 24e9, 0.34),
+}
 
 
 @dataclass(frozen=True)

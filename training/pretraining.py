@@ -11,6 +11,7 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
+from groundup.common.clock import Deadline
 from groundup.common.console import ProgressBar, say
 from groundup.common.settings import verb
 from groundup.data.documents import Documents
@@ -22,13 +23,12 @@ from groundup.evaluation.scoring import LanguageScore, language_rows, score_mask
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.checkpoint import Position
-from groundup.training.loop import SAVES, Batch, Batches
+from groundup.training.loop import SAVES, Batch, Batches, Budget
 from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
-from groundup.training.run import TrainingRun, carry_out, pusher_of
+from groundup.training.pretraining_preparation import Prepared, make_model, open_prepared, prepare_run
+from groundup.training.run import TrainingRun, carry_out
 from groundup.training.run_folder import RunFolder
-from groundup.training.schedule import Budget
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import Prepared, make_model, open_prepared, prepare_run
 
 VALIDATION_TOKENS = 2**16  # scored at each validation of a run whose budget is no clock
 SMOKE_TOKENS = 2**12  # scored at each validation of a short try; its last scores are on VALIDATION_TOKENS
@@ -39,10 +39,10 @@ FINISH_SECONDS = 5.0  # to write the last files
 
 
 @verb(PretrainSettings)
-def pretrain(settings: PretrainSettings) -> Path:
+def pretrain(settings: PretrainSettings, deadline: Deadline) -> Path:
     """Train a language model on `settings.data` and return the folder of the checkpoint.
 
-    Takes a `PretrainSettings` or its fields by keyword.
+    Takes a `PretrainSettings` or its fields by keyword; the minutes count from the beginning of `deadline`, the call.
 
     Raises:
         InputError: for data, options or a folder that will not do; nothing that was there is lost.
@@ -51,13 +51,32 @@ def pretrain(settings: PretrainSettings) -> Path:
     """
     out = carry_out(
         settings,
+        deadline,
         verb="pretrain",
         name=short_name(settings.data),
         prepare=prepare_run,
-        start=lambda run, began: Pretraining(open_prepared(run), run, began),
+        start=lambda run, deadline: Pretraining(open_prepared(run), run, deadline),
     )
     say(f"written to {out}" + (f"; try: groundup generate --model {out}" if settings.objective == "clm" else ""))
     return out
+
+
+def pretrain_first(settings: PretrainSettings, deadline: Deadline, most_epochs: float | None = None) -> None:
+    """Pretrain into `settings.out`, within the run of another verb, unless an earlier process has done it.
+
+    Under a clock it ends after `most_epochs` at the latest: a few thousand short texts are learnt by heart within a
+    few, and what comes after makes the model worse (docs/classification.md).
+    """
+    say("pretraining on the texts of the rows first:")
+    carry_out(
+        settings,
+        deadline,
+        verb="pretrain",
+        name=Path(str(settings.out)).name,
+        prepare=prepare_run,
+        start=lambda run, deadline: Pretraining(open_prepared(run), run, deadline, most_epochs),
+        inner=True,
+    )
 
 
 class WindowBatches:
@@ -94,21 +113,10 @@ class WindowBatches:
 class Pretraining(TrainingRun):
     """A prepared run of pretraining."""
 
-    def __init__(self, prepared: Prepared, folder: RunFolder, began: float):
-        self.prepared = prepared
+    def __init__(self, prepared: Prepared, folder: RunFolder, deadline: Deadline, most_epochs: float | None = None):
+        self.prepared, self.most_epochs = prepared, most_epochs
         settings = prepared.settings
-        super().__init__(
-            folder,
-            prepared.tokenizer,
-            prepared.plan,
-            seed=settings.seed,
-            began=began,
-            minutes=settings.minutes,
-            save_every=settings.save_every,
-            pusher=pusher_of(settings),
-            track=settings.track,
-            gradient_checkpointing=settings.gradient_checkpointing,
-        )
+        super().__init__(prepared, folder, deadline)
         self.special_ids = structure_ids(prepared.tokenizer)
         self.token_bytes = TokenBytes.of(prepared.tokenizer)
         self.test_overlap: dict[str, Any] | None = None
@@ -117,6 +125,7 @@ class Pretraining(TrainingRun):
             self.masking = Masking(cast(int, self.tokenizer.mask_token_id), self.special_ids, settings.seed)
         rows = PackedRows if settings.packing == "documents" else SlidingWindow
         self.windows = rows(prepared.train, prepared.plan.context_length)
+        self.rows = len(self.windows)
         self.batch_rows = prepared.plan.batch_tokens // prepared.plan.context_length
 
     def make_model(self) -> PreTrainedModel:
@@ -130,30 +139,25 @@ class Pretraining(TrainingRun):
 
     def make_batches(self) -> Batches:
         """Windows of the training text, in the order that the seed decides."""
-        order = BatchOrder(len(self.windows), self.batch_rows, self.prepared.settings.seed, self._row_limit())
+        order = BatchOrder(self.rows, self.batch_rows, self.prepared.settings.seed, self.row_limit())
         return WindowBatches(self.windows, order, self.prepared.plan.micro_batch_rows, PartialState(), self.masking)
 
     def budget(self, position: Position) -> Budget:
-        """Steps, as given or made of epochs, or the seconds that are left for training."""
-        limit = self._row_limit()
-        steps = self.prepared.settings.max_steps if limit is None else -(-limit // self.batch_rows)
-        return Budget(steps=steps, seconds=position.budget_seconds)
-
-    def _row_limit(self) -> int | None:
-        epochs = self.prepared.settings.epochs
-        return None if epochs is None else max(1, round(epochs * len(self.windows)))
+        """Return the budget given, under a clock with an end in steps too where `most_epochs` says so."""
+        given = super().budget(position)
+        if given.steps is not None or self.most_epochs is None:
+            return given
+        return Budget(steps=max(1, round(self.most_epochs * self.rows / self.batch_rows)), seconds=given.seconds)
 
     def first_position(self) -> Position:
         """The beginning; under a clock, with the time that is left once the last scores and files are provided for."""
-        minutes = self.prepared.settings.minutes
+        minutes = self.deadline.minutes
         if minutes is None:
             return Position(validation_tokens=SMOKE_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS)
-        rate = self._scored_tokens_per_second()
-        total = minutes * 60
+        rate, total = self._scored_tokens_per_second(), 60 * minutes
         finish = min(FINISH_SHARE * total, len(self.prepared.validation) / rate) + FINISH_SECONDS
-        left = self.began + total - time.time() - finish
         tokens = int(max(TIMED_TOKENS, VALIDATION_SHARE / SAVES * total * rate))
-        return Position(budget_seconds=max(1.0, left), validation_tokens=tokens)
+        return Position(budget_seconds=self.deadline.seconds_left(finish), validation_tokens=tokens)
 
     def validate(self, position: Position) -> dict[str, float]:
         """Loss and bits per byte on a part of the text that was kept back."""

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from groundup.common import clock
+from groundup.common.clock import Deadline
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import RECIPE_FILE, atomic_folder, atomic_write
@@ -19,9 +19,8 @@ from groundup.evaluation.metrics_file import read_metrics, write_metrics
 from groundup.evaluation.table import summary_table
 from groundup.publishing.card import write_card
 from groundup.training.classification_preparation import PATHS
-from groundup.training.resuming import take_changes
 from groundup.training.run import finished_folder
-from groundup.training.run_folder import RunFolder
+from groundup.training.run_folder import RunFolder, take_changes
 from groundup.training.settings import ClassifySettings
 
 SMOKE_SEEDS = 2
@@ -36,7 +35,7 @@ def is_repeated(settings: ClassifySettings) -> bool:
     return settings.seeds > 1
 
 
-def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]) -> Path:
+def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings, Deadline], Path]) -> Path:
     """Train with `settings.seeds` seeds, one after the other, each in a folder `seed-N` of its own; return the folder.
 
     The folder itself becomes a copy of the run that is best on its own rows for selection (never on the test), with
@@ -71,8 +70,7 @@ def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings], Path]
             console.quiet = settings.quiet
             say(f"seed {len(folders) + 1} of {_seeds(settings)}")
             try:
-                with clock.counting_from_now():
-                    folders.append(train(one))
+                folders.append(train(one, Deadline()))
             except InputError:
                 if state.is_main_process and not goes_on:
                     run.take_back()

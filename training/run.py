@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -20,14 +20,14 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common import clock
+from groundup.common.clock import Deadline
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
-from groundup.common.processes import agreed, processes
+from groundup.common.processes import agreed, processes, set_random_state
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.evaluation.table import summary_table
-from groundup.training.attention import attending_in_blocks
+from groundup.publishing.settings import PushOptions
 from groundup.training.checkpoint import (
     Position,
     load_state,
@@ -35,23 +35,27 @@ from groundup.training.checkpoint import (
     optimizer_state,
     random_states_of_all,
     save_state,
-    set_random_state,
     take_mean,
 )
-from groundup.training.compiling import compile_blocks, uncompiled
-from groundup.training.loop import Batches, Loop, Schedule
+from groundup.training.loop import Batches, Budget, Loop, Schedule
+from groundup.training.machine import (
+    asked_to_shard,
+    attending_in_blocks,
+    compile_blocks,
+    run_within,
+    shard,
+    uncompiled,
+    whole_weights,
+    without_accelerates,
+)
 from groundup.training.optim import build_optimizers
-from groundup.training.plan import Optimization
-from groundup.training.resuming import keep_changes, refuse_for_finished, require_same_base, take_changes
-from groundup.training.run_folder import RunFolder
-from groundup.training.schedule import Budget
-from groundup.training.settings import PushOptions, TrainingOptions
-from groundup.training.sharding import asked_to_shard, run_within, shard, whole_weights, without_accelerates
+from groundup.training.run_folder import RunFolder, keep_changes, refuse_for_finished, require_same_base, take_changes
+from groundup.training.settings import TrainingOptions
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from groundup.training.pushing import Pusher
+    from groundup.publishing.pushing import Pusher
 
 
 FEW_UPDATES = 20  # fewer teach a model next to nothing
@@ -61,19 +65,21 @@ S = TypeVar("S", bound=TrainingOptions)
 
 def carry_out(
     settings: S,
+    deadline: Deadline,
     *,
     verb: str,
     name: str,
-    prepare: Callable[[S, RunFolder, float], None],
-    start: Callable[[RunFolder, float], "TrainingRun"],
+    prepare: Callable[[S, RunFolder, Deadline], None],
+    start: Callable[[RunFolder, Deadline], "TrainingRun"],
     inner: bool = False,
 ) -> Path:
     """Do a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
 
     Args:
+        deadline: from where the minutes of the settings count.
         verb, name: what the folder is called where `--out` is not given: `runs/VERB-NAME`.
         prepare: writes all that the run needs into its folder, the recipe last; on the first process alone.
-        start: reads that back and makes the run; both get the moment at which the verb began [s since 1970].
+        start: reads that back and makes the run.
         inner: whether it is a run within a run, which goes on with what it has, whatever is asked of the outer one.
 
     Raises:
@@ -81,7 +87,6 @@ def carry_out(
         Interrupted: after Ctrl-C, with the state saved.
         Diverged: when the loss stops being a number.
     """
-    began = clock.began()
     if settings.resume and settings.out is None:
         raise InputError("--resume needs --out: give the folder of the run")
     state = processes()
@@ -104,11 +109,11 @@ def carry_out(
         # What the first process sees counts: another one may look when the recipe has just been written.
         out, goes_on = agreed(state, begin)
         run = RunFolder(out)
-        agreed(state, lambda: None if goes_on else prepare(settings, run, began))
+        agreed(state, lambda: None if goes_on else prepare(settings, run, deadline))
         with _taken_back(run, state.is_main_process and not goes_on, InputError):
             if not inner:
                 agreed(state, lambda: require_same_base(run))
-            training = start(run, began)
+            training = start(run, deadline)
         with _taken_back(run, state.is_main_process and not goes_on, OutOfMemoryError):
             training.run(resume=settings.resume)
     if state.is_main_process:
@@ -168,7 +173,7 @@ def pusher_of(settings: Any) -> "Pusher | None":
     """What sends a run's checkpoints to the Hub; None where they stay here. Raises `InputError` as `push_target`."""
     if not any(getattr(settings, option.name) for option in fields(PushOptions)):
         return None
-    from groundup.training.pushing import Pusher  # the gate takes a while to import
+    from groundup.publishing.pushing import Pusher  # the gate takes a while to import
 
     base = getattr(settings, "init_from", None) or getattr(settings, "model", None)
     trusts = getattr(settings, "trust_remote_code", False)  # pretrain, which starts from models of ours, does not ask
@@ -191,10 +196,18 @@ def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
         raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")
 
 
+class Prepared(Protocol):
+    """What every preparation leaves in a run's folder."""
+
+    settings: Any  # of the verb: a `TrainingOptions`
+    plan: Any  # an `Optimization`
+    tokenizer: PreTrainedTokenizerFast
+
+
 class TrainingRun(abc.ABC):
     """A prepared run, from its first step, or the newest saved one, to its last file.
 
-    Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `began`. The best
+    Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `deadline`. The best
     weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`, or
     the latest that its standard error cannot tell from those; `patience` validations in a row without a better one end
     the run. With `others`, folders of finished runs from the same start, the mean of their best weights and its own is
@@ -206,24 +219,19 @@ class TrainingRun(abc.ABC):
     higher_is_better = False
     patience: int | None = None
     others: Sequence[Path] = ()
+    is_kept = True  # else only its weights are used: nothing of it is pushed or tracked
+    finish_share, finish_seconds = 0.0, 0.0  # of the time and beside that, for the last scores and files
+    rows: int  # that are learned from in an epoch
+    batch_rows: int  # in one step
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        tokenizer: PreTrainedTokenizerFast,
-        plan: Optimization,
-        *,
-        seed: int,
-        began: float,
-        minutes: float | None = None,
-        save_every: int | None = None,
-        pusher: "Pusher | None" = None,
-        gradient_checkpointing: bool = False,
-        track: str = "none",
-    ):
-        self.folder, self.tokenizer, self.plan, self.began, self.minutes = folder, tokenizer, plan, began, minutes
-        self.pusher = pusher
-        self.save_every = save_every or (None if pusher is None else pusher.every)
+    def __init__(self, prepared: Prepared, folder: RunFolder, deadline: Deadline):
+        settings, plan = prepared.settings, prepared.plan
+        self.folder, self.tokenizer, self.plan = folder, prepared.tokenizer, plan
+        self.deadline = deadline.after(settings.minutes)
+        self.max_steps, self.epochs = settings.max_steps, settings.epochs
+        self.pusher = pusher_of(settings) if self.is_kept else None
+        self.save_every = settings.save_every or (None if self.pusher is None else self.pusher.every)
+        track = settings.track if self.is_kept else "none"
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
         self.sharded = asked_to_shard()
@@ -236,10 +244,10 @@ class TrainingRun(abc.ABC):
             )
         if track != "none":
             start_tracking(self.accelerator, track, folder.out.name)
-        set_seed(seed)
+        set_seed(settings.seed)
         self._take(self.make_model())
-        set_seed(seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own on each
-        if gradient_checkpointing:
+        set_seed(settings.seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own
+        if getattr(settings, "gradient_checkpointing", False):  # no option of `classify`
             self.model.gradient_checkpointing_enable()
         if plan.compiled:
             compile_blocks(self.model)
@@ -267,13 +275,23 @@ class TrainingRun(abc.ABC):
     def make_batches(self) -> Batches:
         """The micro-batches of each step."""
 
-    @abc.abstractmethod
     def first_position(self) -> Position:
-        """The position before the first step, with the budget of time if there is one."""
+        """Return the position before the first step: under a clock, with the time that the end leaves for training."""
+        return Position(budget_seconds=self.deadline.seconds_left(self.reserved()))
 
-    @abc.abstractmethod
+    def reserved(self) -> float:
+        """Return the seconds that the last scores and files are to have of the minutes given."""
+        return self.finish_share * 60 * (self.deadline.minutes or 0.0) + self.finish_seconds
+
+    def row_limit(self) -> int | None:
+        """Return after how many rows a budget in epochs ends, None where that is not the budget."""
+        return None if self.epochs is None else max(1, round(self.epochs * self.rows))
+
     def budget(self, position: Position) -> Budget:
-        """When to stop."""
+        """Return when to stop: the steps given or made of epochs, or the seconds that are left for training."""
+        limit = self.row_limit()
+        steps = self.max_steps if limit is None else -(-limit // self.batch_rows)
+        return Budget(steps=steps, seconds=position.budget_seconds)
 
     @abc.abstractmethod
     def validate(self, position: Position) -> dict[str, float]:
@@ -333,7 +351,7 @@ class TrainingRun(abc.ABC):
         """Make the optimizers; weights, states and position are those of the newest saved folder, if there is one."""
         if newest is None:
             position = self.first_position()  # late, since it knows what is left of the time
-            position.budget_minutes = self.minutes
+            position.budget_minutes = self.deadline.minutes
         else:
             say(f"resuming from {newest.name}")
             load_weights(newest, self.saved_model)
@@ -349,9 +367,10 @@ class TrainingRun(abc.ABC):
             say("this process is new to the run: its dropout starts from a new random state")
         else:
             set_random_state(states)
-        if position.budget_seconds and position.budget_minutes and self.minutes:  # it may have been given more since
-            position.budget_seconds += 60 * (self.minutes - position.budget_minutes)
-            position.budget_minutes = self.minutes
+        minutes = self.deadline.minutes
+        if position.budget_seconds and position.budget_minutes and minutes:  # it may have been given more since
+            position.budget_seconds += 60 * (minutes - position.budget_minutes)
+            position.budget_minutes = minutes
         return position
 
     def _loop(self, objective: nn.Module, batches: Batches, position: Position) -> Loop:

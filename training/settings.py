@@ -1,10 +1,11 @@
-"""The settings of the verbs of this room: those that train, `plan`, `merge`, `import-gpt2` and `export`.
+"""The settings of the verbs of this room: those that train, and `plan`.
 
 What several verbs share is declared once, in the groups here and in `common/options.py`. Importing this costs nothing.
 """
 
+import dataclasses
 from dataclasses import dataclass, field, fields
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from annotated_types import Interval
 
@@ -36,6 +37,13 @@ from groundup.common.options import (
     TrustOption,
 )
 from groundup.common.settings import Settings, default_of
+from groundup.publishing.settings import PushOptions
+
+T = TypeVar("T", bound="TrainingOptions")
+
+SMOKE_STEPS = 20
+OF_A_NEW_MODEL = ("vocab_size", "hidden_size", "num_hidden_layers", "preset", "model_config")
+PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
 
 
 @dataclass(kw_only=True)
@@ -66,24 +74,6 @@ def check_lora(options: LoraOptions) -> None:
 
 
 @dataclass(kw_only=True)
-class PushOptions(Settings):
-    """What of a run goes to the Hub while it trains, and where."""
-
-    push_to: Name | None = None
-    """Push the finished checkpoint to this repository on the Hub, OWNER/NAME; it is created if it does not exist."""
-    push_base_model: Name | None = None
-    """The Hub name of the base model of --lora, if the base is a local folder: an adapter names its base."""
-    push_every: Count | None = None
-    """Steps between two pushes of the current model; each push saves the state and makes one commit."""
-    push_branch: Name | None = None
-    """The branch to push to (default: main); it is created if it does not exist."""
-    push_private: bool = False
-    """Create the repository as private; an existing public one is refused."""
-    push_license: Name | None = None
-    """The licence shown on the Hub, by its identifier, such as apache-2.0; --push-to requires it."""
-
-
-@dataclass(kw_only=True)
 class TrainingOptions(
     QuietOption,
     SmokeOption,
@@ -110,6 +100,23 @@ class TrainingOptions(
     """Steps between two saved states (default: ten per run, and at least one per minute)."""
     track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
     """Where to log in addition to log.jsonl: trackio and tensorboard stay on this machine, wandb uploads."""
+
+
+def refuse_of_new(settings: TrainingOptions, base: str) -> None:
+    """Raise `InputError` for what only a new model can be given, beside the option `base` that names one."""
+    for name in OF_A_NEW_MODEL:
+        if getattr(settings, name, None) not in (None, {}):
+            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or {base}")
+
+
+def with_budget(settings: T) -> T:
+    """The settings with one budget, checked; a smoke run has its own. Raises `InputError` for two, or for none left."""
+    if settings.smoke:
+        return dataclasses.replace(settings, minutes=None, epochs=None, max_steps=SMOKE_STEPS)
+    given = [name for name in ("minutes", "max_steps", "epochs") if getattr(settings, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: give one budget, not two")
+    return settings
 
 
 @dataclass(kw_only=True)

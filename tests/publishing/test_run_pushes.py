@@ -7,12 +7,13 @@ import yaml
 
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.training import pushing
+from groundup.publishing import pushing
+from groundup.publishing.pushing import Pusher, push_target
+from groundup.publishing.settings import PushOptions
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain
-from groundup.training.pushing import Pusher, push_target
 from groundup.training.run import pusher_of
-from groundup.training.settings import ClassifySettings, InstructSettings, PushOptions
+from groundup.training.settings import ClassifySettings, InstructSettings
 
 LICENSED = {"push_license": "apache-2.0"}
 TINY = ("--vocab-size", 300, "--hidden-size", 32, "--num-hidden-layers", 2, "--context-length", 32)

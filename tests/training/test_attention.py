@@ -6,8 +6,8 @@ import torch
 import groundup
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.modeling.modeling_groundup import eager_attention_forward
-from groundup.training import attention
-from groundup.training.attention import NAME, attending_in_blocks, causal_attention
+from groundup.training import machine
+from groundup.training.machine import NAME, attending_in_blocks, causal_attention
 from groundup.training.objectives import NextTokenLoss
 
 
@@ -57,8 +57,8 @@ def model():
 @pytest.fixture
 def calls(monkeypatch):
     """The lengths of the texts that went through the blocks."""
-    seen, real = [], attention.causal_attention
-    monkeypatch.setattr(attention, "causal_attention", lambda q, *rest: seen.append(q.size(2)) or real(q, *rest))
+    seen, real = [], machine.causal_attention
+    monkeypatch.setattr(machine, "causal_attention", lambda q, *rest: seen.append(q.size(2)) or real(q, *rest))
     return seen
 
 
@@ -121,7 +121,7 @@ def test_who_looks_ahead_aside_or_only_a_little_back_goes_through_torchs_kernel(
             model(input_ids=ids, use_cache=False, **inputs)
         assert calls == expected, type(model)
     calls.clear()
-    monkeypatch.setattr(attention, "LARGEST_WEIGHTS", 2 * 4 * 20**2 - 1)
+    monkeypatch.setattr(machine, "LARGEST_WEIGHTS", 2 * 4 * 20**2 - 1)
     with attending_in_blocks(plain), torch.autocast("cpu", torch.bfloat16):
         plain(input_ids=ids)
     assert not calls

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import groundup as package
+from groundup.common.clock import Deadline
 from groundup.common.errors import InputError, Interrupted
 from groundup.training import classification, run
 from groundup.training.checkpoint import take_mean
@@ -101,16 +102,18 @@ def test_cut_off_in_any_of_its_runs_it_goes_on_to_the_same_weights(options, tmp_
 
 def test_a_budget_in_minutes_is_shared_by_the_runs(monkeypatch):
     """Of 100 s the four have a quarter each, however much a process that begins anew believes to have; of 60 less."""
-    settings = SimpleNamespace(minutes=100 / 60, average=4, smoke=False)
-    monkeypatch.setattr(classification, "FINISH_SHARE", 0.0)
-    monkeypatch.setattr(classification, "FINISH_SECONDS", 0.0)
+    settings = SimpleNamespace(average=4, smoke=False)
+    monkeypatch.setattr(classification.ClassificationRun, "finish_share", 0.0)
+    monkeypatch.setattr(classification.ClassificationRun, "finish_seconds", 0.0)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
 
     def shares(used):
         for order in (1, 2, 3, 0):
-            one = SimpleNamespace(prepared=SimpleNamespace(settings=settings), order=order, began=now - used)
-            yield classification.ClassificationRun.first_position(one).budget_seconds
+            one = object.__new__(classification.ClassificationRun)
+            one.prepared, one.order = SimpleNamespace(settings=settings), order
+            one.deadline = Deadline(now - used, 100 / 60)
+            yield one.first_position().budget_seconds
 
     assert list(shares(0)) == pytest.approx([25, 25, 25, 25])
     assert list(shares(40)) == pytest.approx([15, 20, 25, 25])

@@ -27,9 +27,10 @@ from groundup.evaluation.classification import MAJORITY, SVM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.training import classification
-from groundup.training.classification import ClassificationRun, freeze
-from groundup.training.label_loss import LabelLoss
+from groundup.training.classification import ClassificationRun
+from groundup.training.classifier_base import freeze
 from groundup.training.loop import Loop
+from groundup.training.objectives import LabelLoss
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
 

@@ -4,12 +4,12 @@ own."""
 import json
 import random
 import shutil
-import time
 
 import pytest
 import yaml
 
 import groundup as package
+from groundup.common.clock import Deadline
 from groundup.common.files import sha256_of
 from groundup.data.conversations import load_conversations
 from groundup.data.documents import Documents
@@ -17,9 +17,9 @@ from groundup.data.examples import Columns, load_examples
 from groundup.data.sources import load_documents
 from groundup.evaluation.language import Text
 from groundup.evaluation.metrics_file import read_metrics
+from groundup.training.pretraining_preparation import open_prepared, prepare_run
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import open_prepared, prepare_run
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "context_length": 32, "batch_tokens": 256}
 
@@ -47,7 +47,7 @@ def write_rows(path, texts):
 def prepared(tmp_path, *data, **more):
     """The run before its first step: its text for training and for validation, and what the recipe says."""
     run = RunFolder(tmp_path / "out")
-    prepare_run(PretrainSettings(data=[str(item) for item in data], max_steps=1, **TINY | more), run, time.time())
+    prepare_run(PretrainSettings(data=[str(item) for item in data], max_steps=1, **TINY | more), run, Deadline())
     found = open_prepared(run)
     train, validation = (
         found.tokenizer.decode(stream.read(0, len(stream))) for stream in (found.train, found.validation)

@@ -7,6 +7,7 @@ import time
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from groundup.common.clock import Deadline
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, ConversationRows
 from groundup.inference.saving import save_model
@@ -26,9 +27,9 @@ from groundup.training.instruction_preparation import (
     read_conversations,
 )
 from groundup.training.plan import LEAST_DECAY, make_plan
+from groundup.training.pretraining_preparation import SMOKE_ROWS
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import InstructSettings
-from groundup.training.starting import SMOKE_ROWS
 
 
 def questions(count):
@@ -150,7 +151,7 @@ def test_a_model_that_can_look_far_gets_rows_and_updates_as_one_that_can_not(tmp
     def plan(positions, **options):
         name, model = f"{positions}{options}", llama(tmp_path / str(positions), positions)
         settings = InstructSettings(data=[str(path)], split=[0.9, 0.0, 0.1], model=model, max_steps=1, **options)
-        prepare_instructions(settings, RunFolder(tmp_path / name), time.time())
+        prepare_instructions(settings, RunFolder(tmp_path / name), Deadline())
         return RunFolder(tmp_path / name).read_recipe()[0]["plan"]
 
     far = plan(131072)
@@ -198,7 +199,7 @@ def test_what_preparing_takes_is_part_of_the_minutes(tmp_path, monkeypatch):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"What is {n}?", "completion": "blue"}) + "\n" for n in range(40)))
     settings = InstructSettings(data=[str(path)], minutes=60.0, vocab_size=300)
-    prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time() - 30 * 60)
+    prepare_instructions(settings, RunFolder(tmp_path / "run"), Deadline(time.time() - 30 * 60))
     assert 25 * 60 < budgets[0] < 30 * 60
 
 
@@ -208,7 +209,7 @@ def test_what_is_counted_of_the_rows_is_that_of_those_trained_on(tmp_path):
     path, run = tmp_path / "rows.jsonl", RunFolder(tmp_path / "run")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"context_length": 32, "vocab_size": 300, "max_steps": 1, "pretrain_share": 0.0}
-    prepare_instructions(InstructSettings(data=[str(path)], split=[0.9, 0.0, 0.1], **sizes), run, time.time())
+    prepare_instructions(InstructSettings(data=[str(path)], split=[0.9, 0.0, 0.1], **sizes), run, Deadline())
     counts = run.read_recipe()[0]["rows"]
     assert counts["train"] == len(ConversationRows.open(run.work / "train")) == 87
     assert counts["cut"] == sum(n % 9 == 0 for n in range(87))
@@ -223,7 +224,7 @@ def test_rows_kept_back_that_are_cut_or_left_out_are_said(tmp_path, capsys):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sizes = {"context_length": 32, "vocab_size": 300, "max_steps": 1, "pretrain_share": 0.0}
     settings = InstructSettings(data=[str(path)], split=[18 / 22, 0.0, 4 / 22], **sizes)
-    prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time())
+    prepare_instructions(settings, RunFolder(tmp_path / "run"), Deadline())
     said = capsys.readouterr().err
     assert said.count("validation: 1 of 4 rows: are longer than 32 tokens") == 1
     assert said.count("validation: 1 of 4 rows: do not reach their answer within 32 tokens") == 1
@@ -234,7 +235,7 @@ def test_a_short_try_takes_rows_from_the_whole_table(tmp_path):
     path, run = tmp_path / "rows.jsonl", RunFolder(tmp_path / "run")
     rows = [{"prompt": f"What is {n}?", "completion": "blue"} for n in range(2 * SMOKE_ROWS)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare_instructions(InstructSettings(data=[str(path)], smoke=True), run, time.time())
+    prepare_instructions(InstructSettings(data=[str(path)], smoke=True), run, Deadline())
     counts = run.read_recipe()[0]["rows"]
     assert counts["train"] + counts["validation"] == SMOKE_ROWS
     asked = {row.messages[0]["content"] for row in read_conversations(run.work / "train.jsonl")}
@@ -256,4 +257,4 @@ def test_rows_that_nothing_can_be_measured_on_are_refused_before_training(tmp_pa
     test.write_text(json.dumps(row) + "\n")
     settings = InstructSettings(data=[str(train)], eval_data=[str(test)], vocab_size=300, max_steps=1)
     with pytest.raises(InputError, match=says):
-        prepare_instructions(settings, RunFolder(tmp_path / "run"), time.time())
+        prepare_instructions(settings, RunFolder(tmp_path / "run"), Deadline())

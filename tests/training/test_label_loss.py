@@ -3,7 +3,7 @@
 import torch
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
-from groundup.training.label_loss import LabelLoss
+from groundup.training.objectives import LabelLoss
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "pad_token_id": 0, "zero_init": False}
 

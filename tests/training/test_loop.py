@@ -14,9 +14,8 @@ from torch import nn
 
 from groundup.common.errors import Diverged, Interrupted
 from groundup.training.checkpoint import Position
-from groundup.training.loop import Loop, Schedule, crossed, labels_that_count
+from groundup.training.loop import Budget, Loop, Schedule, crossed, labels_that_count, momentum
 from groundup.training.run_folder import RunFolder
-from groundup.training.schedule import Budget, momentum
 
 
 class SquareLoss(nn.Module):

@@ -6,10 +6,8 @@ import pytest
 import groundup
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.training import hardware
-from groundup.training.hardware import HARDWARE, USED_SHARE_OF_GPU
 from groundup.training.plan import bytes_a_token, cost_of, make_plan, suitable_batch
-from groundup.training.planning import expected_bits_per_byte, forecast_of, plan
+from groundup.training.planning import HARDWARE, USED_SHARE_OF_GPU, expected_bits_per_byte, forecast_of, plan
 from groundup.training.pretraining import Pretraining
 from groundup.training.settings import PlanSettings, PretrainSettings
 
@@ -172,7 +170,7 @@ def test_a_model_that_the_memory_cannot_hold_is_refused_before_anything_is_made(
     }[verb]
     data = tmp_path / {"pretrain": "x.txt", "classify": "x.csv", "instruct": "x.jsonl"}[verb]
     data.write_text(rows)
-    monkeypatch.setattr(hardware, "free_memory", lambda: 10**6)
+    monkeypatch.setattr("groundup.training.plan.free_memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"million parameters needs at least .* GB of memory.*--hidden-size"):
         getattr(groundup, verb)(data=[str(data)], out=str(tmp_path / "out"), hidden_size=1024, smoke=True, quiet=True)
     assert not (tmp_path / "out").exists()

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from groundup.common.clock import Deadline
 from groundup.common.errors import InputError
 from groundup.data.preparation import prepare
 from groundup.data.prepared import open_prepared_data
@@ -15,11 +15,11 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.word_level import train_word_level
-from groundup.training import starting
+from groundup.training import pretraining_preparation
 from groundup.training.pretraining import pretrain
+from groundup.training.pretraining_preparation import prepare_run
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
-from groundup.training.starting import prepare_run
 
 SMALL = {"max_steps": 2, "context_length": 32, "hidden_size": 32, "num_hidden_layers": 1, "quiet": True}
 
@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_the_very_shards_that_it_was_begun_with(change, story
     run = RunFolder(tmp_path / "run")
     run.work.mkdir(parents=True)
     corpus = open_prepared_data(prepare(**made))
-    starting._streams(corpus, corpus.tokenizer, PretrainSettings(data=["shards"]), run)
+    pretraining_preparation._streams(corpus, corpus.tokenizer, PretrainSettings(data=["shards"]), run)
     shutil.rmtree("shards")
     if change == "the tokenizer alone":
         save_tokenizer(train_bpe([story.read_text()[:3000]], 290), tmp_path / "tok")
@@ -85,10 +85,10 @@ def test_a_run_goes_on_with_the_very_shards_that_it_was_begun_with(change, story
         story.write_text(story.read_text()[:-5] + "here.")
     prepare(**made)
     if change == "nothing":
-        assert len(starting._kept_streams(run)[0]) == len(corpus.train)
+        assert len(pretraining_preparation._kept_streams(run)[0]) == len(corpus.train)
     else:
         with pytest.raises(InputError, match="does not hold the shards that"):
-            starting._kept_streams(run)
+            pretraining_preparation._kept_streams(run)
 
 
 IDS = {
@@ -122,7 +122,7 @@ def test_a_model_goes_on_with_no_ids_but_its_own(name, how, tmp_path):
         settings |= {"data": [str(shards)]}
     run = RunFolder(tmp_path / "out")
     if name.startswith(("its own", "one with a ")):
-        prepare_run(PretrainSettings(**settings), run, time.time())
+        prepare_run(PretrainSettings(**settings), run, Deadline())
         assert run.has_begun
     else:
         with pytest.raises(InputError, match="tokens that the model knows have another id or none"):

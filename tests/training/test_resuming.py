@@ -12,7 +12,7 @@ from groundup.common.files import sha256_of
 from groundup.common.resuming import differing
 from groundup.common.settings import read_yaml
 from groundup.training.loop import Loop
-from groundup.training.resuming import _change
+from groundup.training.run_folder import _change
 from groundup.training.settings import ClassifySettings, PretrainSettings
 
 SIZES = {

@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.training import schedule
-from groundup.training.schedule import Budget, Stopwatch, learning_rate_factor, momentum
+from groundup.training import loop
+from groundup.training.loop import Budget, Stopwatch, learning_rate_factor, momentum
 
 shares = st.floats(0, 1)
 
@@ -48,7 +48,7 @@ def test_the_smallest_budget_is_used_up_by_one_step_and_of_two_the_larger_share_
 
 def test_a_stopwatch_goes_on_from_the_seconds_of_an_earlier_process(monkeypatch):
     now = 100.0
-    monkeypatch.setattr(schedule.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
     new, resumed = Stopwatch(), Stopwatch(30.0)
     now = 102.0
     assert (new.seconds, resumed.seconds) == (2, 32)

@@ -11,7 +11,7 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.checkpoint import load_optimizer_state, optimizer_state
 from groundup.training.objectives import NextTokenLoss
 from groundup.training.optim import build_optimizers
-from groundup.training.sharding import run_within, shard, whole_weights
+from groundup.training.machine import run_within, shard, whole_weights
 
 torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)

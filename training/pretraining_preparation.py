@@ -5,7 +5,6 @@ What is prepared is read back from the folder even by the run that made it, so t
 
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +13,7 @@ import numpy as np
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError, user_path
 from groundup.common.settings import public_settings
@@ -39,20 +39,23 @@ from groundup.tokenization.folder import (
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.plan import Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
-from groundup.training.settings import PretrainSettings, TrainingOptions, check_lora
+from groundup.training.settings import (
+    PUBLIC_PATHS,
+    PretrainSettings,
+    check_lora,
+    refuse_of_new,
+    with_budget,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-SMOKE_STEPS = 20
 SMOKE_ROWS, SMOKE_TEST_ROWS = 1000, 100  # of tables, spread evenly over them
 USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
 SHARDS = ("train", "validation", ".train.partial", ".validation.partial")  # in work/: kept if they are of this text
 KNOWN = "known.safetensors"  # in work/: hashes of the training text
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
-OF_A_NEW_MODEL = ("vocab_size", "hidden_size", "num_hidden_layers", "preset", "model_config")
-PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
 
 
 @dataclass
@@ -71,17 +74,17 @@ class Prepared:
     known: KnownText | None  # the training text, where there is a text to be tested on
 
 
-def prepare_run(settings: PretrainSettings, run: RunFolder, began: float) -> None:
+def prepare_run(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> None:
     """Read the text, plan, train the tokenizer, write shards and baselines into the run's folder; the recipe last.
 
     Raises `InputError` for data or options that will not do.
     """
     settings = with_budget(settings)
     with run.being_prepared(kept=SHARDS):
-        _prepare(settings, run, began)
+        _prepare(settings, run, deadline)
 
 
-def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
+def _prepare(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> None:
     check_lora(settings)
     if settings.lora and settings.init_from is None:
         raise InputError("--lora adapts an existing model: give --init-from")
@@ -95,7 +98,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, began: float) -> None:
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
         settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
-    seconds = None if settings.minutes is None else max(1.0, settings.minutes * 60 - (time.time() - began))
+    seconds = deadline.after(settings.minutes).seconds_left()
     plan = make_plan(_sized_like_the_model(settings), size, seconds)
     if settings.init_from is None:
         plan.require_memory()
@@ -274,27 +277,10 @@ def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfi
         raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
 
 
-def refuse_of_new(settings: TrainingOptions, base: str) -> None:
-    """Raise `InputError` for what only a new model can be given, beside the option `base` that names one."""
-    for name in OF_A_NEW_MODEL:
-        if getattr(settings, name, None) not in (None, {}):
-            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or {base}")
-
-
 def evenly(rows: int, at_most: int) -> np.ndarray:
     """The numbers of all rows, or of `at_most` that are spread evenly over them."""
     count = min(rows, at_most)
     return np.arange(count) * rows // max(1, count)
-
-
-def with_budget(settings: PretrainSettings) -> PretrainSettings:
-    """The settings with one budget, checked; a smoke run has its own. Raises `InputError` for two, or for none left."""
-    if settings.smoke:
-        return dataclasses.replace(settings, minutes=None, epochs=None, max_steps=SMOKE_STEPS)
-    given = [name for name in ("minutes", "max_steps", "epochs") if getattr(settings, name) is not None]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in given)}: give one budget, not two")
-    return settings
 
 
 def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | PreparedData) -> PreTrainedTokenizerFast:

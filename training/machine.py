@@ -1,0 +1,187 @@
+"""How a model runs on the machine there is: in parts over processes, compiled, with attention in blocks on a processor.
+
+In parts, every process keeps its share of weights, gradients and the optimizer's states (Zhao et al. 2023). Torch's own
+`fully_shard` divides them, on a processor too, where Accelerate would train whole copies without a word. Weights are
+whole on every process for a moment: before the first step, one block at a time in a step, and when a state is saved,
+which is the one that a process alone would save.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate.utils import parse_flag_from_env, patch_environment
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_kv
+
+ASKED = "ACCELERATE_USE_FSDP"  # what `accelerate launch --use_fsdp` sets
+NAME = "groundup_blocks"  # under which transformers knows it
+BLOCK = 128  # queries that look at the same keys together
+LONGEST = 512  # tokens of a row; torch's kernel is as fast from 1,024 on
+LARGEST_WEIGHTS = 2**23  # of a layer, B H T T: at most 17 MB are kept of so many; with more, memory counts for more
+
+T = TypeVar("T")
+
+
+def asked_to_shard() -> bool:
+    """Whether the launcher was told to shard, and there is more than one process to do it."""
+    return parse_flag_from_env(ASKED) and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def without_accelerates() -> AbstractContextManager[Any]:
+    """A context in which an `Accelerator` is made as if nothing were to be sharded."""
+    return patch_environment(**{ASKED: "false"})
+
+
+def shard(objective: nn.Module, device: torch.device) -> None:
+    """Leave of every weight under `objective` this process's share; blocks are gathered one at a time when they run.
+
+    Optimizers are made afterwards: the parameters are others.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block in blocks(objective):
+        fully_shard(block, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+    cast(Any, objective).carry_out = lambda action: action()
+    register_fsdp_forward_method(objective, "carry_out")
+
+
+def run_within(objective: nn.Module, action: Callable[[], T]) -> T:
+    """What `action` gives, which runs the model of a sharded objective from outside; on every process alike."""
+    sharded = cast(Any, objective)
+    try:
+        return sharded.carry_out(action)
+    finally:
+        sharded.reshard()
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a sharded model with every tensor whole, as it is saved; called on every process.
+
+    Torch's `get_model_state_dict` makes two tensors of a tied head, and both would be written.
+    """
+    found: dict[int, torch.Tensor] = {}
+    state = model.state_dict(keep_vars=True)
+    for value in state.values():
+        if id(value) not in found:
+            found[id(value)] = to_save(value.detach())
+    return {name: found[id(value)] for name, value in state.items()}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of which every process has its share, gathered on each of them; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def to_save(tensor: torch.Tensor) -> torch.Tensor:
+    """The same for what is saved: gathered in main memory, so that a card holds one whole tensor at a time."""
+    return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def share_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Of a tensor that every process has whole, what it keeps where `like` is divided; else the tensor itself."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model, transformers' or ours: they have a class in common."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let every block of a model be compiled at its first call: all share one compilation, which takes seconds.
+
+    The whole network in one piece took twice as long to compile and gained little more (docs/performance.md). Where
+    compiling fails (a compiler without its headers), torch says so and the blocks run as they are.
+    """
+    torch._dynamo.config.suppress_errors = True
+    for block in blocks(model):
+        block.compile()
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """A context in which nothing is compiled: scores see other shapes, each of which would be compiled for one use."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def compiler_found() -> bool:
+    """Whether there is a C++ compiler for torch.compile."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # takes a while to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """(B, H, T, D) three times -> (B, H, T, D): every query mixes the values up to its own (Vaswani et al. 2017).
+
+    torch's kernel for it is made for long texts; its way back is slow for short ones. Written out as products of
+    matrices, which a processor with bf16 does several times as fast as anything else, it takes half to four fifths of
+    the time up to `LONGEST` tokens (docs/performance.md). Keys after a block's last query are left out; those within it
+    are masked. Scores are rounded to bf16, which torch's kernel does not do, and what the softmax gives is kept for the
+    way back.
+    """
+    mixed = []
+    for start in range(0, query.size(2), BLOCK):
+        end = min(start + BLOCK, query.size(2))
+        asking, asked, given = query[:, :, start:end], key[:, :, :end], value[:, :, :end]
+        future = torch.full((end - start, end), -torch.inf, dtype=query.dtype, device=query.device).triu(start + 1)
+        scores = torch.baddbmm(future, asking.flatten(0, 1), asked.flatten(0, 1).mT, alpha=scaling)  # (B H, t, S)
+        mixed.append((scores.softmax(dim=-1) @ given.flatten(0, 1)).view_as(asking))
+    return torch.cat(mixed, dim=2)
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float = 1.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What a kernel of transformers does: (B, H, T, D) -> (B, T, H, D); in blocks where that is faster."""
+    as_expected = module.training and torch.is_autocast_enabled("cpu") and attention_mask is None and not dropout
+    rows, heads, length, _ = query.shape
+    causal = module.is_causal and kwargs.get("is_causal", True) and length == key.size(2)
+    small = length <= LONGEST and rows * heads * length**2 <= LARGEST_WEIGHTS
+    if not (as_expected and causal and small):
+        kwargs |= {"dropout": dropout, "scaling": scaling}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    query = query.bfloat16()  # autocast leaves what a norm gives in fp32
+    key, value = (repeat_kv(x.bfloat16(), heads // x.size(1)) for x in (key, value))
+    return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def attending_in_blocks(model: PreTrainedModel) -> Iterator[None]:
+    """A context in which a model of ours whose attention is torch's attends in blocks; others stay as they are."""
+    ours = isinstance(model, GroundupPreTrainedModel) and model.config._attn_implementation == "sdpa"
+    if ours:
+        model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        if ours:
+            model.set_attn_implementation("sdpa")
