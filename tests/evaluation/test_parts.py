@@ -134,13 +134,15 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(models, te
 @pytest.mark.parametrize("change", ["the weights", "the tokenizer", "the text"])
 def test_what_was_measured_with_other_inputs_is_measured_again(change, models, text_file, tmp_path, tiny, monkeypatch):
     """The replaced file has the old one's time and size: a key of these would mix two models under one hash."""
+    out = tmp_path / "out"
 
     def fail(*_):
         raise RuntimeError("no samples")
 
     with monkeypatch.context() as broken:
         broken.setattr(measuring, "writing_part", fail)
-        out = evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "out"), quiet=True)
+        with pytest.raises(InputError, match="no samples"):
+            evaluate(model=models, data=text_file, samples=1, out=str(out), quiet=True)
     before = {row["model"]: row["value"] for row in rows(out, name="loss", baseline=None)}
     path = {"the weights": "model.safetensors", "the tokenizer": "tokenizer.json"}.get(change)
     path = tmp_path / "gpt2-model" / path if path else tmp_path / "held-back.txt"
