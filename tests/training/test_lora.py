@@ -170,7 +170,7 @@ def test_options_that_make_no_sense_are_refused_in_one_line(options, words):
 def test_a_base_that_lies_nowhere_and_one_with_an_adapter_are_refused():
     model = tiny()
     model.name_or_path = ""
-    with pytest.raises(InputError, match="saved somewhere"):
+    with pytest.raises(InputError, match="LoRA adapts a saved model"):
         add_lora(model, LoraOptions())
     model = tiny()
     add_lora(model, LoraOptions())
