@@ -23,6 +23,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Return names with commas between them, at most `most`, and then how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or one that it was raised from, says that no space is left to write, or none allowed.
 

@@ -1,1 +1,1 @@
-"""Documents to batches: where texts come from, how they become shards of ids, how windows are cut from those."""
+"""Documents to batches: where texts come from, how they become shards of ids, and how rows are made of those."""

@@ -1,37 +1,239 @@
-"""Rows of instructions or conversations -> ids, and which of them the assistant says: what `instruct` learns from.
+"""Instructions and conversations, in all the forms in which people share them -> messages of role and content.
 
-    --data ──load_conversations──> messages ──chat template──> segments ──ids──> ConversationRows ──> batches
-
-Everything that would train a model on nothing, or on the wrong thing, is an error or is counted and said.
+Which columns a form reads is decided by their names, and what is not read is said. Everything that would train a model
+on nothing, or on the wrong thing, is an error or is counted and said.
 """
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from transformers import PreTrainedTokenizerFast
-
-from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.data import instruction_tasks
-from groundup.data.conversation_forms import WEIGHT, Form, NoText, text_of
+from groundup.data.json_rows import Cell, Row, decode_json, kind_of_cell, written
 from groundup.data.sources import Once, load_tables
 from groundup.data.tables import ArrowTable, Table
-from groundup.data.text_columns import columns_read, say_columns
-from groundup.data.windows import IGNORED
-from groundup.tokenization.chat import ChatEncoder, Message
+from groundup.data.text_columns import CONTENT_KEYS, ROLE_KEYS, columns_read, say_columns
+from groundup.tokenization.chat import Message
 
-ENCODED_AT_ONCE = 1000  # conversations
+CONVERSATION = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+ASKED = ("instruction", "prompt", "question", "query")
+GIVEN = ("input", "context")
+ANSWERED = ("output", "completion", "response", "answer", "chosen")
+SYSTEM = ("system", "system_prompt")
+HISTORY = ("history",)
+FORMS = (
+    "messages (or conversations); prompt and completion; question and answer; "
+    "or instruction, output and perhaps input, system, history"
+)
+
+WEIGHT = "weight"
+_ROLES = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "developer": "system",
+}
+
+
+class NoText(ValueError):  # noqa: N818 (what it says is no fault of a program)
+    """A cell that cannot be read as text; the message says what it holds."""
+
+
+def text_of(cell: Cell) -> str | None:
+    """Return the text of a cell as it is written, None for a gap.
+
+    A list of one text, or of parts `{"type": "text", "text": ...}` as in chat APIs, is one text. Raises `NoText` for
+    anything else.
+    """
+    if isinstance(cell, list):
+        if len(cell) > 1 and all(isinstance(part, str) for part in cell):
+            raise NoText(f"a list of {len(cell)} texts")
+        return "".join(map(_text_of_part, cell))
+    try:
+        return written(cell)
+    except ValueError as error:
+        raise NoText(str(error)) from error
+
+
+def _text_of_part(part: Cell) -> str:
+    if isinstance(part, str):
+        return str(part)
+    if not isinstance(part, dict):
+        raise NoText(f"a list with {kind_of_cell(part)} in it")
+    kind, text = part.get("type") or "text", part.get("text")
+    if isinstance(text, str) and str(kind).endswith("text"):
+        return str(text)
+    raise NoText(f"a part of type {kind}")
+
+
+@dataclass
+class Form:
+    """The column of a table that holds each thing, None where there is none, and the keys of messages not read."""
+
+    conversation: str | None = None
+    asked: str | None = None
+    given: str | None = None
+    answered: str | None = None
+    system: str | None = None
+    history: str | None = None
+    family: str | None = None
+    unread_keys: set[str] = field(default_factory=set)
+    systems_not_read: int = 0  # of rows whose messages have another system message already
+
+    @classmethod
+    def of(cls, columns: Sequence[str], name: str) -> "Form":
+        """Return the form of a table with these columns. Raises `InputError` for columns of no known form."""
+        lowered = {column.strip().lower(): column for column in reversed(columns)}
+
+        def first(names: Sequence[str]) -> str | None:
+            return next((lowered[usual] for usual in names if usual in lowered), None)
+
+        system, family = first(SYSTEM), first(("family",))
+        if conversation := first(CONVERSATION):
+            return cls(conversation=conversation, system=system, family=family)
+        asked, given, answered, history = first(ASKED), first(GIVEN), first(ANSWERED), first(HISTORY)
+        if answered and not asked:  # pairs of input and output; or a preference whose texts hold the question too
+            asked, given = (given, None) if given else (None, None)
+            if not asked and answered.strip().lower() == "chosen":
+                return cls(conversation=answered, system=system, family=family)
+        if not (asked and answered):
+            raise InputError(f"{name} has the columns {', '.join(columns)}: rows need {FORMS}")
+        return cls(None, asked, given, answered, system, history, family)
+
+    @property
+    def read(self) -> dict[str, str]:
+        """Return the column of each thing that is read."""
+        parts = {
+            "system": self.system,
+            "history": self.history,
+            "messages": self.conversation,
+            "question": self.asked,
+            "input": self.given,
+            "answer": self.answered,
+            "family": self.family,
+        }
+        return {what: column for what, column in parts.items() if column is not None}
+
+    @property
+    def unread(self) -> dict[str, list[str]]:
+        """Return the keys that stood in some messages and were not read."""
+        return {"message_keys_not_read": sorted(self.unread_keys)} if self.unread_keys else {}
+
+    def messages(self, row: Row, joint: str) -> list[Message]:
+        """Return the messages of a row; `joint` stands between an instruction and its input.
+
+        Raises `NoText` if one of them holds something else, and `InputError` (without the row) for what is no message.
+        """
+        system = text_of(row[self.system]) if self.system else None
+        if self.conversation:
+            listed = _decoded(row[self.conversation], self.conversation) or []
+            messages = [self._message(message) for message in listed]
+        else:
+            history = self._past(row[self.history]) if self.history else []
+            messages = [*history, *self._turn("user", self._question(row, joint))]
+            answer = self._turn("assistant", row[self.answered or ""])
+            if len(answer) > 1 and answer[: len(messages)] == messages:
+                messages = []  # the answer of a preference may be the whole conversation
+            messages += answer
+        if system and system.strip():
+            first = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+            if first is None:
+                messages.insert(0, {"role": "system", "content": system})
+            elif not first.strip():
+                messages[0] = {"role": "system", "content": system}
+            else:
+                self.systems_not_read += first.strip() != system.strip()
+        return messages
+
+    def _question(self, row: Row, joint: str) -> Any:
+        """Return the instruction with its input, and a list of messages as it is."""
+        asked = row[self.asked or ""]
+        if _is_conversation(asked):
+            return asked
+        texts = [text_of(asked), text_of(row[self.given]) if self.given else None]
+        return joint.join(text for text in texts if text)
+
+    def _turn(self, role: str, cell: Any) -> list[Message]:
+        """Return a text as one message of `role`, and a list of messages (TRL's conversational form) as it is."""
+        if _is_conversation(cell):
+            return [self._message(message) for message in cell]
+        return [_weighed(role, text_of(cell), None)]
+
+    def _past(self, cell: Any) -> list[Message]:
+        """Return the messages of earlier turns, given as pairs of question and answer."""
+        turns = []
+        for pair in _decoded(cell, "history", "pairs of question and answer") or []:
+            if isinstance(pair, dict):
+                turns.append(self._message(pair))
+            elif isinstance(pair, list | tuple) and len(pair) == 2:
+                turns += [_weighed(role, text_of(text), None) for role, text in zip(("user", "assistant"), pair)]
+            else:
+                raise InputError("history must be a list of pairs of question and answer")
+        return turns
+
+    def _message(self, message: Any) -> Message:
+        """Return a message in our form: role and content, and a weight of 0 where the assistant is not to learn it."""
+        if not isinstance(message, dict):
+            raise InputError("messages must be a list of role and content")
+        role = next((message[key] for key in ROLE_KEYS if message.get(key) is not None), None)
+        keys = [key for key in CONTENT_KEYS if key in message]
+        if not isinstance(role, str) or (not keys and not message.get("tool_calls")):
+            has = ", ".join(map(str, message))
+            raise InputError(f"a message needs a role and a content (or from and value), this one has {has}")
+        read = {*ROLE_KEYS, *keys[:1], WEIGHT}
+        self.unread_keys |= {key for key, value in message.items() if key not in read and value not in (None, [], {})}
+        plain = role.strip().lower()
+        content = next((message[key] for key in keys if message[key] is not None), None)
+        return _weighed(_ROLES.get(plain, plain), text_of(content), message.get(WEIGHT))
+
+
+def _is_conversation(cell: Cell) -> bool:
+    """Return whether a cell is a list of messages, not one of parts of a text."""
+    return (
+        isinstance(cell, list)
+        and bool(cell)
+        and all(isinstance(item, dict) and any(item.get(key) is not None for key in ROLE_KEYS) for item in cell)
+    )
+
+
+def _decoded(cell: Any, column: str, of: str = "role and content") -> list[Any] | None:
+    """Return a cell's list, which may be written as JSON, as in CSV it must be; None for a gap."""
+    if isinstance(cell, str) and not cell.strip():
+        return None
+    if isinstance(cell, str):
+        try:
+            cell = decode_json(cell)
+        except ValueError:
+            cell = ""
+    if cell is not None and not isinstance(cell, list):
+        raise InputError(f"{column} must be a list of {of}, in CSV one written as JSON")
+    return cell
+
+
+def _weighed(role: str, content: str | None, weight: Any) -> Message:
+    """Return a message; an answer of weight 0 or without text gets the weight 0, so that it is read and not learnt.
+
+    Raises `InputError` for a weight that is neither 0 nor 1.
+    """
+    try:
+        learnt = {0.0: False, 1.0: True}[1.0 if weight is None else float(weight)]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"a message has the weight {weight}: give 1, or 0 for a message that is not trained on"
+        ) from None
+    silent = not learnt or not (content or "").strip()
+    message: Message = {"role": role, "content": content or ""}
+    return message | {WEIGHT: 0} if role == "assistant" and silent else message
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of which the last is the assistant's, and the name of the family of tasks they belong to, if any."""
+    """Messages of which the last is the assistant's, and the family of tasks to which they belong, if any."""
 
     messages: list[Message]
     family: str = ""
@@ -39,17 +241,17 @@ class Conversation:
 
     @property
     def prompt(self) -> list[Message]:
-        """All but the last answer."""
+        """Return all messages but the last answer."""
         return self.messages[:-1]
 
     @property
     def answer(self) -> str:
-        """What the assistant says last."""
+        """Return what the assistant says last."""
         return self.messages[-1]["content"]
 
     @property
     def key(self) -> str:
-        """What makes two rows the same question: the prompt without white space around it and without capitals."""
+        """Return what makes two rows the same question: the prompt without capitals and without space around it."""
         return "\0".join(f"{message['role']}:{message['content'].strip().casefold()}" for message in self.prompt)
 
 
@@ -57,7 +259,7 @@ class Conversation:
 class RowCounts:
     """What became of the rows: how many there are, and what was done about those that are not as they should be.
 
-    `first` has, of a count, the place and the reason of its first row.
+    `first` holds, for a count, where its first row stands and why it was counted.
     """
 
     rows: int = 0
@@ -74,21 +276,21 @@ class RowCounts:
     first: dict[str, str] = field(default_factory=dict)
 
     def add(self, count: str, first: str) -> None:
-        """Count one more, and keep the place and reason of the first."""
+        """Add one to a count, and keep where and why for the first."""
         setattr(self, count, getattr(self, count) + 1)
         self.first.setdefault(count, first)
 
     def numbers(self) -> dict[str, int]:
-        """The counts alone."""
+        """Return the counts alone."""
         return {name: value for name, value in vars(self).items() if isinstance(value, int)}
 
     def __add__(self, later: "RowCounts") -> "RowCounts":
-        """These counts and those of what was done to the same rows, or to some of them, afterwards."""
+        """Add the counts of what was done later to the same rows, or to some of them."""
         counts = {name: value + getattr(later, name) for name, value in self.numbers().items()}
         return RowCounts(**counts | {"rows": self.rows}, first=later.first | self.first)
 
     def warnings(self, context: int | None = None) -> list[str]:
-        """A line for each thing that a person should know of rows that may have `context` ids."""
+        """Return a line for each thing that a person should know about rows that may have `context` ids."""
         limit = f"{context or 0:,} tokens (--context-length)"
         said = {
             "without_answer": "have no answer and are left out",
@@ -114,9 +316,9 @@ class RowCounts:
 def load_conversations(
     data: Sequence[str], input_joint: str, held_out: bool = False
 ) -> tuple[list[Conversation], RowCounts, list[dict[str, Any]]]:
-    """Read `--data` as conversations, in its order, with counts and a row for each file.
+    """Read `--data` as conversations, in its order; return them with counts and a row for each file.
 
-    Says which columns are read and which are not; the rows of the files have both, too.
+    Say which columns are read and which are not, and put both into the rows of the files.
 
     Args:
         data: files, folders, globs, Hub datasets of rows; or `instruction-tasks`, perhaps with `:family,family`.
@@ -124,7 +326,7 @@ def load_conversations(
         held_out: take of `instruction-tasks` the rows to test on.
 
     Raises:
-        InputError: for data that cannot be read, columns of another form, and where no row has an answer.
+        InputError: for data that cannot be read, for columns of no known form, and if no row has an answer.
     """
     if not data:
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or instruction-tasks")
@@ -152,13 +354,13 @@ def load_conversations(
 
 
 def _used_in(name: str, used: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What was read of a file; of an archive, what was of the first table in it."""
+    """Return what was read of a file, and for an archive what was read of the first table in it."""
     found = next((one for one in used if one["name"] == name or one["name"].startswith(f"{name}/")), {})
     return {key: value for key, value in found.items() if key != "name"}
 
 
 def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conversation]:
-    """The conversations of a table that end with an answer. Adds to `counts`."""
+    """Return the conversations of a table, each up to its last answer. Add to `counts`."""
     found = []
     for number, row in table.numbered():
         counts.rows += 1
@@ -184,150 +386,3 @@ def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conve
         found.append(Conversation(messages, family or "", place))
     counts.system_not_read += form.systems_not_read
     return found
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Ids
-
-
-class ConversationRows:
-    """Rows of ids of different lengths, one after another in memory, with a mark on each id that is trained.
-
-    `ids` (N,), `trained` (N,), and `borders` (rows + 1,): row i lies between borders i and i + 1.
-    """
-
-    def __init__(self, ids: npt.NDArray[np.int32], trained: npt.NDArray[np.bool_], borders: npt.NDArray[np.int64]):
-        self.ids, self.trained, self.borders = ids, trained, borders
-        self.lengths = np.diff(borders)
-
-    @classmethod
-    def from_lists(cls, rows: Sequence[tuple[list[int], list[bool]]]) -> "ConversationRows":
-        """Rows of (ids, marks)."""
-        borders = np.cumsum([0, *(len(ids) for ids, _ in rows)])
-        ids = np.fromiter(itertools.chain.from_iterable(ids for ids, _ in rows), np.int32, borders[-1])
-        trained = np.fromiter(itertools.chain.from_iterable(marks for _, marks in rows), np.bool_, borders[-1])
-        return cls(ids, trained, borders)
-
-    @classmethod
-    def open(cls, folder: Path) -> "ConversationRows":
-        """What `save` wrote."""
-        return cls(*(np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("ids", "trained", "borders")))
-
-    def save(self, folder: Path) -> None:
-        """Write three `.npy` files into a new folder."""
-        folder.mkdir(parents=True)
-        for name in ("ids", "trained", "borders"):
-            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-
-    def __len__(self) -> int:
-        return len(self.borders) - 1
-
-    def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """The ids of a row and their marks."""
-        place = slice(self.borders[index], self.borders[index + 1])
-        return self.ids[place], self.trained[place]
-
-    def batch(self, indices: Sequence[int] | npt.NDArray[np.integer], pad_id: int) -> dict[str, torch.Tensor]:
-        """Rows side by side, filled up on the right: `input_ids` and `shift_labels` (B, T), T that of the longest.
-
-        Position t is to predict label t, the id after it where that one is trained, else -100. No row sees another,
-        and what fills a row up stands behind all that counts, where a causal model does not look.
-        """
-        length = max(2, int(self.lengths[indices].max())) - 1
-        inputs = np.full((len(indices), length), pad_id, np.int64)
-        labels = np.full((len(indices), length), IGNORED, np.int64)
-        for place, index in enumerate(indices):
-            ids, trained = self.row(int(index))
-            inputs[place, : len(ids) - 1] = ids[:-1]
-            labels[place, : len(ids) - 1] = np.where(trained[1:], ids[1:], IGNORED)
-        return {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(labels)}
-
-    def pairs(self, indices: Sequence[int] | npt.NDArray[np.integer], pad_id: int) -> dict[str, torch.Tensor]:
-        """Rows for an encoder and a decoder: `input_ids` and `attention_mask` (B, S), `labels` (B, T).
-
-        The last stretch of trained ids is what the decoder writes, all before it is what the encoder reads.
-        """
-        parts = [self.split(int(index)) for index in indices]
-        source = np.full((len(parts), max(len(read) for read, _ in parts)), pad_id, np.int64)
-        mask = np.zeros_like(source)
-        labels = np.full((len(parts), max(len(written) for _, written in parts)), IGNORED, np.int64)
-        for place, (read, written) in enumerate(parts):
-            source[place, : len(read)] = read
-            mask[place, : len(read)] = 1
-            labels[place, : len(written)] = written
-        names = ("input_ids", "attention_mask", "labels")
-        return {name: torch.from_numpy(array) for name, array in zip(names, (source, mask, labels))}
-
-    def split(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The ids of a row before its last answer, and that answer's with its end token."""
-        ids, trained = self.row(index)
-        stop = int(np.flatnonzero(trained)[-1]) + 1
-        before = np.flatnonzero(~trained[:stop])
-        start = int(before[-1]) + 1 if len(before) else 0
-        return ids[:start], ids[start:stop]
-
-
-def encode_conversations(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerFast, context: int, counts: RowCounts
-) -> tuple[ConversationRows, list[int], frozenset[int]]:
-    """Turn conversations into rows of at most `context` ids. Adds to `counts`.
-
-    Returns the rows, the place of each row's conversation (those that the template refuses, and those without a
-    trained id within the context, are left out), and the end tokens: the last special token of each answer, which a
-    model learns to stop with.
-
-    Raises `InputError` where an answer has no end token in what is trained, or where no id is trained at all.
-    """
-    try:
-        encoder = ChatEncoder(tokenizer)
-    except ValueError as error:
-        raise InputError(f"these rows cannot be trained on: {error}") from error
-    rows, places, ends = [], [], set()
-    with ProgressBar("encoding", total=max(1, len(conversations))) as bar:
-        for start in range(0, len(conversations), ENCODED_AT_ONCE):
-            part = conversations[start : start + ENCODED_AT_ONCE]
-            for offset, ids, trained, end in _encoded(encoder, part, counts):
-                ends.add(end)
-                if any(trained[:context]):
-                    counts.cut += len(ids) > context
-                    rows.append((ids[:context], trained[:context]))
-                    places.append(start + offset)
-                else:
-                    counts.cut_before_answer += 1
-            bar.update(start + len(part))
-    counts.with_special_tokens += encoder.forged
-    if not rows:
-        why = "; ".join(counts.warnings(context)) or "there are no rows"
-        raise InputError(f"no token would be trained: {why}")
-    return ConversationRows.from_lists(rows), places, frozenset(ends)
-
-
-def _encoded(
-    encoder: ChatEncoder, part: Sequence[Conversation], counts: RowCounts
-) -> Iterator[tuple[int, list[int], list[bool], int]]:
-    """The number in `part`, the ids, marks and end token of each conversation that the template takes."""
-    segments = {}
-    for offset, conversation in enumerate(part):
-        try:
-            segments[offset] = encoder.segments(conversation.messages)
-        except ValueError as error:
-            counts.add("refused", f"{conversation.place or f'row {offset + 1}'}, {error}")
-    special = frozenset(encoder.special.values())
-    encoded = iter(encoder.encode([segment.text for row in segments.values() for segment in row]))
-    for offset, row in segments.items():
-        ids: list[int] = []
-        trained: list[bool] = []
-        end = None
-        for segment in row:
-            piece = next(encoded)
-            ids += piece
-            trained += [segment.spoken] * len(piece)
-            if segment.spoken:
-                end = next((token for token in reversed(piece) if token in special), None)
-                if end is None:
-                    raise InputError(
-                        f"{part[offset].place or f'row {offset + 1}'}: the chat template trains no end token, so a "
-                        "model would never learn to stop: put it inside the generation marks, or take another --layout"
-                    )
-        assert end is not None  # every conversation ends with an answer that is learnt
-        yield offset, ids, trained, end

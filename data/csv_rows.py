@@ -14,7 +14,6 @@ from pathlib import Path
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.data.values import Row
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 LONGEST_FIELD = 2**25  # characters: a quote that is never closed would take in all of the file
@@ -60,7 +59,7 @@ class _FaultAt(Exception):  # noqa: N818 (turned into an error where the other f
 
 
 def find_form(path: Path, kind: str, name: str) -> CsvForm:
-    """How to read a UTF-8 file, said where it is not what the ending promises; `name` is for messages.
+    """Find how to read a UTF-8 file, and say where it is not as the ending promises; `name` is for messages.
 
     Raises `InputError` for rows that no form explains, for a header that is none, and for a file without rows.
     """
@@ -82,8 +81,8 @@ def find_form(path: Path, kind: str, name: str) -> CsvForm:
     return CsvForm(separator, quoted, _columns(sample[0], name), fit.rows, skipped, spaced is not None, doubt)
 
 
-def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, Row]]:
-    """The rows below the header as texts, each with the line on which it begins."""
+def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows below the header as texts, each with the line on which it begins."""
     rows = _records(path, form.separator, form.quoted, form.skipped, form.spaced)
     next(rows)
     for line, fields in rows:
@@ -93,7 +92,7 @@ def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, Row]]:
 def _records(
     path: Path, separator: str, quoted: bool, skipped: int = 0, spaced: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each row and the line on which it begins; blank lines are none. Raises `_FaultAt`."""
+    """Yield the line on which each row begins, and its fields; skip blank lines. Raises `_FaultAt`."""
     csv.field_size_limit(LONGEST_FIELD)  # for the process, there is no other; the usual 131,072 are less than a book
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -115,7 +114,7 @@ def _records(
 def _fit(
     path: Path, separator: str, quoted: bool, skipped: int = 0, most: int | None = None, skip_blanks: bool = False
 ) -> _Fit:
-    """How well a form explains a file, or its first rows."""
+    """Return how well a form explains a file, or its first rows."""
     width, rows, within_lines, spaced = 0, -1, True, False
     try:
         for line, fields in itertools.islice(_records(path, separator, quoted, skipped, skip_blanks), most):
@@ -139,7 +138,7 @@ def _excel_hint(path: Path) -> str | None:
 
 
 def _separator(path: Path, usual: str) -> str:
-    """What parts the fields: the usual one if it explains the first rows, else another that does.
+    """Return what separates the fields: the usual one if it explains the first rows, else another that does.
 
     Where none does it is the one that parts the header into most fields, so that what is wrong is said of that.
     """
@@ -156,7 +155,7 @@ def _separator(path: Path, usual: str) -> str:
 
 
 def _spaced(path: Path, separator: str, skipped: int) -> _Fit | None:
-    """How a file fits whose fields have a blank and then quotes (`"a", "b"`); None for any other file.
+    """Return the fit of a file whose fields have a blank and then quotes (`"a", "b"`); None for any other file.
 
     Blanks and quotes are otherwise read as characters of the text. Between tabs they are that.
     """
@@ -186,7 +185,7 @@ def _has_blanks_before_quotes(path: Path, separator: str, skipped: int) -> bool:
 
 
 def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, _Fit]:
-    """Whether quotes hold fields together, and how the file fits then. Raises `InputError` where it fits neither way.
+    """Return whether quotes hold fields together, and the fit then. Raises `InputError` if the file fits neither way.
 
     Where both ways fit and rows of several lines would be held together, two lone quotes may have swallowed what is
     between. Commas often stand in such a text and the lines fit by chance; tabs do not.
@@ -221,7 +220,7 @@ def _holds_quotes(path: Path) -> bool:
 
 
 def _columns(header: list[str], name: str) -> list[str]:
-    """The names of the columns. Raises `InputError` where two are the same."""
+    """Return the names of the columns. Raises `InputError` if two are the same."""
     columns = [field.strip() or f"column {number}" for number, field in enumerate(header, 1)]
     twice = [column for column, count in Counter(columns).items() if count > 1]
     if twice:
@@ -231,7 +230,7 @@ def _columns(header: list[str], name: str) -> list[str]:
 
 
 def _doubt_of(header: list[str], rows: list[list[str]], name: str) -> str | None:
-    """Why the header may be a row: a label stands over such labels. It may still be the name of a column.
+    """Return why the header may be a row: a label stands over such labels. It may still be the name of a column.
 
     Raises `InputError` where it is one: a number stands over numbers.
     """

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from groundup.common.errors import InputError
 from groundup.tokenization.pieces import PIECE_BYTES, cut_pieces
@@ -210,6 +210,11 @@ def stretch(content: Content, start: int, stop: int) -> Content:
     return content[start:stop]
 
 
+def same_text(text: str) -> str:
+    """Return what makes two texts the same row: the text without capitals, all white space a single space."""
+    return " ".join(text.split()).casefold()
+
+
 def pieces_of(content: Content) -> Iterator[Piece]:
     """Yield what to tokenise of one document."""
     left = len(content)
@@ -228,13 +233,7 @@ def inside_of(numbers: range, begin: int, end: int) -> range:
     return range(inside.start - begin, inside.stop - begin, step)
 
 
-class _Sliced(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, place: slice, /) -> "_Sliced": ...
-
-
-S = TypeVar("S", bound=_Sliced)
+Divisible = TypeVar("Divisible", list[Any], Documents)
 
 
 @dataclass(frozen=True)
@@ -264,9 +263,9 @@ class Share:
         found = re.fullmatch(r"part-(\d+)-of-(\d+)", name)
         return cls(*map(int, found.groups())) if found else None
 
-    def of(self, whole: S) -> S:
+    def of(self, whole: Divisible) -> Divisible:
         """Return this part of a sequence: a stretch as long as the others or one longer. Raises `InputError`."""
         if len(whole) < self.count:
             raise InputError(f"--part {self.number}/{self.count}: there are only {len(whole)} documents to divide")
         begin, end = (len(whole) * number // self.count for number in (self.number - 1, self.number))
-        return whole[begin:end]  # type: ignore[return-value]
+        return whole[begin:end]

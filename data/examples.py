@@ -1,6 +1,6 @@
 """Tables of labelled texts: found columns, labels as words, splits by seed, and rows that stand on both sides.
 
---data ──load_examples──> Examples ──split──> training, selection, test ──(data/example_rows)──> ids ──> batches
+--data ──load_examples──> Examples ──split──> training, selection, test ──(data/rows)──> ids ──> batches
 """
 
 import re
@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.common.console import say
-from groundup.common.errors import InputError
-from groundup.data import labelled_tasks
-from groundup.data.example_rows import same_text
-from groundup.data.readers import TEXT_KINDS, check_text
+from groundup.common.errors import InputError, listed
+from groundup.data import python_docs
+from groundup.data.documents import same_text
+from groundup.data.files import TEXT_KINDS, check_text
 from groundup.data.sources import Once, Source, find_files, is_hub_name, load_tables, tables_of
 from groundup.data.tables import ArrowTable, Table, check_column, texts_of
 from groundup.data.text_columns import columns_read, find_text_column, say_columns
-from groundup.data.values import listed
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
 MOST_LABELS = 1000
@@ -49,7 +48,7 @@ class Examples:
         return Examples(self.texts + other.texts, self.labels + other.labels)
 
     def take(self, places: Places | npt.NDArray[np.bool_]) -> "Examples":
-        """The rows at these places, or where a mask is true."""
+        """Return the rows at these indices, or where a mask is true."""
         chosen = np.arange(len(self))[places]
         return Examples([self.texts[place] for place in chosen], [self.labels[place] for place in chosen])
 
@@ -65,15 +64,15 @@ class Columns:
 def load_examples(
     data: Sequence[str], columns: Columns, *, like: Columns | None = None, held_out: bool = False
 ) -> tuple[Examples, list[dict[str, Any]], Columns]:
-    """Read labelled texts in the order of the names given, with where they came from and the columns of the last.
+    """Read labelled texts in the order of the names given; return them, their sources and the columns of the last.
 
     A name is a table (JSON, CSV, TSV, Parquet; packed or not), a folder or glob of them, a Hub dataset, a text file of
     lines `label TAB text` without a header, or the built-in task `library-areas`. Rows without a label are left out
-    and counted. Which columns are read is said, and stands beside the name of each table.
+    and counted. The columns read are said, and stand in the row of each source.
 
     Args:
-        columns: the columns of text and label that the user named; found where they are not.
-        like: the columns of other rows of the same task, taken for those not named where a table has both.
+        columns: the columns of text and label that the user named; the others are found.
+        like: the columns of other rows of the same task, used for those not named if a table has both.
         held_out: read the built-in task's rows for testing, not those for training.
 
     Raises:
@@ -98,7 +97,7 @@ def load_examples(
 
 
 def _doubts(examples: Examples) -> list[str]:
-    """What a person should know of labels that are taken as they are, and may be meant otherwise."""
+    """Return what a person should know about labels that are taken as they are and may be meant otherwise."""
     labels = examples.labels
     counts, said = Counter(labels), []
     alike: dict[str, list[str]] = {}
@@ -130,26 +129,26 @@ def _doubts(examples: Examples) -> list[str]:
 
 
 def _looks(label: str) -> str:
-    """A label without capitals, further blanks, signs of no width, other codes of a character, zeros ahead."""
+    """Return a label without what the eye misses: capitals, extra blanks, signs of no width, zeros ahead."""
     plain = unicodedata.normalize("NFKC", label)
     plain = same_text("".join(sign for sign in plain if unicodedata.category(sign) != "Cf"))
     return str(int(plain)) if re.fullmatch(r"[-+]?[0-9]{1,18}", plain) else plain
 
 
 def _told_apart(labels: Sequence[str]) -> str:
-    """Labels such that a person sees the difference: by the codes of their characters where they look the same."""
+    """Write labels so that a person sees the difference: where they look the same, by their characters' codes."""
     same = len({unicodedata.normalize("NFKC", label) for label in labels}) < len(labels)
     return " and ".join(map(ascii if same else repr, labels))
 
 
 def _parts(label: str) -> set[str]:
-    """The labels that a label with separators in it is made of; none where there are not two of them."""
+    """Return the labels of which a label with separators is made, if there are at least two."""
     parts = {part.strip() for part in _SEPARATOR.split(label.strip("[]"))}
     return parts if len(parts) > 1 else set()
 
 
 def load_texts(data: str, text_column: str | None) -> list[str]:
-    """Texts to be labelled: the text column of a table, or every line of a text file, which has no columns to name.
+    """Read texts to be labelled: the text column of a table, or every line of a text file, which has no columns.
 
     Raises `InputError` for what cannot be read, and for a table without the column that is named.
     """
@@ -174,7 +173,7 @@ def _texts_of(table: Table, text_column: str | None) -> list[str]:
 
 
 def _lines(source: Source) -> list[str]:
-    """The lines of a UTF-8 text file. Other characters that end a line for Python (U+2028, form feed) are text."""
+    """Return the lines of a UTF-8 text file. Other characters that end a line for Python (U+2028) are text."""
     check_text(source.plain, source.name)
     with source.plain.open(encoding="utf-8-sig", newline="") as file:
         *lines, last = file.read().replace("\r\n", "\n").split("\n")
@@ -186,12 +185,12 @@ def _lines(source: Source) -> list[str]:
 
 
 def _tables(item: str, held_out: bool, once: Once) -> list[tuple[str, Table, dict[str, Any]]]:
-    """The tables that a name leads to: the name of each, its rows, and where they come from."""
-    if item == labelled_tasks.LIBRARY_AREAS:
+    """Return the tables to which a name leads: the name of each, its rows, and where they come from."""
+    if item == python_docs.LIBRARY_AREAS:
         if not once.new(item, item):
             return []
-        rows = labelled_tasks.library_areas()["test" if held_out else "train"]
-        return [(item, ArrowTable.of(rows, item), labelled_tasks.source())]
+        rows = python_docs.library_areas()["test" if held_out else "train"]
+        return [(item, ArrowTable.of(rows, item), python_docs.library_areas_source())]
     if is_hub_name(item):
         tables, rows = load_tables([item], once)
         return [(name, table, row) for (name, table), row in zip(tables, rows)]
@@ -203,7 +202,7 @@ def _tables(item: str, held_out: bool, once: Once) -> list[tuple[str, Table, dic
 
 
 def _table_of_lines(source: Source) -> Table:
-    """Lines of two fields with a tab between them, no header and no quoting: the labels are the fewer of the two."""
+    """Read lines `label TAB text` or `text TAB label`, without header or quotes: there are fewer labels than texts."""
     rows = {number: line.split("\t") for number, line in enumerate(_lines(source), 1) if line.strip()}
     bad = next((number for number, fields in rows.items() if len(fields) != 2), None)
     if bad is not None or not rows:
@@ -217,10 +216,10 @@ def _table_of_lines(source: Source) -> Table:
 
 
 def find_columns(table: Table, given: Columns, name: str, like: Columns | None = None) -> Columns:
-    """The columns of text and label: those given, else those of `like`, else with a usual name, else by what they hold.
+    """Find the columns of text and label: those given, else those of `like`, else by usual names, else by content.
 
-    Where no name helps, a table of two columns has its label in the one with fewer different values. Raises
-    `InputError`, naming the columns there are, when it is not clear.
+    If no name helps, the label of a table of two columns is in the one with fewer different values. Raises
+    `InputError`, naming the columns, if it is not clear.
     """
     columns = table.column_names
     check_column("--text-column", given.text, table)
@@ -254,9 +253,9 @@ def _usual_label(columns: Sequence[str], text: str | None) -> str | None:
 
 
 def _label_by_content(table: Table, text: str | None, name: str) -> str:
-    """Of two columns the one with fewer different values, or the one that is not named as the text.
+    """Return the one of two columns that has fewer different values, or that is not named as the text.
 
-    Raises `InputError` where the header of a table, none of whose columns the user named, looks like a row.
+    Raises `InputError` if the user named no column and the header looks like a row.
     """
     values = {column: set(texts_of(table, column)) for column in table.column_names if column != text}
     label = min(values, key=lambda column: len(values[column]))
@@ -297,7 +296,7 @@ def _examples_of(table: Table, columns: Columns, name: str) -> Examples:
 
 
 def label_names(labels: Sequence[str]) -> list[str]:
-    """The different labels in a fixed order: as numbers where all are, else as words. Raises `InputError` for one."""
+    """Return the different labels, sorted as numbers if all are, else as words. Raises `InputError` if there is one."""
     names = sorted(set(labels))
     if len(names) < 2:
         raise InputError(f"all rows have the label {names[0] if names else ''!r}: a classifier needs at least two")
@@ -306,10 +305,10 @@ def label_names(labels: Sequence[str]) -> list[str]:
 
 
 def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[Places, Places]:
-    """Places to keep and places to hold back, `share` of every label's rows, drawn by `seed`; both in order.
+    """Return the rows to keep and the rows to hold out, `share` of every label's, drawn by `seed`; both in order.
 
-    Rounding is by label, so that each side has its part of a rare one; labels of which each has too few for a row of
-    its own are rounded together. Of every label at least one row is kept.
+    Rows are rounded by label, so that each side has its part of a rare label; labels too rare for a held-out row of
+    their own are rounded together. At least one row of every label is kept.
     """
     generator = np.random.default_rng([seed, 1])
     places: dict[str, list[int]] = {}
@@ -330,6 +329,6 @@ def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[Places, 
 
 
 def also_in(texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """(N,), whether each text also stands among `others`, capitals and white space aside."""
+    """Return (N,) whether each text also stands among `others`, capitals and white space aside."""
     known = {same_text(text) for text in others}
     return np.array([same_text(text) in known for text in texts], bool)

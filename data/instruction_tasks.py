@@ -21,7 +21,6 @@ from groundup.data.python_docs import split_of
 
 NAME = "instruction-tasks"
 HELD_OUT_ROWS = 200
-LARGEST_NUMBER = 99_999
 LONGEST_ANSWER = 80  # characters of a documentation answer
 
 Instance = tuple[str, str, str]  # what is held out by, the input, the answer
@@ -50,7 +49,7 @@ _GERMAN_TENS = _words("- - zwanzig dreißig vierzig fünfzig sechzig siebzig ach
 
 
 def english(number: int) -> str:
-    """A number from 0 to 999,999 in British English: `two hundred and five`, `one thousand and one`."""
+    """Write a number from 0 to 999,999 in British English: `two hundred and five`, `one thousand and one`."""
     if number < 20:
         return _ENGLISH[number]
     if number < 100:
@@ -65,7 +64,7 @@ def english(number: int) -> str:
 
 
 def french(number: int) -> str:
-    """A number from 0 to 999,999 in French, in the spelling before 1990: `quatre-vingts`, `deux cent un`.
+    """Write a number from 0 to 999,999 in French, in the spelling before 1990: `quatre-vingts`, `deux cent un`.
 
     `vingt` and `cent` take an s where they are multiplied and nothing follows; `mille` never does.
     """
@@ -101,7 +100,7 @@ def _french_below_100(number: int, ends: bool) -> str:
 
 
 def german(number: int) -> str:
-    """A number from 0 to 999,999 in German, as one word: `zweihunderteins`, `eintausendeinundzwanzig`."""
+    """Write a number from 0 to 999,999 in German, as one word: `zweihunderteins`, `eintausendeinundzwanzig`."""
     return _german_part(number) + ("s" if number % 100 == 1 else "")
 
 
@@ -134,7 +133,7 @@ def _numbers(read: Callable[[int], str], write: Callable[[int], str]) -> Callabl
 
 @functools.lru_cache(maxsize=1)
 def words() -> tuple[str, ...]:
-    """The words of the built-in corpus, of 3 to 12 small letters, sorted."""
+    """Return the words of the built-in corpus, of 3 to 12 small letters, sorted."""
     found: set[str] = set()
     for split in python_docs.load().values():
         for text in split["text"]:
@@ -169,7 +168,7 @@ def _count_letters(chance: random.Random) -> Iterator[Instance]:
 
 
 def counted(letter: str, word: str) -> str:
-    """How often a letter is in a word, counted aloud: `b1 o b2 = 2`.
+    """Count aloud how often a letter is in a word: `b1 o b2 = 2`.
 
     The steps before the answer are what makes counting learnable by a small model (Nye et al. 2021): each looks at one
     letter and at the count so far.
@@ -185,18 +184,14 @@ def counted(letter: str, word: str) -> str:
 
 def _python_names(chance: random.Random) -> Iterator[Instance]:
     rows: list[Any] = [row for split in python_docs.load().values() for row in split]
-    rows = [row for row in rows if _is_public(row["name"])]
+    rows = [row for row in rows if not row["name"].startswith(("topics.", "_")) and "._" not in row["name"]]
     chance.shuffle(rows)
     for row in itertools.chain(rows, rows, rows):  # the same name is asked for in several ways
         yield row["name"], row["name"], _first_paragraph(row["text"])
 
 
-def _is_public(name: str) -> bool:
-    return not name.startswith("topics.") and not any(part.startswith("_") for part in name.split("."))
-
-
 def _first_paragraph(text: str) -> str:
-    """The first paragraph below the heading of a document on one line, cut after its last whole sentence that fits."""
+    """Return the first paragraph of a document on one line, cut after the last whole sentence that fits."""
     paragraph = " ".join(text.split("\n\n")[1].split())
     if len(paragraph) <= LONGEST_ANSWER:
         return paragraph
@@ -249,7 +244,7 @@ FAMILIES = {
 
 
 def load(name: str, held_out: bool = False) -> datasets.Dataset:
-    """The rows of the families that `name` stands for: `instruction-tasks`, or with `:one,another` behind it.
+    """Return the rows of the families that `name` means: `instruction-tasks`, or with `:one,another` behind it.
 
     Columns `instruction`, `input`, `output` and `family`; the same on every machine but for what follows the Python
     (its words and names). `held_out` gives the rows to test on. Raises `InputError` for an unknown family.
@@ -258,12 +253,12 @@ def load(name: str, held_out: bool = False) -> datasets.Dataset:
 
 
 def is_tasks(name: str) -> bool:
-    """Whether `--data` means these tasks."""
+    """Return whether `--data` means these tasks."""
     return name.split(":")[0] == NAME
 
 
 def families_of(name: str) -> Sequence[str]:
-    """The families that a name of `--data` stands for. Raises `InputError` for an unknown one."""
+    """Return the families that a name of `--data` stands for. Raises `InputError` for an unknown one."""
     chosen = name.partition(":")[2].split(",") if ":" in name else list(FAMILIES)
     for family in chosen:
         if family not in FAMILIES:
@@ -272,7 +267,7 @@ def families_of(name: str) -> Sequence[str]:
 
 
 def _rows(name: str, held_out: bool) -> Iterator[dict[str, str]]:
-    """Different rows of a family; one that runs dry ends when a thousand tries in a row brought nothing new."""
+    """Yield different rows of a family; stop when a thousand tries in a row bring nothing new."""
     family = FAMILIES[name]
     count = HELD_OUT_ROWS if held_out else family.rows
     chance = random.Random(f"{name} {held_out}")

@@ -1,15 +1,19 @@
-"""JSON and JSONL, a row at a time: each is decoded alone, and what is wrong is named by its line in the file."""
+"""Cells of tables as they were written, and JSON and JSONL, decoded a row at a time; an error names its line.
+
+A library that finds a type for a column turns the one number among forty texts into forty JSON texts, 007 into 7 and a
+large number into another. Here each cell is decoded alone, whatever stands in the other rows.
+"""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from groundup.common.errors import InputError
-from groundup.data.values import Cell, Number, Row, kind_of_cell
 
-# What makes the only object of a file a row. Another is rows by their names, or columns: which of them is not clear.
+# The keys that make the only object of a file a row. Any other object may be rows by name, or columns.
 ROW_KEYS = {"text", "content", "document", "article", "story", "body", "sentence", "review", "passage"} | {
     *("messages", "conversations", "conversation", "prompt", "instruction", "question")
 }
@@ -19,9 +23,64 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LONGEST_WORD = len("-Infinity")
 
+Cell = Any  # None, str, Number, bool, bytes, or a list or dict of them
+Row = dict[str, Cell]
+
+
+class Number(str):
+    """A number or a time as it stands in the file, `1.0` or `007`: it can be read as text but was none."""
+
+    __slots__ = ()
+
+
+KINDS = {
+    type(None): "nothing",
+    str: "text",
+    Number: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    bytes: "bytes",
+}
+
+
+def written(cell: Cell) -> str | None:
+    """Return the text of a cell that holds a single value, as it stands in the file; None for a gap.
+
+    Raises `ValueError`, saying what the cell holds, for a list or the like.
+    """
+    if cell is None or type(cell) is str:
+        return cell
+    if isinstance(cell, str):
+        return str(cell)
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
+    raise ValueError(kind_of_cell(cell))
+
+
+def kind_of_cell(cell: Cell) -> str:
+    """Return what a cell holds, in a word for a person."""
+    return KINDS[type(cell)]
+
+
+def cell_of(value: Any) -> Cell:
+    """Turn a value of Arrow or Python into a cell: numbers and times as they are written, 1.0 as 1, NaN as a gap."""
+    if value is None or isinstance(value, str | bool | bytes):
+        return value
+    if isinstance(value, dict):
+        return {key: cell_of(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [cell_of(inner) for inner in value]
+    if isinstance(value, float):
+        if math.isnan(value):
+            return None
+        if value.is_integer():  # as a table with gaps stores 1
+            return Number(int(value))
+    return Number(value)
+
 
 def read_json(path: Path, kind: str, name: str) -> Iterator[tuple[int, Row]]:
-    """The rows of a UTF-8 file, each with the line on which it begins; `name` is for messages.
+    """Yield the rows of a UTF-8 file, each with the line on which it begins; `name` is for messages.
 
     A row is an object, or a text, which is then its column `text`. `.jsonl` has one a line, `.json` a list of them or
     one after another. Raises `InputError` for what is none of this.
@@ -40,7 +99,7 @@ def read_json(path: Path, kind: str, name: str) -> Iterator[tuple[int, Row]]:
 
 
 def decode_json(text: str) -> Cell:
-    """One value of JSON as cells. Raises `ValueError`."""
+    """Return one value of JSON as cells. Raises `ValueError`."""
     return _decode(text, _after_space(text, 0))[0]
 
 
@@ -57,7 +116,7 @@ def _lines(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
 
 
 def _list_in(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
-    """The values of a list, which must be all that the file holds."""
+    """Yield the values of a list, which must be all that the file holds."""
     buffer.place += 1
     if buffer.letter() == "]":
         buffer.place += 1
@@ -75,7 +134,7 @@ def _list_in(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
 
 
 def _no_single_object(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
-    """Values one after another. Raises `InputError` for a single object that is no row."""
+    """Yield values one after another. Raises `InputError` for a single object that is no row."""
     line, first = buffer.value()
     if not buffer.letter() and isinstance(first, dict) and not any(map(_of_a_row, first, first.values())):
         raise InputError(f"{buffer.name} is one object, not a list of rows: give [{{...}}, {{...}}] or a row a line")
@@ -85,7 +144,7 @@ def _no_single_object(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
 
 
 def _of_a_row(key: str, value: Any) -> bool:
-    """Whether this key makes an object a row: with a text, or with messages. With other lists it is a column."""
+    """Return whether this key makes an object a row: with a text or messages. With other lists it is a column."""
     conversation = isinstance(value, list) and any(isinstance(item, dict) for item in value)
     return key.lower() in ROW_KEYS and (isinstance(value, str) or conversation)
 
@@ -98,7 +157,7 @@ class _Buffer:
         self._file, self._text, self._ended = file, "", False
 
     def letter(self) -> str:
-        """The next letter that is no white space, which is passed over; empty at the end of the file."""
+        """Return the next letter that is no white space; empty at the end of the file."""
         while True:
             self._go_to(_after_space(self._text, self.place))
             if self.place < len(self._text):
@@ -107,7 +166,7 @@ class _Buffer:
                 return ""
 
     def value(self) -> tuple[int, Any]:
-        """The line of the next value, and the value. Raises `InputError` where there is none."""
+        """Return the line of the next value, and the value. Raises `InputError` if there is none."""
         self.letter()
         while True:
             try:
@@ -162,12 +221,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _constant(word: str) -> Number | None:
-    return None if word == "NaN" else Number(word)  # how pandas writes a gap
-
-
 def _decode(text: str, place: int) -> tuple[Any, int]:
-    """The value that begins at a place of a text, and where it ends. Raises `ValueError`."""
+    """Return the value that begins at a place of a text, and where it ends. Raises `ValueError`."""
     value, stop = _DECODER.raw_decode(text, place)
     if _HALF.search(text, place, stop):  # of a pair, as a rule
         try:
@@ -177,4 +232,9 @@ def _decode(text: str, place: int) -> tuple[Any, int]:
     return value, stop
 
 
-_DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_constant, object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(
+    parse_int=Number,
+    parse_float=Number,
+    parse_constant=lambda word: None if word == "NaN" else Number(word),  # NaN is how pandas writes a gap
+    object_pairs_hook=_object,
+)

@@ -53,7 +53,7 @@ class Apart:
 
     @property
     def said(self) -> str:
-        """The copies in words: "3 of 40 documents"."""
+        """Return the copies in words: "3 of 40 documents"."""
         return f"{self.copies:,} of {self.count:,} {self.unit}"
 
 
@@ -141,7 +141,7 @@ def held_apart(corpus: Corpus) -> tuple[Corpus, KnownText, dict[str, Any]]:
 
 
 def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, str]:
-    """The corpus, what the copies were left out of, and that in words."""
+    """Return the corpus, what the copies were left out of, and that in words."""
     if found.fresh_bytes >= LEAST_FRESH * found.bytes:
         return dataclasses.replace(corpus, validation=found.fresh), "score", "not scored"
     back = KnownText.of(corpus.validation).apart(corpus.train)
@@ -175,7 +175,7 @@ class Stretches(Part):
 
 
 def _letters(block: bytes | memoryview) -> npt.NDArray[np.uint8]:
-    """The letters and digits of a UTF-8 text, in small ones where they are ASCII."""
+    """Return the letters and digits of a UTF-8 text, in lower case where they are ASCII."""
     mapped = _LETTERS[np.frombuffer(block, np.uint8)]
     return mapped[mapped > 0]
 
@@ -188,7 +188,7 @@ def _whole(content: Content) -> int:
 
 
 def _hashes(content: Content, every: int) -> tuple[int, npt.NDArray[np.uint64]]:
-    """A hash of a whole document, and the sample of those of its stretches."""
+    """Return a hash of a whole document, and the sample of those of its stretches."""
     digest = hashlib.blake2b(digest_size=8)
     found, before = [np.zeros(0, np.uint64)], np.zeros(0, np.uint8)
     for block in blocks(content):
@@ -202,7 +202,7 @@ def _hashes(content: Content, every: int) -> tuple[int, npt.NDArray[np.uint64]]:
 
 
 def _hashes_of_windows(letters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """(N,) letters -> the hashes of all stretches of `WINDOW`, (N - WINDOW + 1,): of halves, put together."""
+    """Return the hashes (N - WINDOW + 1,) of all stretches of `WINDOW` letters, put together from halves."""
     hashes = _SPREAD[letters]
     if len(letters) < WINDOW:
         return hashes[:0]
@@ -216,13 +216,13 @@ def _hashes_of_windows(letters: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]
 
 
 def _sorted(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The hashes in order, each once; `np.unique` goes by a hash table here, which takes ten times as long."""
+    """Return the hashes in order, each once; `np.unique` uses a hash table here, which takes ten times as long."""
     hashes = np.sort(hashes)
     return hashes[np.append(True, hashes[1:] != hashes[:-1])] if len(hashes) else hashes
 
 
 def _is_in(known: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Whether each hash stands among sorted ones."""
+    """Return whether each hash stands among sorted ones."""
     if not len(known):
         return np.zeros(len(hashes), bool)
     places = np.searchsorted(known, hashes).clip(max=len(known) - 1)
@@ -230,7 +230,7 @@ def _is_in(known: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt
 
 
 def _passages(content: Content) -> list[tuple[int, int]]:
-    """A long document cut into passages that end after white space where there is some, else before a character."""
+    """Cut a long document into passages that end after white space if there is some, else before a character."""
     borders = [0]
     while len(content) - borders[-1] > PASSAGE_BYTES + PASSAGE_SLACK:
         least = borders[-1] + PASSAGE_BYTES

@@ -22,24 +22,23 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, is_disk_full, printable, user_path
+from groundup.common.errors import listed as listed_names
 from groundup.common.files import sha256_of
 from groundup.data import python_docs
 from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Part, Share, Texts, blocks, stretch
-from groundup.data.listing import Named, list_files, list_folder
-from groundup.data.readers import (
+from groundup.data.files import (
     PACKINGS,
     ROW_KINDS,
     TEXT_KINDS,
+    Named,
     check_text,
     kind_of,
-    open_saved_dataset,
-    open_table,
-    quiet_datasets,
+    list_files,
+    list_folder,
     unpack,
 )
-from groundup.data.tables import ArrowTable, Table
+from groundup.data.tables import ArrowTable, Table, open_saved_dataset, open_table, quiet_datasets
 from groundup.data.text_columns import say_columns, text_documents
-from groundup.data.values import listed as listed_names
 
 PYTHON_DOCS = "python-docs"
 BUILT_IN = (PYTHON_DOCS, "library-areas", "instruction-tasks")  # names that stand for no file
@@ -62,7 +61,7 @@ class Source:
     content: str  # the same of a member of an archive, where it is one
 
     def table(self) -> Table:
-        """Its rows. Raises `InputError` for a text file, which has no columns, and for one that cannot be read."""
+        """Open it as a table. Raises `InputError` for a text file, which has no columns, and if it cannot be read."""
         if self.kind == SAVED:
             return open_saved_dataset(self.plain, self.name, aloud=True)[0]
         if self.kind not in ROW_KINDS:
@@ -70,20 +69,20 @@ class Source:
         return open_table(self.plain, self.kind, self.name, self.content)
 
     def row(self) -> dict[str, Any]:
-        """What a recipe keeps of it."""
+        """Return what a recipe keeps of it."""
         files = open_saved_dataset(self.plain, self.name)[1] if self.kind == SAVED else [self.path]
         return {"name": self.name, "bytes": sum(file.stat().st_size for file in files), "sha256": self.sha256}
 
 
 class Once:
-    """Passes every content on once: the same file given again, by whatever path, pattern or name, is left out."""
+    """The contents seen so far: a file given again, by whatever path, pattern or name, is left out."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], str] = {}
         self._again: list[str] = []
 
     def new(self, name: str, content: str, kind: str = "") -> bool:
-        """Whether that content was not there before; text is text whatever its ending says."""
+        """Return whether this content was not seen before; text is text whatever its ending says."""
         key = (content, ".txt" if kind in TEXT_KINDS else kind)
         if key in self._first:
             self._again.append(f"{name} is {self._first[key]} again")
@@ -100,7 +99,7 @@ class Once:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Documents to learn from and documents kept back."""
+    """Documents to learn from and documents held out."""
 
     train: Documents
     validation: Documents
@@ -111,10 +110,10 @@ class Corpus:
 def load_corpus(
     data: Sequence[str], text_column: str | None = None, validation_fraction: float = 0.1, share: Share | None = None
 ) -> Corpus:
-    """Find what `data` names and keep back its last tenth: of characters for a single document, of documents otherwise.
+    """Read what `data` names and hold out its last tenth: of characters for a single document, of documents otherwise.
 
-    With a `share` it is that part of the data, split in itself. `python-docs` has a split of its own. Raises
-    `InputError` where something is missing, unreadable or too little.
+    With a `share` read that part of the data, and split it in itself. `python-docs` has a split of its own. Raises
+    `InputError` for what is missing, unreadable or too little.
     """
     train, validation, sources = Documents([]), Documents([]), []
     others = [item for item in data if item != PYTHON_DOCS]
@@ -127,127 +126,20 @@ def load_corpus(
         train, validation = (Documents.of(docs[split]) for split in ("train", "validation"))
         sources.append(python_docs.source())
     if others or not data:
-        documents, rows = _read(others, text_column, share)
+        documents, rows = load_documents(others, text_column, share)
         parts = _split(documents, validation_fraction, ", ".join(others))
         train, validation = train + parts[0], validation + parts[1]
         sources.extend(rows)
     return Corpus(train, validation, sources, short_name(data))
 
 
-def load_documents(data: Sequence[str], text_column: str | None = None) -> tuple[Documents, list[dict[str, Any]]]:
-    """Find documents to measure on, unsplit, and a row for each file or dataset they came from.
-
-    Of `python-docs` these are the ones kept back: the others are what a model was trained on. Raises `InputError` where
-    something is missing or unreadable.
-    """
-    return _read(data, text_column)
-
-
-def load_tables(data: Sequence[str], once: Once | None = None) -> tuple[list[tuple[str, Table]], list[dict[str, Any]]]:
-    """Open files, saved or Hub datasets as tables with all their columns: (name, table) of each, and their origin.
-
-    What `once` has seen is left out. Raises `InputError` for what cannot be read, and for text files, which have no
-    columns.
-    """
-    tables: list[tuple[str, Table]] = []
-    rows = []
-    for item in data:
-        if is_hub_name(item):
-            if once is None or once.new(item, item):
-                table, row = _load_hub(item)
-                tables.append((item, table))
-                rows.append(row)
-        else:
-            sources = tables_of(find_files(item, once), item)
-            tables.extend((source.name, source.table()) for source in sources)
-            rows.extend(_file_rows(sources))
-    return tables, rows
-
-
-def text_bytes(documents: Documents) -> int:
-    """The UTF-8 bytes of all documents."""
-    return sum(map(len, documents.contents()))
-
-
-def sample(documents: Documents, limit: int) -> Documents:
-    """An even choice of documents, of about `limit` bytes in all; a single longer one is cut there."""
-    chosen = documents[:: max(1, -(-text_bytes(documents) // limit))]
-    if len(chosen) > 1 or text_bytes(chosen) <= limit:
-        return chosen
-    (content,) = chosen.contents()
-    first = max(0, limit - 3)
-    begins = np.flatnonzero(_character_begins(content[first : limit + 1]))
-    return Documents([Texts([stretch(content, 0, first + int(begins[-1]))])])
-
-
-def sample_texts(documents: Documents, limit: int) -> Iterator[str]:
-    """The texts of a `sample`, long ones in pieces: what to train a tokenizer on, whatever the size of the data."""
-    return (piece.text for piece in sample(documents, limit).pieces())
-
-
-def find_files(item: str, once: Once | None = None) -> list[Source]:
-    """The readable files that a file name, a folder or a glob stands for, sorted by name, unpacked where packed.
-
-    In a folder, and for a glob that leaves the ending open, files of other kinds are passed over and counted. What
-    `once` has seen is left out.
-    """
-    found = [source for path, name in list_files(item) for source in _open(path, name)]
-    return [source for source in found if once is None or once.new(source.name, source.content, source.kind)]
-
-
-def tables_of(sources: list[Source], item: str, texts: Sequence[str] = TEXT_KINDS) -> list[Source]:
-    """The sources without texts of these kinds where there are tables beside them, such as a folder's README.md.
-
-    They are counted. Where there are no tables all stay.
-    """
-    tables = [source for source in sources if source.kind not in texts]
-    if not tables or len(tables) == len(sources):
-        return sources
-    names = listed_names((source.name for source in sources if source.kind in texts), 4)
-    passed = f"skipped {len(sources) - len(tables)} of {len(sources)} files, texts beside tables"
-    say(f"{printable(item)}: {passed} ({names})")
-    return tables
-
-
-def check_exists(data: Sequence[str]) -> None:
-    """Raise `InputError` now for a file that cannot be found when it is to be read; nothing is read."""
-    for item in data:
-        if item.split(":")[0] not in BUILT_IN and not is_hub_name(item):
-            list_files(item)
-
-
-def _open(path: Path, name: str) -> list[Source]:
-    """The source a file is, or the sources within a .zip; a file of unknown kind counts as text."""
-    if path.is_dir():
-        sha256 = open_saved_dataset(path, name)[0].content or ""
-        return [Source(path, name, SAVED, path, sha256, sha256)]
-    try:
-        _check_fetched(path, name)
-        sha256 = sha256_of(path)
-        plain = unpack(path, sha256)
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
-    if plain.is_dir():
-        inner = [source for file, below in list_folder(plain, name) for source in _open(file, below)]
-        return [dataclasses.replace(source, path=path, name=f"{name}/{source.name}", sha256=sha256) for source in inner]
-    return [Source(path, name, kind_of(path) or ".txt", plain, sha256, sha256)]
-
-
-def _check_fetched(path: Path, name: str) -> None:
-    """Raise `InputError` for the note that Git LFS leaves in the place of a file that it has not fetched."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS_NOTE)) == _LFS_NOTE:
-            raise InputError(f"{name} is not the file itself but a note of Git LFS about it: run `git lfs pull` first")
-
-
-def _read(
-    data: Sequence[str], text_column: str | None, share: Share | None = None
+def load_documents(
+    data: Sequence[str], text_column: str | None = None, share: Share | None = None
 ) -> tuple[Documents, list[dict[str, Any]]]:
-    """All documents with text in them, and a row for each file or dataset they came from.
+    """Return all documents with text in them, unsplit, and a row for each file or dataset from which they came.
 
-    A share is one of whole files where there are enough of them, else one of the documents.
+    Of `python-docs` these are the held-out ones: a model was trained on the others. A share is one of whole files where
+    there are enough of them, else one of the documents. Raises `InputError` for what is missing or unreadable.
     """
     if not data:
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or python-docs")
@@ -285,8 +177,107 @@ def _read(
     return documents if share is None or of_files else share.of(documents), rows
 
 
+def load_tables(data: Sequence[str], once: Once | None = None) -> tuple[list[tuple[str, Table]], list[dict[str, Any]]]:
+    """Open files, saved or Hub datasets as tables with all their columns: (name, table) of each, and a row of origin.
+
+    Leave out what `once` has seen. Raises `InputError` for what cannot be read, and for text files, which have no
+    columns.
+    """
+    tables: list[tuple[str, Table]] = []
+    rows = []
+    for item in data:
+        if is_hub_name(item):
+            if once is None or once.new(item, item):
+                table, row = _load_hub(item)
+                tables.append((item, table))
+                rows.append(row)
+        else:
+            sources = tables_of(find_files(item, once), item)
+            tables.extend((source.name, source.table()) for source in sources)
+            rows.extend(_file_rows(sources))
+    return tables, rows
+
+
+def text_bytes(documents: Documents) -> int:
+    """Return the UTF-8 bytes of all documents."""
+    return sum(map(len, documents.contents()))
+
+
+def sample(documents: Documents, limit: int) -> Documents:
+    """Choose documents evenly, of about `limit` bytes in all; cut a single longer one there."""
+    chosen = documents[:: max(1, -(-text_bytes(documents) // limit))]
+    if len(chosen) > 1 or text_bytes(chosen) <= limit:
+        return chosen
+    (content,) = chosen.contents()
+    first = max(0, limit - 3)
+    begins = np.flatnonzero(_character_begins(content[first : limit + 1]))
+    return Documents([Texts([stretch(content, 0, first + int(begins[-1]))])])
+
+
+def sample_texts(documents: Documents, limit: int) -> Iterator[str]:
+    """Return the texts of a `sample`, long ones in pieces: what to train a tokenizer on, however large the data."""
+    return (piece.text for piece in sample(documents, limit).pieces())
+
+
+def find_files(item: str, once: Once | None = None) -> list[Source]:
+    """Find the readable files that a file name, a folder or a glob stands for, sorted by name and unpacked.
+
+    In a folder, and under a glob that leaves the ending open, files of other kinds are passed over and counted. What
+    `once` has seen is left out.
+    """
+    found = [source for path, name in list_files(item) for source in _open(path, name)]
+    return [source for source in found if once is None or once.new(source.name, source.content, source.kind)]
+
+
+def tables_of(sources: list[Source], item: str, texts: Sequence[str] = TEXT_KINDS) -> list[Source]:
+    """Leave out texts of these kinds if there are tables beside them, such as a folder's README.md.
+
+    Say how many they are. Where there are no tables all stay.
+    """
+    tables = [source for source in sources if source.kind not in texts]
+    if not tables or len(tables) == len(sources):
+        return sources
+    names = listed_names((source.name for source in sources if source.kind in texts), 4)
+    passed = f"skipped {len(sources) - len(tables)} of {len(sources)} files, texts beside tables"
+    say(f"{printable(item)}: {passed} ({names})")
+    return tables
+
+
+def check_exists(data: Sequence[str]) -> None:
+    """Raise `InputError` now for a file that cannot be found when it is to be read; nothing is read."""
+    for item in data:
+        if item.split(":")[0] not in BUILT_IN and not is_hub_name(item):
+            list_files(item)
+
+
+def _open(path: Path, name: str) -> list[Source]:
+    """Return the source that a file is, or those within a .zip; a file of unknown kind counts as text."""
+    if path.is_dir():
+        sha256 = open_saved_dataset(path, name)[0].content or ""
+        return [Source(path, name, SAVED, path, sha256, sha256)]
+    try:
+        _check_fetched(path, name)
+        sha256 = sha256_of(path)
+        plain = unpack(path, sha256)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise InputError(f"cannot read {name}: {error.strerror or error}") from error
+    if plain.is_dir():
+        inner = [source for file, below in list_folder(plain, name) for source in _open(file, below)]
+        return [dataclasses.replace(source, path=path, name=f"{name}/{source.name}", sha256=sha256) for source in inner]
+    return [Source(path, name, kind_of(path) or ".txt", plain, sha256, sha256)]
+
+
+def _check_fetched(path: Path, name: str) -> None:
+    """Raise `InputError` for the note that Git LFS leaves in the place of a file that it has not fetched."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_NOTE)) == _LFS_NOTE:
+            raise InputError(f"{name} is not the file itself but a note of Git LFS about it: run `git lfs pull` first")
+
+
 def _read_file(source: Source, text_column: str | None) -> tuple[Part, dict[str, Any]]:
-    """The documents of a file, and which of its columns they are."""
+    """Return the documents of a file, and which of its columns they are."""
     if source.kind not in TEXT_KINDS:
         return text_documents(source.table(), text_column)
     check_text(source.plain, source.name)
@@ -296,7 +287,7 @@ def _read_file(source: Source, text_column: str | None) -> tuple[Part, dict[str,
 
 
 def _file_rows(sources: list[Source], columns: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """A row for each file on the user's disk, with the columns read of it; the members of a .zip are one file."""
+    """Return a row for each file on the user's disk, with the columns read; the members of a .zip are one file."""
     rows: dict[Path, dict[str, Any]] = {}
     for source, read in itertools.zip_longest(sources, columns, fillvalue={}):
         row = source.row()
@@ -326,7 +317,7 @@ def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents,
 
 
 def _border(content: Content, fraction: float) -> int:
-    """The byte at which the character `int(length · (1 - fraction))` of a document begins.
+    """Return the byte at which the character `int(length · (1 - fraction))` of a document begins.
 
     Found block by block: as a Python string a large text would need up to four times its size.
     """
@@ -339,12 +330,12 @@ def _border(content: Content, fraction: float) -> int:
 
 
 def _character_begins(content: bytes | memoryview) -> npt.NDArray[np.bool_]:
-    """Which bytes of a UTF-8 text begin a character: all but 10xxxxxx."""
+    """Return which bytes of a UTF-8 text begin a character: all but 10xxxxxx."""
     return np.frombuffer(content, np.uint8) & 0xC0 != 0x80
 
 
 def is_hub_name(item: str) -> bool:
-    """`owner/name`, unless a file is meant: something lies there, its folder exists or its ending is a file's."""
+    """Return whether `owner/name` is meant, not a file: nothing lies there, no such folder, no ending of a file."""
     if item in BUILT_IN:
         return False
     path = user_path(item)
@@ -381,7 +372,7 @@ def _ask_hub(name: str) -> None:
 
 
 def short_name(data: Sequence[str]) -> str:
-    """A short name for `data`, fit for a folder: the first file's or dataset's, and how many more there are."""
+    """Return a short name for `data`, fit for a folder: that of the first file or dataset, and how many more."""
     path = user_path(data[0] if data else "data")
     first = path.resolve().name if path.is_dir() else path.name.split(":")[0].split(".")[0]
     plain = re.sub(r"[^\w-]+", "-", first).strip("-")[:40] or "data"

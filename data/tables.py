@@ -1,16 +1,30 @@
-"""Tables: rows with named cells from any kind of file or dataset, read a few at a time, each cell as it was written."""
+"""Tables: rows with named cells from any kind of file or dataset, read a few at a time, each cell as it was written.
 
+No file is given to `datasets` to load: its cache goes by path and time, it takes a name with brackets or `::` for a
+pattern or an address, and it decides on the types of a column.
+"""
+
+import contextlib
+import errno
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.utils import logging as hub_logging
 
-from groundup.common.errors import InputError, near
-from groundup.data.json_rows import decode_json
-from groundup.data.values import KINDS, Cell, Number, Row, cell_of, listed, written
+from groundup.common.console import say
+from groundup.common.errors import InputError, listed, near
+from groundup.common.files import sha256_of
+from groundup.data.csv_rows import find_form, read_csv
+from groundup.data.files import check_text
+from groundup.data.json_rows import KINDS, Cell, Number, Row, cell_of, decode_json, read_json, written
 
 _ROWS_AT_ONCE = 256
 _SHORT_FLOATS = {pa.float32(): np.float32, pa.float16(): np.float16}  # 0.1 as written, not 0.10000000149011612
@@ -20,50 +34,45 @@ class Table:
     """Rows with named cells. Every reading goes through the file again, so that memory stays flat."""
 
     name: str
-    """For messages and recipes."""
+    """Its name in messages and recipes."""
     column_names: list[str]
-    """The names of all columns, in the order of their first appearance."""
+    """All columns, in the order of their first appearance."""
     content: str | None
-    """What tells this content from any other, for caches; None for a table that lies in no file."""
+    """A key of the content, for caches; None for a table that lies in no file."""
 
     doubt: str | None = None
-    """Why its header may be none, where that matters only if no column is named."""
+    """Why its header may be a row, which matters only if no column is named."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def numbered(self) -> Iterator[tuple[int, Row]]:
-        """The rows with all columns, None for a gap, each with the line or number by which `place` names it."""
+        """Yield the rows with all columns, None for a gap, each with the number that `place` takes."""
         raise NotImplementedError
 
     def place(self, number: int) -> str:
-        """Where a row stands, for a message."""
+        """Return where a row stands, for a message."""
         raise NotImplementedError
 
     def kinds(self, column: str) -> set[type]:
-        """Which types of cells a column has: str, Number, bool, list, dict, bytes; none for gaps alone."""
+        """Return the types of a column's cells: str, Number, bool, list, dict, bytes; none for gaps alone."""
         raise NotImplementedError
 
 
 def read_batches(files: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """The batches of files that hold a stream of them each."""
+    """Yield the batches of files that hold a stream of them each."""
     for name in files:
         with pa.OSFile(name) as file, pa.ipc.open_stream(file) as reader:
             yield from reader
 
 
 def rows_of(table: Table) -> Iterator[Row]:
-    """The rows without their numbers."""
+    """Return the rows without their numbers."""
     return (row for _, row in table.numbered())
 
 
-def cells_of(table: Table, column: str) -> list[Cell]:
-    """All cells of a column, None where there is none."""
-    return [row[column] for row in rows_of(table)]
-
-
 def texts_of(table: Table, column: str) -> list[str | None]:
-    """All cells of a column as text, None for a gap. Raises `InputError` naming the first that is no single value."""
+    """Return a column's cells as text, None for a gap. Raises `InputError` naming the first that is no single value."""
     texts = []
     for number, row in table.numbered():
         try:
@@ -74,14 +83,14 @@ def texts_of(table: Table, column: str) -> list[str | None]:
 
 
 def check_column(option: str, column: str | None, table: Table) -> None:
-    """Raise `InputError` where a table has not the column that the user named by an option."""
+    """Raise `InputError` if a table lacks the column that the user named by an option."""
     if column is not None and column not in table.column_names:
         close = near(column, table.column_names)
         raise InputError(f"{table.name} has no column {column!r}{close} for {option}: {described(table)}")
 
 
 def described(table: Table) -> str:
-    """What columns there are and what they hold, for a message."""
+    """Return what columns there are and what they hold, for a message."""
     columns = []
     for column in table.column_names:
         kinds = sorted(KINDS.get(kind, kind.__name__) for kind in table.kinds(column))
@@ -90,7 +99,7 @@ def described(table: Table) -> str:
 
 
 class FileTable(Table):
-    """The rows that a reader finds in a file, looked through once for its columns, its length and all its faults."""
+    """The rows that a reader finds in a file; a first reading finds its columns, its length and all its faults."""
 
     def __init__(
         self, name: str, rows: Callable[[], Iterator[tuple[int, Row]]], content: str, doubt: str | None = None
@@ -112,7 +121,7 @@ class FileTable(Table):
         return self._length
 
     def numbered(self) -> Iterator[tuple[int, Row]]:
-        """The rows with the line of the file on which each begins."""
+        """Yield the rows with the line of the file on which each begins."""
         names = self.column_names
         try:
             for number, row in self._rows():
@@ -121,18 +130,18 @@ class FileTable(Table):
             raise InputError(f"cannot read {self.name}: {error.strerror or error}") from error
 
     def place(self, number: int) -> str:
-        """Where a row stands."""
+        """Return where a row stands."""
         return f"{self.name}, line {number}"
 
     def kinds(self, column: str) -> set[type]:
-        """Which types of cells a column has."""
+        """Return the types of a column's cells."""
         return self._kinds[column]
 
 
 class ArrowTable(Table):
-    """Rows that Arrow gives, a batch at a time: of Parquet files, saved datasets and datasets of the Hub.
+    """Rows of Parquet files, saved datasets and datasets of the Hub, which Arrow reads a batch at a time.
 
-    `batches` makes an iterator over all batches, of the columns that are named or of all.
+    `batches` returns an iterator over all batches, of the columns named or of all.
     """
 
     def __init__(
@@ -154,7 +163,7 @@ class ArrowTable(Table):
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, name: str, content: str | None = None) -> "ArrowTable":
-        """The rows of any dataset."""
+        """Return the rows of any dataset as a table."""
 
         def batches(columns: list[str] | None) -> Iterator[Any]:
             chosen: Any = dataset if columns is None else dataset.select_columns(columns)
@@ -164,7 +173,7 @@ class ArrowTable(Table):
 
     @classmethod
     def stored(cls, dataset: datasets.Dataset, name: str, content: str) -> "ArrowTable":
-        """All rows of the files of a dataset as it was loaded, which are read, not mapped."""
+        """Return all rows of the files of a loaded dataset as a table; the files are read, not mapped."""
         files = [entry["filename"] for entry in dataset.cache_files]
         return cls(name, dataset.features.arrow_schema, len(dataset), lambda _: read_batches(files), content)
 
@@ -172,7 +181,7 @@ class ArrowTable(Table):
         return self._length
 
     def numbered(self) -> Iterator[tuple[int, Row]]:
-        """The rows, counted from 1."""
+        """Yield the rows, counted from 1."""
         number = 0
         for batch in self.batches(None):
             columns = [self._cells(column, batch[column]) for column in batch.schema.names]
@@ -189,19 +198,19 @@ class ArrowTable(Table):
         return [_decoded(value, self.types[column]) for value in values]
 
     def place(self, number: int) -> str:
-        """Where a row stands."""
+        """Return where a row stands."""
         return f"{self.name}, row {number}"
 
     def kinds(self, column: str) -> set[type]:
-        """Which types of cells a column has, by its type in the file."""
+        """Return the types of a column's cells, by its type in the file."""
         return {str} if column in self._classes else _kinds_of(self.types[column])
 
 
 def _classes_of(schema: pa.Schema, name: str) -> dict[str, list[str]]:
-    """The names of the classes whose numbers stand in a column, as `datasets` writes them into a file.
+    """Return the class names of each column of class numbers, as `datasets` writes them into a file.
 
-    Only numbers can be such; `datasets` has no word for some other types of Arrow. Raises `InputError` for what it
-    cannot read of what it wrote.
+    Only columns of numbers are looked at, because `datasets` knows not all types of Arrow. Raises `InputError` if
+    `datasets` cannot read what another version of it wrote.
     """
     try:
         numbers = pa.schema([field for field in schema if pa.types.is_integer(field.type)], schema.metadata)
@@ -216,7 +225,7 @@ def _classes_of(schema: pa.Schema, name: str) -> dict[str, list[str]]:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a type of Arrow is one of text."""
+    """Return whether a type of Arrow is one of text."""
     if pa.types.is_dictionary(kind):
         return is_text(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -241,7 +250,7 @@ def _kinds_of(kind: pa.DataType) -> set[type]:
 
 
 def _decoded(value: Any, kind: pa.DataType) -> Cell:
-    """A value of Arrow as a cell; `datasets` keeps what has no one type as JSON, which is decoded."""
+    """Return a value of Arrow as a cell; decode the JSON in which `datasets` keeps values of no single type."""
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
@@ -253,3 +262,96 @@ def _decoded(value: Any, kind: pa.DataType) -> Cell:
     if kind in _SHORT_FLOATS:
         value = float(str(_SHORT_FLOATS[kind](value)))
     return cell_of(value)
+
+
+def open_table(path: Path, kind: str, name: str, sha256: str) -> Table:
+    """Open a JSON, CSV, TSV or Parquet file (`kind`); `name` is for messages, `sha256` that of the content.
+
+    Raises `InputError` for a file that is empty or not what its name says.
+    """
+    if path.stat().st_size == 0:
+        raise InputError(f"{name} is empty: it has no rows")
+    if kind == ".parquet":
+        return _parquet_table(path, name, sha256)
+    check_text(path, name)
+    if kind in (".csv", ".tsv"):
+        form = find_form(path, kind, name)
+        return FileTable(name, partial(read_csv, path, form), f"{sha256}{kind}", form.doubt)
+    table = FileTable(name, partial(read_json, path, kind, name), f"{sha256}{kind}")
+    if not len(table):
+        raise InputError(f"{name} is empty: it has no rows")
+    return table
+
+
+def open_saved_dataset(folder: Path, name: str, aloud: bool = False) -> tuple[ArrowTable, list[Path]]:
+    """Open what `save_to_disk` of `datasets` wrote: its split `train` where there are several. Return its files too.
+
+    With `aloud` say which splits are not read. Raises `InputError` for a folder that is not whole, and for several
+    splits none of which is `train`.
+    """
+    try:
+        with quiet_datasets():
+            saved = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot read the saved dataset {name}: {reason}") from error
+    if isinstance(saved, datasets.DatasetDict):
+        splits = [str(split) for split in saved]
+        if "train" not in splits and len(splits) != 1:
+            raise InputError(f"{name} has the splits {', '.join(splits)}: give the folder of one of them")
+        split = "train" if "train" in splits else splits[0]
+        if aloud and (others := [other for other in splits if other != split]):
+            say(f"{name}: the split {split} is read, not {', '.join(others)}")
+        saved = saved[split]
+    files = [Path(entry["filename"]) for entry in saved.cache_files]
+    sha256 = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
+    return ArrowTable.stored(saved, name, sha256), files
+
+
+def _parquet_table(path: Path, name: str, sha256: str) -> ArrowTable:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, length = file.schema_arrow, file.metadata.num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+    return ArrowTable(name, schema, length, partial(_read_parquet, path, name), sha256)
+
+
+def _read_parquet(path: Path, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a Parquet file, a few at a time, with all columns or some; `name` is for messages.
+
+    `datasets` would decode a row group at once, which may be the whole file. Raises `InputError` for a damaged file.
+    """
+    try:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+            yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep `datasets` and the Hub client from drawing bars and printing warnings of their own.
+
+    Raises `InputError` where their cache cannot be written.
+    """
+    library = datasets.utils.logging
+    bars = not datasets.are_progress_bars_disabled()
+    levels = library.get_verbosity(), hub_logging.get_verbosity()
+    datasets.disable_progress_bars()
+    library.set_verbosity(library.CRITICAL)
+    hub_logging.set_verbosity(hub_logging.CRITICAL)
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            cache = datasets.config.HF_DATASETS_CACHE
+            raise InputError(
+                f"cannot write to the cache {cache}: set HF_HOME to a folder that can be written"
+            ) from error
+        raise
+    finally:
+        library.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if bars:
+            datasets.enable_progress_bars()

@@ -1,7 +1,7 @@
-"""Which column of a table is the text to learn from, said and kept for the recipe; and its texts as documents.
+"""The column of a table that is the text to learn from, said and kept for the recipe; and its texts as documents.
 
-What is no text is never taken for it unasked: identifiers, JSON in a text, numbers. A conversation is read as what is
-said in it. The texts of files that are decoded row by row are kept in the cache, named by content.
+Identifiers, JSON in a text and numbers are never taken for text unasked. Of a conversation what is said in it is read.
+The texts of files that are decoded row by row are kept in the cache, named by content.
 """
 
 import hashlib
@@ -17,17 +17,24 @@ import datasets
 import pyarrow as pa
 
 from groundup.common.console import say
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, listed
 from groundup.common.files import atomic_folder
-from groundup.data.conversation_forms import CONTENT_KEYS, ROLE_KEYS
 from groundup.data.documents import Rows
-from groundup.data.json_rows import decode_json
-from groundup.data.readers import quiet_datasets
-from groundup.data.tables import ArrowTable, Table, check_column, described, is_text, read_batches, rows_of
-from groundup.data.values import Cell, kind_of_cell, listed, written
+from groundup.data.json_rows import Cell, decode_json, kind_of_cell, written
+from groundup.data.tables import (
+    ArrowTable,
+    Table,
+    check_column,
+    described,
+    is_text,
+    quiet_datasets,
+    read_batches,
+    rows_of,
+)
 
 TEXT_COLUMNS = ("text", "content", "document", "article", "story", "body", "sentence", "review", "passage")
 CONVERSATION_COLUMNS = ("messages", "conversations", "conversation")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")  # of a message
 
 _SAMPLE = 1000  # rows looked at
 _BATCH_BYTES = 2**22
@@ -38,7 +45,7 @@ _NO_TEXT_NAMES = re.compile(
 
 
 def columns_read(read: Mapping[str, str], table: Table) -> dict[str, Any]:
-    """What a recipe keeps of the columns of a table: which were read, for what, and which were not.
+    """Return what a recipe keeps of the columns of a table: which were read, for what, and which were not.
 
     `read` is the column of each thing, such as `{"text": "body"}`.
     """
@@ -67,7 +74,7 @@ def say_columns(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def find_text_column(table: Table, without: Sequence[str] = ()) -> str:
-    """The column that holds the text: by its usual names, else the only one of texts, else the longest on average.
+    """Find the column of text: by its usual names, else the only one of texts, else the longest on average.
 
     Raises `InputError` when no column of those not named in `without` holds texts that are more than identifiers.
     """
@@ -90,7 +97,7 @@ def find_text_column(table: Table, without: Sequence[str] = ()) -> str:
 
 
 def _are_no_texts(values: Sequence[str]) -> bool:
-    """Whether these are identifiers or JSON: words of ASCII with a digit or a mark, or what begins as JSON does."""
+    """Return whether these are identifiers (words of ASCII, some with a digit or a mark) or JSON."""
     if not values:
         return False
     as_json = all(re.fullmatch(r"\s*(\{.*\}|\[.*\])\s*", value, re.DOTALL) for value in values)
@@ -99,7 +106,7 @@ def _are_no_texts(values: Sequence[str]) -> bool:
 
 
 def conversation_text(cell: Cell) -> str | None:
-    """What is said in a conversation, message by message with blank lines between; None where a cell is none.
+    """Return what is said in a conversation, message by message with blank lines between; None for another cell.
 
     It may be written as JSON, as in CSV it must be.
     """
@@ -118,7 +125,7 @@ def conversation_text(cell: Cell) -> str | None:
 
 
 def _decoded(cell: Cell) -> Cell:
-    """A list that is written as JSON; any other cell as it is."""
+    """Return the list that a cell holds as JSON, and any other cell as it is."""
     if not (isinstance(cell, str) and cell.lstrip().startswith("[")):
         return cell
     try:
@@ -132,7 +139,7 @@ def _part_text(part: Cell) -> str:
 
 
 def _keys_not_read(cell: Cell) -> set[str]:
-    """What messages hold beside a role and a text, and parts of them that are no text."""
+    """Return the keys of messages beside role and text, and the types of their parts that are no text."""
     keys: set[str] = set()
     for message in _decoded(cell) or []:
         name = next((key for key in CONTENT_KEYS if key in message), "")
@@ -144,7 +151,7 @@ def _keys_not_read(cell: Cell) -> set[str]:
 
 
 def text_documents(table: Table, text_column: str | None) -> tuple[Rows, dict[str, Any]]:
-    """The texts of a table as documents, and what a recipe keeps of its columns. Rows without text are counted.
+    """Return the texts of a table as documents, and what a recipe keeps of its columns. Count rows without text.
 
     Raises `InputError` where the column named is not there, where none is found, and for a cell that is no text.
     """
@@ -163,7 +170,7 @@ def text_documents(table: Table, text_column: str | None) -> tuple[Rows, dict[st
 
 
 def _column(table: Table, named: str | None) -> tuple[str, Callable[[Cell], str | None]]:
-    """The column to learn from, and what makes a text of its cells."""
+    """Return the column to learn from, and the function that makes a text of its cells."""
     conversations = {column for column in table.column_names if _is_conversation(table, column)}
     if named is not None:
         if named not in conversations and str not in table.kinds(named):
@@ -195,7 +202,7 @@ def _said_in(cell: Cell) -> str | None:
 
 
 def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> tuple[Rows, list[str]]:
-    """The texts of a column, decoded once and then read from a file in the cache that is named by the content.
+    """Return the texts of a column, decoded once and then read from a file in the cache, named by the content.
 
     Beside them are the keys of messages that are not in the texts.
     """
@@ -212,7 +219,7 @@ def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> tu
 
 
 def _texts(table: Table, column: str, read: Callable[[Cell], str | None], unread: set[str]) -> Iterator[str]:
-    """The texts that are not empty. Adds to `unread` the keys of messages that are not in them."""
+    """Yield the texts that are not empty. Add to `unread` the keys of messages that are not in them."""
     for number, row in table.numbered():
         try:
             text = read(row[column])

@@ -69,7 +69,7 @@ class TokenStream:
 
     @classmethod
     def joined(cls, streams: "Sequence[TokenStream]") -> "TokenStream":
-        """Streams of the same tokenizer one after the other; where two meet, one end of text stands for both."""
+        """Join streams of the same tokenizer; where two meet, one end of text stands for both."""
         first, *others = streams
         shards = [*first.shards]
         for each in others:
@@ -86,7 +86,7 @@ class TokenStream:
 
     @functools.cached_property
     def counts(self) -> npt.NDArray[np.int64]:
-        """How often each id stands in the stream, shape (highest id + 1,)."""
+        """Count how often each id stands in the stream, shape (highest id + 1,)."""
         counts = np.zeros(0, np.int64)
         for start in range(0, len(self), READ_TOKENS):
             more = np.bincount(self.read(start, start + READ_TOKENS), minlength=len(counts))
@@ -95,7 +95,7 @@ class TokenStream:
         return counts
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """The ids from `start` up to `stop`, cut at the end of the stream like a slice."""
+        """Return the ids from `start` up to `stop`, cut at the end of the stream like a slice."""
         stop = min(stop, len(self))
         parts = []
         while start < stop:
@@ -106,7 +106,7 @@ class TokenStream:
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
 
     def gather(self, starts: npt.ArrayLike, length: int) -> npt.NDArray[np.int64]:
-        """The `length` ids from each of `starts`, shape (B, length). Raises `IndexError` beyond the ends."""
+        """Return the `length` ids from each of `starts`, shape (B, length). Raises `IndexError` beyond the ends."""
         starts = np.asarray(starts, np.int64)
         if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
             raise IndexError(f"a window of {length} tokens lies outside the stream of {len(self):,}")
@@ -126,10 +126,9 @@ def write_shards(
 ) -> TokenStream:
     """Tokenise documents (of a dataset, its column `text`) into `folder`, or open it if it holds the very same.
 
-    A document's text is only text: special tokens spelt out in it become the ids of their characters. A document
-    longer than `PIECE_BYTES` is encoded in pieces (see `cut_pieces`). The folder appears whole or not at all; called
-    again after it was stopped, even by `kill -9`, it keeps the shards that were whole. Raises `InputError` for a
-    tokenizer without an end-of-text token.
+    Special tokens spelt out in a document become the ids of their characters. A document longer than `PIECE_BYTES` is
+    encoded in pieces (see `cut_pieces`). The folder appears whole or not at all; a call after one that was stopped,
+    even by `kill -9`, keeps the whole shards. Raises `InputError` for a tokenizer without an end-of-text token.
     """
     documents = Documents.of(documents)
     end_of_text: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
@@ -158,7 +157,7 @@ def write_shards(
 
 
 def _unchanged(folder: Path, meta: dict[str, Any]) -> TokenStream | None:
-    """The shards in `folder` if they are whole and hold these documents in the ids of this tokenizer."""
+    """Open the shards in `folder` if they are whole and hold these documents in the ids of this tokenizer."""
     try:
         stream = TokenStream.open(folder)
     except InputError:
@@ -169,7 +168,7 @@ def _unchanged(folder: Path, meta: dict[str, Any]) -> TokenStream | None:
 def _encode(
     documents: Documents, backend: Tokenizer, end_of_text: int, first: int
 ) -> Iterator[tuple[int, list[int], int]]:
-    """One batch of pieces after another from piece `first` on: the number of its first piece, its ids, its bytes.
+    """Yield batches of pieces from piece `first` on: the number of the first piece, the ids, the bytes of text.
 
     The id `end_of_text` stands before the first document and after each.
     """
@@ -191,7 +190,7 @@ def _encode(
 
 
 def _one_ahead(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
-    """`map` that makes the next result in a thread while this one is used: the tokenizer lets go of Python's lock."""
+    """Map, making the next result in a thread while this one is used: the tokenizer releases Python's lock."""
     with ThreadPoolExecutor(1) as worker:
         pending = None
         for item in items:
@@ -204,7 +203,7 @@ def _one_ahead(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Lists of pieces of about `BATCH_BYTES` bytes."""
+    """Yield lists of pieces of about `BATCH_BYTES` bytes."""
     batch, size = [], 0
     for piece in pieces:
         batch.append(piece)
@@ -217,7 +216,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
 
 
 def content_of_texts(documents: Documents) -> dict[str, Any]:
-    """Number, bytes and sha256 of the documents' texts: what decides whether something made from them still holds."""
+    """Return number, bytes and sha256 of the documents: they decide whether what was made from them still holds."""
     texts, lengths, total = hashlib.sha256(), hashlib.sha256(), 0
     for content in documents.contents():
         for block in blocks(content):
@@ -237,10 +236,10 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 class _ShardWriter:
-    """Collects ids and writes a file whenever `SHARD_TOKENS` of them are there.
+    """A collector of ids that writes a file whenever it has `SHARD_TOKENS` of them.
 
-    It works in a hidden folder beside `folder` and begins with the shards that another writer of the same `meta` left
-    there whole; `pieces` says at which piece to go on, after how many `bytes` of text.
+    It works in a hidden folder beside `folder` and starts from the whole shards that another writer of the same `meta`
+    left there; `pieces` is the piece at which to go on, after `bytes` bytes of text.
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any]) -> None:
@@ -305,7 +304,7 @@ class _ShardWriter:
         sync_folder(self._folder)
 
     def _whole_shards(self) -> list[dict[str, Any]]:
-        """The rows of the shards that are there whole, up to the first that is not; none if they are of other text."""
+        """Return the rows of the shards that are whole, up to the first that is not; none if they are of other text."""
         try:
             lines = self._progress.read_bytes().splitlines(keepends=True)
         except OSError:

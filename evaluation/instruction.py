@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.data.conversations import Conversation, ConversationRows
+from groundup.data.conversations import Conversation
+from groundup.data.rows import ConversationRows
 from groundup.evaluation.metrics import as_compared, chrf, exact_match, rouge, units
 from groundup.evaluation.scoring import score_batch
 from groundup.inference.loading import context_of, device_of, evaluating

@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.common.clock import Deadline
 from groundup.common.console import say
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, listed
 from groundup.common.settings import public_settings
-from groundup.data.example_rows import ExampleRows, encode_examples, for_classifying
 from groundup.data.examples import (
     Columns,
     Examples,
@@ -25,8 +24,8 @@ from groundup.data.examples import (
     load_examples,
     stratified,
 )
+from groundup.data.rows import ExampleRows, encode_examples, for_classifying
 from groundup.data.sources import check_exists, short_name
-from groundup.data.values import listed
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.classifier_base import FOLDED, Start, base_of, start_of

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from groundup.common.errors import InputError, user_path
-from groundup.data.example_rows import for_classifying
+from groundup.data.rows import for_classifying
 from groundup.inference.kinds import AUTO_CLASSES
 from groundup.inference.loading import context_of, is_adapter, load_adapter, load_network
 from groundup.inference.saving import save_model

@@ -20,14 +20,8 @@ from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.settings import public_settings
-from groundup.data.conversation_forms import WEIGHT
-from groundup.data.conversations import (
-    Conversation,
-    ConversationRows,
-    RowCounts,
-    encode_conversations,
-    load_conversations,
-)
+from groundup.data.conversations import WEIGHT, Conversation, RowCounts, load_conversations
+from groundup.data.rows import ConversationRows, encode_conversations
 from groundup.data.sources import check_exists, short_name
 from groundup.inference.loading import context_of, load_model
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe

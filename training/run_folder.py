@@ -40,8 +40,7 @@ from groundup.common.files import (
 from groundup.common.output import STATE, move_up, tidy
 from groundup.common.resuming import differing, is_longer, refuse
 from groundup.common.settings import Settings, check_names, read_yaml, settings_from, write_yaml
-from groundup.data.listing import list_files
-from groundup.data.readers import kind_of
+from groundup.data.files import kind_of, list_files
 from groundup.evaluation.curve import log_rows, plot_curve
 from groundup.evaluation.metrics_file import write_metrics
 from groundup.inference.saving import save_model

@@ -6,9 +6,8 @@ from hypothesis import strategies as st
 
 from groundup.common.errors import InputError
 from groundup.data import json_rows
-from groundup.data.json_rows import read_json
+from groundup.data.json_rows import Number, read_json
 from groundup.data.tables import FileTable, texts_of
-from groundup.data.values import Number
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=6) | st.floats(allow_nan=False)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab"), inner))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.data import documents as documents_module
-from groundup.data import readers, sources
+from groundup.data import files, sources
 from groundup.data.documents import Documents
 from groundup.data.sources import load_corpus, load_documents, sample_texts, short_name, text_bytes
 from groundup.data.tables import ArrowTable
@@ -273,13 +273,13 @@ def test_invalid_utf8_is_found_where_python_finds_it(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("bytes") / "a.txt"
     path.write_bytes(content.replace(b"\0", b""))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_BLOCK_BYTES", 7)  # so that characters lie across blocks
+        patch.setattr(files, "_BLOCK_BYTES", 7)  # so that characters lie across blocks
         try:
             path.read_bytes().decode()
-            readers.check_text(path, "a.txt")
+            files.check_text(path, "a.txt")
         except UnicodeDecodeError as error:
             with pytest.raises(InputError, match=f"byte {error.start}|ends within"):
-                readers.check_text(path, "a.txt")
+                files.check_text(path, "a.txt")
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path, monkeypatch):
@@ -336,7 +336,7 @@ def test_a_hub_dataset_is_named_with_configuration_and_split(tmp_path, monkeypat
 
     monkeypatch.setattr(sources, "_ask_hub", lambda name: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    documents, about = sources._read([item], None)
+    documents, about = sources.load_documents([item])
     assert seen == [asked]
     assert list(documents.texts()) == ["from the Hub"]
     columns = {"columns": {"text": "text"}, "columns_not_read": []}

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from groundup.data.example_rows import ExampleRows, for_classifying
 from groundup.data.examples import MOST_LABELS, Examples
+from groundup.data.rows import ExampleRows, for_classifying
 from groundup.evaluation.classification import (
     MAJORITY,
     OWN_FONT,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from groundup.data.conversations import Conversation, ConversationRows
+from groundup.data.conversations import Conversation
+from groundup.data.rows import ConversationRows
 from groundup.evaluation.instruction import (
     Answer,
     answer_loss,

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from groundup.data.conversations import ConversationRows
+from groundup.data.rows import ConversationRows
 from groundup.data.tokens import TokenStream
 from groundup.evaluation.instruction import answer_loss, write_answers
 from groundup.evaluation.language import check_causal

@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from groundup.common.errors import InputError
-from groundup.data.example_rows import for_classifying
+from groundup.data.rows import for_classifying
 from groundup.inference.adapters import fold
 from groundup.inference.loading import load_adapter, load_model
 from groundup.inference.saving import save_adapter, save_model

@@ -18,7 +18,7 @@ import groundup as package
 from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.data.conversations import ConversationRows
+from groundup.data.rows import ConversationRows
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.tokenization.word_level import train_word_level
 from groundup.training.instruction import ConversationBatches

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from groundup.common.clock import Deadline
 from groundup.common.errors import InputError
-from groundup.data.conversations import Conversation, ConversationRows
+from groundup.data.conversations import Conversation
+from groundup.data.rows import ConversationRows
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE
