@@ -153,7 +153,7 @@ def test_another_tokenizer_makes_other_shards(tokenizer, tmp_path):
 def test_damaged_shards_are_written_again(tokenizer, tmp_path):
     write_shards(documents(TEXTS), tokenizer, tmp_path / "shards")
     (tmp_path / "shards" / "shard-00000.npy").write_bytes(b"damaged")
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         TokenStream.open(tmp_path / "shards")
     assert len(write_shards(documents(TEXTS), tokenizer, tmp_path / "shards")) == len(expected_ids(TEXTS, tokenizer))
 
@@ -181,7 +181,7 @@ def test_shards_are_mapped_and_hold_no_pickle(tokenizer, tmp_path):
     stream = write_shards(documents(TEXTS), tokenizer, tmp_path / "shards")
     assert isinstance(stream.shards[0], np.memmap)
     np.save(tmp_path / "shards" / "shard-00000.npy", np.array([{"a": 1}], dtype=object))
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="is incomplete"):
         TokenStream.open(tmp_path / "shards")
 
 
