@@ -1,6 +1,7 @@
 """`classify --seeds`: the whole run again with splits of their own, its mean and spread, and the run that is kept."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -84,8 +85,9 @@ def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(rows, tmp
 def test_every_seed_has_an_equal_part_of_the_minutes_and_nothing_stays_of_what_could_not_begin(tmp_path):
     parts = []
 
-    def training(one):
+    def training(one, deadline):
         parts.append((one.seed, one.minutes))
+        assert deadline.minutes is None and 0 <= time.time() - deadline.began < 60  # it begins with the seed
         if one.seed == 2:
             raise InputError("no such rows")
         return tmp_path
