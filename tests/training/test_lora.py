@@ -174,5 +174,5 @@ def test_a_base_that_lies_nowhere_and_one_with_an_adapter_are_refused():
         add_lora(model, LoraOptions())
     model = tiny()
     add_lora(model, LoraOptions())
-    with pytest.raises(InputError, match="adapter already"):
+    with pytest.raises(InputError, match="already has an adapter"):
         add_lora(model, LoraOptions())

@@ -213,7 +213,7 @@ def test_a_classifier_on_a_base_without_a_pooler_is_the_trained_one_at_each_load
 def test_a_base_with_other_weights_is_refused(base, other_story):
     adapter = adapt(base, other_story, "adapter")
     package.pretrain(data=[other_story], out="another", max_steps=3, quiet=True, **TINY | {"vocab_size": 280})
-    with pytest.raises(InputError, match="other weights"):
+    with pytest.raises(InputError, match="does not have the weights"):
         package.merge(adapter=str(adapter), base="another", out="merged", quiet=True)
 
 
@@ -229,7 +229,7 @@ def test_lora_needs_a_model_to_adapt(other_story, tmp_path):
         ({"lora_targets": ["query"]}, "query"),
         ({"lora_rank": 0}, "lora_rank 0"),
         ({"lora": False, "lora_rank": 4}, "--lora-rank is an option of LoRA: add --lora"),
-        ({"lora": False, "lora_targets": ["q_proj"]}, "--lora-targets says"),
+        ({"lora": False, "lora_targets": ["q_proj"]}, "--lora-targets is an option of LoRA"),
     ],
 )
 def test_what_is_refused_leaves_nothing_in_the_way_of_the_same_command_mended(base, other_story, options, words):

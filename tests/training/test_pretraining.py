@@ -184,7 +184,7 @@ def test_word_level_tokenizers_can_be_pretrained_on(story, tmp_path):
         ({"data": ["empty.txt"]}, "empty"),
         ({"data": ["binary.txt"]}, "binary.txt"),
         ({"data": ["rows.csv"], "text_column": "body"}, "body"),
-        ({"data": ["short.txt"]}, "window"),
+        ({"data": ["short.txt"]}, "fewer than one row"),
         ({"data": ["story.txt"], "vocab_size": 20000}, "20000"),
         ({"data": ["story.txt"], "out": "full"}, "full"),
         ({"data": ["story.txt"], "max_steps": 5, "minutes": 1}, "one budget"),
