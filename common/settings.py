@@ -65,7 +65,7 @@ class Settings:
         return {name for name in usual if name in self._given or getattr(self, name) != usual[name]}
 
 
-def verb(settings_class: type[S]) -> Callable[[Callable[[S], R]], Callable[..., R]]:
+def verb(settings_class: type[S]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Make a function of one settings object also take the settings by keyword: `pretrain(data=["x.txt"])`.
 
     A function that takes a `Deadline` too gets the one of the command line, else one that begins with the call.

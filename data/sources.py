@@ -147,7 +147,7 @@ def load_documents(
     for item in data:
         listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else list_files(item))
     of_files = share is not None and len(listed) >= share.count
-    parts: list[Part] = []
+    parts: list[Part | Documents] = []
     rows, once, empty = [], Once(), []
     for entry in share.of(listed) if share is not None and of_files else listed:
         if isinstance(entry, str) and not once.new(entry, entry):
@@ -161,7 +161,7 @@ def load_documents(
             parts.append(part)
             rows.append(row | columns)
         else:
-            sources = [each for each in _open(*entry) if once.new(each.name, each.content, each.kind)]
+            sources = [each for each in _open(entry[0], entry[1]) if once.new(each.name, each.content, each.kind)]
             found = [_read_file(source, text_column) for source in sources]
             parts.extend(part for part, _ in found)
             empty += [each.name for each, (part, _) in zip(sources, found) if each.kind in TEXT_KINDS and not len(part)]

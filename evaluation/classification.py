@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -220,7 +220,7 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     said = ["number of texts"] * numbered + ["shade: share of the row"]
     said += ["labels by their numbers in config.json (id2label)"] * numbers
     figure.suptitle("; ".join(said), fontsize=8, wrap=True)
-    for text, count in zip(np.ravel(drawn.text_), counts.flat) if numbered else ():
+    for text, count in zip(np.ravel(cast(Any, drawn.text_)), counts.flat) if numbered else ():
         text.set(text=f"{count:,}" if count else "", fontsize=8)
     figure.savefig(path)
 

@@ -76,10 +76,9 @@ def chrf(
     """Return the F-score of character n-grams (0 to 100) of a corpus, each text with as many references."""
     from sacrebleu.metrics import CHRF
 
-    orders = {"char_order": char_order, "word_order": word_order, "beta": beta}
-    return {
-        "score": CHRF(**orders, lowercase=lowercase).corpus_score(predictions, list(zip(*references))).score
-    } | orders
+    measure = CHRF(char_order, word_order, beta, lowercase=lowercase)
+    score = measure.corpus_score(predictions, list(zip(*references))).score
+    return {"score": score, "char_order": char_order, "word_order": word_order, "beta": beta}
 
 
 def bleu(
