@@ -35,6 +35,9 @@ def atomic_folder(target: Path, temporary: Path | None = None) -> Iterator[Path]
         replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if temporary.parent != target.parent:
+            with contextlib.suppress(OSError):  # something else is being written there
+                temporary.parent.rmdir()
 
 
 def replace_folder(temporary: Path, target: Path) -> None:
