@@ -1,7 +1,8 @@
 """A model to the same model with a low-rank adapter, which is then the only thing in it that is trained.
 
 LoRA (Hu et al. 2021) adds to a frozen matrix W the product of two thin ones, W + alpha / rank * B A. B starts at zero,
-so that training starts from the model as it was. The adapter and its files are peft's.
+so that training starts from the model as it was. The adapter and its files are peft's; its learning rate is chosen with
+all others, in `plan.py`.
 """
 
 import re
