@@ -44,7 +44,7 @@ class Player:
     tokenizer: PreTrainedTokenizerFast
     lens: Lens
     answers: bool
-    """Whether it was trained on conversations."""
+    """True if it was trained on conversations."""
 
 
 def build_page(players: list[Player]) -> gr.Blocks:

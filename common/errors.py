@@ -1,4 +1,4 @@
-"""What the user gave: the path or name that was meant, a near name for a wrong one, and the errors to tell."""
+"""Read a path as the user meant it, suggest the name nearest to a wrong one, and tell the kinds of error apart."""
 
 import contextlib
 import difflib

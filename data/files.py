@@ -109,7 +109,7 @@ def _list_pattern(path: Path, item: str) -> list[Named]:
 
 
 class _Passed:
-    """What is passed over below a name that was given, to be said in one line."""
+    """Collect what is passed over below a name that was given, and say it in one line for each reason."""
 
     def __init__(self, item: str) -> None:
         self.item = printable(item)

@@ -36,7 +36,7 @@ PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\
 
 @dataclass(frozen=True)
 class Proof:
-    """What the clean process got: the largest difference between logits, and its greedy text after the prompt."""
+    """Hold what the clean process gave: the largest difference between logits, and its greedy text after the prompt."""
 
     largest_difference: float
     completion: str

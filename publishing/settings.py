@@ -91,7 +91,7 @@ class PublishSettings(QuietOption, TrustOption, DryRunOption, CheckpointOption):
 
 @dataclass(kw_only=True)
 class PushOptions(Settings):
-    """What of a run goes to the Hub while it trains, and where."""
+    """Push the checkpoints of a run to the Hub while it trains."""
 
     push_to: Name | None = None
     """Push the finished checkpoint to this repository on the Hub, OWNER/NAME; it is created if it does not exist."""

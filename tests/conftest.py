@@ -1,5 +1,6 @@
 """Shared by all tests: a quiet, small, offline process."""
 
+import multiprocessing
 import os
 
 # Before torch is imported: threads that wait without spinning, and no look at the Hub.
@@ -77,6 +78,21 @@ def groundup(tmp_path):
         if check:
             assert done.returncode == 0, done.stderr
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_a_fork():
+    """Call a function in a new process each time, which need not import everything anew; gives the exit status."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["groundup.training.classification", "groundup.training.instruction"])
+
+    def run(target, *arguments):
+        process = context.Process(target=target, args=arguments)
+        process.start()
+        process.join(300)
+        return process.exitcode
 
     return run
 

@@ -1,7 +1,6 @@
 """Commands that are killed just before one of their writes, drawn among all of them, and are then given again."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -96,20 +95,10 @@ def command(words, folder, log, kill_at):
     sys.exit(status)
 
 
-@pytest.fixture(scope="module")
-def give():
-    """Do that in a new process each time, which need not import everything anew; gives the exit status."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["groundup.training.classification", "groundup.training.instruction"])
-
-    def run(words, folder, kill_at=None):
-        log = folder / "log"
-        process = context.Process(target=command, args=(words, str(folder), str(log), kill_at))
-        process.start()
-        process.join(300)
-        return process.exitcode
-
-    return run
+@pytest.fixture
+def give(in_a_fork):
+    """Give a command in a new process, killed before its write number `kill_at` if there is one; its exit status."""
+    return lambda words, folder, kill_at=None: in_a_fork(command, words, str(folder), str(folder / "log"), kill_at)
 
 
 def result(out):

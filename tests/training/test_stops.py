@@ -1,7 +1,6 @@
 """Runs that are stopped or killed at drawn steps, again and again, and end as the run that never was."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -71,21 +70,6 @@ def train(verb, settings, moment=None, step=0, number=0):
         sys.exit(130)
 
 
-@pytest.fixture(scope="module")
-def in_a_process():
-    """Do that in a new process each time, which need not import everything anew; gives the exit status."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["groundup.training.classification", "groundup.training.instruction"])
-
-    def run(*arguments):
-        process = context.Process(target=train, args=arguments)
-        process.start()
-        process.join(300)
-        return process.exitcode
-
-    return run
-
-
 def result(out):
     """Weights, best step and log of every run under a folder."""
     found = {}
@@ -99,7 +83,7 @@ def result(out):
 
 
 @pytest.fixture(scope="module")
-def whole(kinds, in_a_process, tmp_path_factory):
+def whole(kinds, in_a_fork, tmp_path_factory):
     """What the runs end with that are never stopped, each made when it is first asked for."""
     made = {}
 
@@ -107,7 +91,7 @@ def whole(kinds, in_a_process, tmp_path_factory):
         if name not in made:
             verb, settings, _ = kinds[name]
             out = tmp_path_factory.mktemp("whole") / "out"
-            assert in_a_process(verb, settings | {"out": str(out)}) == 0
+            assert in_a_fork(train, verb, settings | {"out": str(out)}) == 0
             made[name] = result(out)
         return made[name]
 
@@ -115,7 +99,7 @@ def whole(kinds, in_a_process, tmp_path_factory):
 
 
 @pytest.mark.parametrize("number", range(RUNS))
-def test_stopped_at_drawn_steps_a_run_ends_as_one_never_stopped(number, kinds, whole, in_a_process, tmp_path):
+def test_stopped_at_drawn_steps_a_run_ends_as_one_never_stopped(number, kinds, whole, in_a_fork, tmp_path):
     draw = random.Random(number)
     name = list(kinds)[number % len(kinds)]
     verb, settings, steps = kinds[name]
@@ -124,9 +108,9 @@ def test_stopped_at_drawn_steps_a_run_ends_as_one_never_stopped(number, kinds, w
     for place, step in enumerate(stops):
         what = signal.SIGKILL if (number + place) % 2 else signal.SIGINT
         moment = draw.choice(MOMENTS)
-        status = in_a_process(verb, settings, moment, step, what)
+        status = in_a_fork(train, verb, settings, moment, step, what)
         print(f"{name}: {what.name} in {moment} of step {step}: {status}")
         # A step whose moment has passed in every run of several is not reached any more.
         assert status in (0, -signal.SIGKILL if what == signal.SIGKILL else 130)
-    assert in_a_process(verb, settings) == 0
+    assert in_a_fork(train, verb, settings) == 0
     assert result(tmp_path / "out") == whole(name)
