@@ -21,10 +21,13 @@ logger = logging.get_logger(__name__)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The cache of keys and values: transformers names it `cache` from 5.24 on, `past_key_values` before. A forward pass
-# that takes a `cache` takes it by the other name too, and raises `ValueError` where both are given.
+# that takes a `cache` takes it by the other name too, raises `ValueError` where both are given, and warns of the old
+# name where transformers does: from 5.24 until 5.40, in which it goes.
 
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
-either_cache_name = deprecate_kwarg("past_key_values", new_name="cache", version="5.23.0", raise_if_both_names=True)
+either_cache_name = deprecate_kwarg(
+    "past_key_values", new_name="cache", version="5.40.0" if CACHE == "cache" else "5.23.0", raise_if_both_names=True
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where a text ends

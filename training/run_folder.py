@@ -151,6 +151,10 @@ class RunFolder:
             self._describe(folder, [], training)
             save_state(folder)
             write_manifest(folder)
+        self.remove_old_steps(best_step)
+
+    def remove_old_steps(self, best_step: int) -> None:
+        """Leave the newest states and the best one: after each save, and at the end of a run killed before this."""
         remove_old(self.out, KEPT, best_step)
         remove(scratch_of(self.out))
 
@@ -176,6 +180,7 @@ class RunFolder:
 
         `complete` adds what else was asked for to the whole checkpoint, before it takes its place.
         """
+        self.remove_old_steps(training["best_step"])
         with atomic_folder(self.final) as folder:
             save_model(folder, model, tokenizer)
             self._describe(folder, rows, training)

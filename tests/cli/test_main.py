@@ -96,7 +96,7 @@ def test_the_demo_recipe_walks_its_path_proves_the_model_elsewhere_and_keeps_wha
     out = tmp_path / "runs" / "python-docs-smoke"
     before = (out / "pretrain" / "model.safetensors").stat().st_mtime_ns
     again = groundup("run", "python_docs", "--smoke")
-    assert again.stderr.count("kept") == 2
+    assert again.stderr.count("skipped, nothing has changed") == 2
     assert (out / "pretrain" / "model.safetensors").stat().st_mtime_ns == before
     assert set(json.loads((out / "stages.json").read_text())) == {"tokenizer", "pretrain"}
     assert "What the last model writes" in (out / "report.html").read_text()
