@@ -6,8 +6,9 @@ Exit status: 0 done; 2 what the user gave is wrong, said in one line; 130 interr
 import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no é shows a ? for it
     name = arguments[0] if arguments else ""
     try:
-        _do(name, arguments[1:])
+        with _sigterm_interrupts():
+            _do(name, arguments[1:])
         sys.stdout.flush()  # what goes wrong with it is said here, not when Python ends
         return 0
     except InputError as error:
@@ -183,6 +185,21 @@ def _do(name: str, options: list[str]) -> None:
     if settings is not None:
         began = psutil.Process().create_time()  # imports are a part of the minutes
         find(VERBS[name].function)(settings, deadline=Deadline(began))
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM end a verb as Ctrl-C does, so that it takes back what it has not finished."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    except ValueError:  # not the main thread: whoever owns that one handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def complain(name: str, error: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from groundup import __version__
 from groundup.cli.main import VERBS, find
 from groundup.common.contents import KEPT_APART, content_of, digest, files_of
-from groundup.common.errors import InputError, near, user_path
+from groundup.common.errors import InputError, near, one_line, user_path
 from groundup.common.files import CARD_FILE, PAGE_FILE, atomic_write
 from groundup.common.options import what_is_read
 from groundup.common.settings import Settings, hints_of, read_yaml, settings_from, spelt
@@ -235,11 +235,14 @@ class Ledger:
 
 
 def is_ledger_in(folder: Path) -> bool:
-    """Return whether a folder holds a ledger of ours."""
-    try:
-        known = json.loads((folder / LEDGER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """Return whether a folder holds a ledger of ours. Raises `InputError` for one that cannot be read."""
+    path = folder / LEDGER_FILE
+    if not path.is_file():
         return False
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({one_line(error)}): restore it, or choose a new --out") from error
     return bool(known) and isinstance(known, dict) and all(_is_entry(entry) for entry in known.values())
 
 

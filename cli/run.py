@@ -91,7 +91,9 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     options = stage.filled(out) | {name: value for name, value in shared.items() if name in fields}
     if folder.exists() and not (begun and "resume" in fields) and not holds_nothing(folder):
         require_unused(folder)
-        folder.rename(next_free(folder))  # nothing that was trained is thrown away
+        aside = next_free(folder)  # nothing that was trained is thrown away
+        folder.rename(aside)
+        say(f"what it made before is in {aside} now: remove that if you do not need it")
     ledger.begin(stage)
     try:
         find(VERBS[stage.verb].function)(settings_class(**options))  # its minutes count from here

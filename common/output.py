@@ -99,7 +99,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
                 (whole / name).rename(self.path / name)
             sync_folder(self.path)
         except BaseException:
-            self.take_back(*moved)
+            self.take_back(*reversed(moved))  # what makes a folder a whole one first
             raise
         finally:
             remove(new)

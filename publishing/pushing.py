@@ -89,6 +89,9 @@ class Pusher:
         except (InputError, Unavailable, OSError) as error:
             say(f"{name} was not published, and the run continues: {error}")
             return None
+        except KeyboardInterrupt:
+            say(f"{name} was not published: stopped")
+            raise
         finally:
             set_random_state(states)
         say(f"{name} is published: {pushed.url}")

@@ -322,8 +322,10 @@ class TrainingRun(abc.ABC):
 
     def run(self, resume: bool) -> None:
         """Train until the budget is used, take the best weights, score them and write the checkpoint."""
-        if self.folder.final.is_dir():
-            self.folder.promote()
+        if agreed(processes(), self.folder.final.is_dir):
+            self.accelerator.wait_for_everyone()  # until each has seen it
+            if self.accelerator.is_main_process:
+                self._end()
             return
         batches = self.make_batches()
         # DDP around it, unless it is sharded below.
@@ -332,6 +334,8 @@ class TrainingRun(abc.ABC):
             position = self._begin(self.folder.newest_state() if resume else None)
         if self.accelerator.is_main_process:
             self.folder.cut_log(position.step)
+            if position.step:
+                self._push(position.step)
         loop = self._loop(self.objective, batches, position)
         if position.step:
             loop.write_log({"event": "resume", "step": position.step})
@@ -406,9 +410,14 @@ class TrainingRun(abc.ABC):
                 position.best_step,
                 weights,
             )
-            if self.pusher is not None:
-                self.pusher.after_save(self.folder.out / "checkpoints" / f"step-{position.step}", position.step)
+            self._push(position.step)
         self.accelerator.wait_for_everyone()
+
+    def _push(self, step: int) -> None:
+        """Push the state saved at a step, unless that was done before the run was stopped."""
+        if self.pusher is not None and self.folder.pushed_step != step:
+            self.pusher.after_save(self.folder.out / "checkpoints" / f"step-{step}", step)
+            self.folder.pushed_step = step
 
     def _validate(self, position: Position) -> dict[str, float]:
         with uncompiled():
@@ -434,5 +443,12 @@ class TrainingRun(abc.ABC):
             own, others = training["seconds"], [read_metrics(folder)["training"]["seconds"] for folder in self.others]
             training |= {"averaged_runs": 1 + len(others), "seconds_of_all_runs": round(own + sum(others), 1)}
         self.folder.finish(self.saved_model, self.tokenizer, rows, training, self.complete)
-        if self.pusher is not None:
-            self.pusher.after_the_end(self.folder.out)
+        self._end()
+
+    def _end(self) -> None:
+        """Push the whole last checkpoint and put it in its place; a run that is killed meanwhile does both again."""
+        try:
+            if self.pusher is not None:
+                self.pusher.after_the_end(self.folder.final)
+        finally:
+            self.folder.promote()

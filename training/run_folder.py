@@ -55,6 +55,7 @@ S = TypeVar("S", bound=Settings)
 P = TypeVar("P")
 
 PRIVATE_FILE = "private.yaml"  # in work/
+PUSHED_NOTE = "pushed"  # in work/: the newest step of which it is settled whether it goes to the Hub
 KEPT = 2  # newest states, beside the best
 
 
@@ -162,6 +163,16 @@ class RunFolder:
         """The newest step folder that is undamaged."""
         return newest_whole(self.out)
 
+    @property
+    def pushed_step(self) -> int | None:
+        """The newest step whose push is done, or was not asked for; None before the first."""
+        note = self.work / PUSHED_NOTE
+        return int(note.read_text(encoding="utf-8")) if note.is_file() else None
+
+    @pushed_step.setter
+    def pushed_step(self, step: int) -> None:
+        atomic_write(self.work / PUSHED_NOTE, str(step).encode())
+
     def cut_log(self, step: int) -> None:
         """Leave of the log what was written up to `step`: a run that goes on from there writes the rest again."""
         if self.log_path.is_file():
@@ -176,16 +187,12 @@ class RunFolder:
         training: dict[str, Any],
         complete: Callable[[Path], None],
     ) -> None:
-        """Put the final checkpoint into the folder, the scores last, and remove what only a running run needs.
-
-        `complete` adds what else was asked for to the whole checkpoint, before it takes its place.
-        """
+        """Write the final checkpoint whole; `promote` puts it in its place. `complete` adds what else was asked for."""
         self.remove_old_steps(training["best_step"])
         with atomic_folder(self.final) as folder:
             save_model(folder, model, tokenizer)
             self._describe(folder, rows, training)
             complete(folder)
-        self.promote()
 
     def promote(self) -> None:
         """Move the whole last checkpoint up into the folder; a run that was stopped in between does it again."""

@@ -1,4 +1,4 @@
-"""Commands that are killed just before one of their writes, drawn among all of them, and are then given again."""
+"""Commands that are killed or stopped just before a write, drawn among all of theirs, and are then given again."""
 
 import json
 import os
@@ -38,7 +38,7 @@ VERBS = {
     "import-gpt2": ["import-gpt2", "gpt2"],
 }
 GOES_ON = ("prepare", "pretrain", "adapter", "classify", "seeds", "mean", "instruct", "evaluate")
-DRAWN = 4
+SIGNALS = (*[signal.SIGKILL] * 4, signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def command(words, folder, log, kill_at):
-    """Do a command in `folder`, note each of its writes there in `log`, and kill this process before one of them."""
+def command(words, folder, log, stop_at, number):
+    """Do a command in `folder`, note each of its writes there in `log`, and signal this process before one of them."""
     os.chdir(folder)
     writes = []
 
@@ -83,9 +83,9 @@ def command(words, folder, log, kill_at):
             return
         if not isinstance(path, str | bytes) or not os.fsdecode(path).removeprefix(folder + "/").startswith("out"):
             return
-        if len(writes) == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
         writes.append(os.fsdecode(path))
+        if len(writes) == stop_at + 1:
+            os.kill(os.getpid(), number)
 
     sys.addaudithook(note)
     with open("said", "w") as said:
@@ -97,8 +97,12 @@ def command(words, folder, log, kill_at):
 
 @pytest.fixture
 def give(in_a_fork):
-    """Give a command in a new process, killed before its write number `kill_at` if there is one; its exit status."""
-    return lambda words, folder, kill_at=None: in_a_fork(command, words, str(folder), str(folder / "log"), kill_at)
+    """Give a command in a new process, which gets a signal before its write `stop_at`; return its exit status."""
+
+    def give(words, folder, stop_at=-1, number=0):
+        return in_a_fork(command, words, str(folder), str(folder / "log"), stop_at, number)
+
+    return give
 
 
 def result(out):
@@ -117,7 +121,9 @@ def result(out):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_killed_before_a_write_and_given_again_a_command_leaves_what_one_never_killed_does(verb, place, give, tmp_path):
+def test_stopped_before_a_write_and_given_again_a_command_leaves_what_one_never_stopped_does(
+    verb, place, give, tmp_path
+):
     def fresh(name):
         (tmp_path / name).mkdir()
         for entry in place.iterdir():
@@ -127,10 +133,14 @@ def test_killed_before_a_write_and_given_again_a_command_leaves_what_one_never_k
     whole = fresh("whole")
     assert give(VERBS[verb], whole) == 0
     writes, expected = json.loads((whole / "log").read_text()), result(whole / "out")
-    for kill_at in sorted(random.Random(verb).sample(range(len(writes)), DRAWN)):
-        told = f"before write {kill_at}, {writes[kill_at]}"
-        folder = fresh(f"killed-{kill_at}")
-        assert give(VERBS[verb], folder, kill_at) == -signal.SIGKILL, told
+    for stop_at, number in zip(random.Random(verb).sample(range(len(writes)), len(SIGNALS)), SIGNALS):
+        told = f"{number.name} before write {stop_at}, {writes[stop_at]}"
+        folder = fresh(f"stopped-{stop_at}")
+        status, said = give(VERBS[verb], folder, stop_at, number), (folder / "said").read_text()
+        if number == signal.SIGKILL:
+            assert status == -number, told
+        else:  # 0 where all was done
+            assert (status, len(said.splitlines())) in ((130, 1), (0, 0)), (told, said)
         more = ["--resume"] if verb in GOES_ON else []
         status, said = give([*VERBS[verb], *more], folder), (folder / "said").read_text()
         assert (status, len(said.splitlines())) in ((0, 0), (2, 1)), (told, said)

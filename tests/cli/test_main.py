@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
+from groundup.cli import main as command_line
 from groundup.cli.main import main, parse
 from groundup.common.errors import InputError
 
@@ -145,3 +147,16 @@ def test_an_output_or_a_folder_that_is_gone_gives_one_line_or_none(command, stat
     found, error = called(command, tmp_path)
     assert found == status
     assert len(error.splitlines()) == bool(said) and said in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_verb_that_is_told_to_stop_ends_in_one_line_with_status_130(number, monkeypatch, capsys):
+    def begin(*_):
+        os.kill(os.getpid(), number)
+        raise AssertionError("it went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(command_line, "_do", begin)
+    assert main(["tokenizer"]) == 130
+    assert capsys.readouterr().err == "groundup tokenizer: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -161,3 +161,26 @@ def test_of_a_stage_only_what_it_reads_is_looked_up(recipe, tmp_path, monkeypatc
     key = Ledger(tmp_path, smoke=False).key(Stage("labels", "classify", options))
     assert seen == [("x.txt", "dataset"), ("m", "model"), ("p", "dataset")]
     assert key != Ledger(tmp_path, smoke=False).key(Stage("labels", "classify", options | {"text_column": "."}))
+
+
+def test_a_damaged_record_of_the_stages_is_said_and_nothing_is_touched(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "stages.json").write_text('{"tokenizer": {"key')
+    for more in ([], ["--dry-run"]):
+        assert main(["run", str(recipe), "--out", str(out), *more]) == 2
+        said = capsys.readouterr().err
+        assert f"{out / 'stages.json'} is damaged (" in said and said.count("\n") == 1
+    assert [path.name for path in out.iterdir()] == ["stages.json"]
+
+
+def test_what_a_stage_made_before_is_moved_aside_and_it_is_said(recipe, tmp_path, monkeypatch, capsys):
+    stage, out = read_recipe(recipe).stages[0], tmp_path / "out"
+    (out / "tokenizer").mkdir(parents=True)
+    (out / "tokenizer" / "tokenizer.json").write_text("of before")
+    find = run.find
+    monkeypatch.setattr(run, "find", lambda path: find(path) if "settings" in path.lower() else lambda given: None)
+    run._do(stage, out, Ledger(out, smoke=False), RunSettings(recipe="x"))
+    aside = out / "tokenizer.old-1"
+    assert (aside / "tokenizer.json").read_text() == "of before"
+    assert f"what it made before is in {aside} now" in " ".join(capsys.readouterr().err.split())

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import groundup.common.output as output_module
 from groundup.cli.main import VERBS, find
 from groundup.common.errors import InputError
 from groundup.common.output import GOING_ON, STATE, claim, given_folder, is_begun, require_unused, tidy
@@ -339,3 +340,25 @@ def test_what_is_left_of_a_lock_is_removed_unless_a_command_is_at_work(tmp_path,
 def test_a_name_that_is_not_utf_8_is_refused_before_any_work():
     with pytest.raises(InputError, match=r"--out b.: the name is not UTF-8"):
         given_folder("b\udcff")
+
+
+def test_what_is_taken_back_loses_first_what_makes_it_a_whole_one(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    names = ["model.safetensors", "config.json", "recipe.yaml"]
+    monkeypatch.setattr("groundup.common.output.sync_folder", stop)  # stopped when all is moved up
+    real, removed = output_module.remove, []
+
+    def remove_one(path):
+        if path.parent == tmp_path / "out":
+            removed.append(path.name)
+            if len(removed) == 2:
+                raise KeyboardInterrupt  # and stopped again
+        real(path)
+
+    monkeypatch.setattr(output_module, "remove", remove_one)
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path / "out", "export", "x") as output, output.filled() as new:
+        for name in names:
+            (new / name).write_text("ours")
+    assert removed[:2] == ["recipe.yaml", "config.json"]

@@ -13,6 +13,7 @@ from groundup.publishing.settings import PushOptions
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain
 from groundup.training.run import pusher_of
+from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings, InstructSettings
 
 LICENSED = {"push_license": "apache-2.0"}
@@ -124,3 +125,41 @@ def test_a_hub_that_fails_does_not_end_a_run(run, publish, hub, repo_id, tmp_pat
     hub.fail()
     publish(tmp_path / "out", repo_id)
     assert "model.safetensors" in hub.files(repo_id)
+
+
+@pytest.mark.parametrize("cut", ["step 6", "the finished run"])
+def test_a_push_that_was_cut_off_is_made_when_the_run_goes_on(cut, monkeypatch, hub, story, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    tried, made = [], []
+
+    def push(pusher, folder, name):
+        assert (folder / "model.safetensors").is_file()
+        tried.append(name)
+        if tried == [*made, cut]:
+            raise KeyboardInterrupt
+        made.append(name)
+
+    monkeypatch.setattr(Pusher, "_push", push)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "context_length": 32, "batch_tokens": 256}
+    options = {"push_to": "alice/x", "push_every": 6, **LICENSED}
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(RunFolder, "promote", lambda _: None)  # a killed process comes to nothing more
+        pretrain(data=[str(story)], out=str(tmp_path / "out"), max_steps=11, quiet=True, **sizes, **options)
+    for _ in range(2):
+        pretrain(out=str(tmp_path / "out"), resume=True, quiet=True)
+    assert made == ["step 6", "the finished run"]
+    assert (tmp_path / "out" / "metrics.json").is_file() and not (tmp_path / "out" / "work").exists()
+
+
+def test_a_last_push_that_is_stopped_says_so_and_leaves_the_run_whole(monkeypatch, hub, story, tmp_path, capsys):
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+
+    def gate(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pushing, "through_the_gate", gate)
+    options = {"push_to": "alice/x", **LICENSED}
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(data=[str(story)], out=str(tmp_path / "out"), smoke=True, max_steps=1, **options)
+    assert "the finished run was not published: stopped" in capsys.readouterr().err
+    assert (tmp_path / "out" / "metrics.json").is_file() and not (tmp_path / "out" / "work").exists()
