@@ -19,8 +19,7 @@ from groundup.common.settings import read_yaml
 from groundup.data import python_docs
 from groundup.evaluation.metrics_file import read_metrics
 from groundup.modeling import GroundupConfig
-from groundup.training.plan import Plan, make_plan
-from groundup.training.settings import PretrainSettings
+from groundup.training.plan import Given, Plan, make_plan
 
 MINUTES = 3.0
 TEXT_BYTES = 5_000_000  # of source code, and of a text that is given
@@ -90,7 +89,7 @@ def _sizes(own: Plan, text_bytes: float, choice: dict[str, Any]) -> Plan:
     kept = {"vocab_size": own.vocab_size, "batch_tokens": own.batch_tokens, "context_length": own.context_length}
     kept |= {name: own.model[name] for name in ("hidden_size", "num_hidden_layers")}
     compiled = "yes" if own.compiled else "no"
-    return make_plan(PretrainSettings(**kept | choice, compile=compiled), text_bytes, None)
+    return make_plan(Given(**kept | choice, compile=compiled), text_bytes, None)
 
 
 def _relative_speed(own: Plan, other: Plan) -> float:

@@ -111,7 +111,7 @@ def _start(run: RunFolder, deadline: Deadline) -> "ClassificationRun":
     prepared = open_classification(run)
     if run.final.is_dir():
         return ClassificationRun(prepared, run, deadline)
-    if prepared.plan.base is not None:
+    if prepared.plan.objective is not None:
         adapt(prepared, deadline)
     require_tracker(prepared.settings.track)  # the run that it follows comes last
     others = [_train_in_order(number, prepared, run, deadline) for number in range(1, _runs(prepared.settings))]
@@ -138,22 +138,20 @@ def _train_in_order(number: int, prepared: PreparedExamples, run: RunFolder, dea
 def adapt(prepared: PreparedExamples, deadline: Deadline) -> None:
     """Pretrain on the training texts into `work/base`: a new model of the plan's sizes, or go on with `--model`."""
     settings, plan = prepared.settings, prepared.plan
-    base: dict[str, Any] = plan.base or {}
-    model = base["model"] if settings.model is None else {}  # a model that is there has its sizes
     wanted = PretrainSettings(
         data=[str(prepared.work / "texts.jsonl")],
         tokenizer=str(prepared.work / "tokenizer") if settings.model is None else None,
         init_from=None if settings.model is None else str(prepared.given),
-        objective=base["objective"],
+        objective=plan.objective,
         out=str(prepared.work / BASE),
         minutes=settings.adapt_minutes,
         epochs=settings.adapt_epochs,
         context_length=plan.context_length,
-        hidden_size=model.get("hidden_size"),
-        num_hidden_layers=model.get("num_hidden_layers"),
-        model_config=model,
+        hidden_size=plan.model.get("hidden_size"),
+        num_hidden_layers=plan.model.get("num_hidden_layers"),
+        model_config=plan.model,
         optimizer="muon" if plan.optimizer == "muon" else "adamw",
-        learning_rate=settings.learning_rate * base["rate"],
+        learning_rate=settings.learning_rate * plan.pretraining_rate,
         weight_decay=LEAST_DECAY,
         precision=settings.precision,
         seed=settings.seed,

@@ -29,13 +29,12 @@ from groundup.data.sources import check_exists, short_name
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
-from groundup.training.plan import LEAST_DECAY, Optimization, Plan, make_plan, suitable_minutes
+from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import (
     PUBLIC_PATHS,
     ClassifySettings,
-    PretrainSettings,
     check_lora,
     refuse_of_new,
     with_budget,
@@ -59,7 +58,11 @@ DROPOUT, TOKEN_DROPOUT, LANGUAGE_WEIGHT = 0.1, 0.1, 0.5  # for a model of our ow
 
 @dataclass(kw_only=True)
 class ClassifyPlan(Optimization):
-    """Every choice of a run. `base` is the plan of the pretraining that comes first, None where there is none."""
+    """Hold every choice of a run.
+
+    `objective` is that of the pretraining on the texts that comes first, None where there is none, `pretraining_rate`
+    the factor on its learning rates, and `model` are the fields of `GroundupConfig` for a new model.
+    """
 
     context_length: int
     batch_rows: int
@@ -71,7 +74,9 @@ class ClassifyPlan(Optimization):
     language_weight: float
     most_epochs: float | None
     patience: int | None
-    base: dict[str, Any] | None
+    model: dict[str, Any]
+    objective: str | None
+    pretraining_rate: float
 
 
 @dataclass
@@ -93,7 +98,7 @@ class PreparedExamples:
     @property
     def source(self) -> str | Path:
         """What the model is made from: what the adaptation left, else `--model`."""
-        return self.work / BASE if self.plan.base is not None else self.given or ""
+        return self.work / BASE if self.plan.objective is not None else self.given or ""
 
     def examples(self, part: str) -> Examples:
         """The rows of `train`, `selection` or `test` (the last only where it was split off `--data`)."""
@@ -263,23 +268,21 @@ def _plan(
     """Sizes and rates, by the plan of pretraining; gentler, the more the model knows already."""
     optimizer = settings.optimizer or ("muon" if start.is_ours else "adamw")
     base = make_plan(
-        PretrainSettings(
+        Given.of(
+            settings,
             hidden_size=settings.hidden_size or start.width,
-            num_hidden_layers=settings.num_hidden_layers,
             context_length=start.context_length,
             vocab_size=len(tokenizer),
             optimizer=optimizer,
-            learning_rate=settings.learning_rate,
             weight_decay=LEAST_DECAY,
-            precision=settings.precision,
-            smoke=settings.smoke,
         ),
         text_bytes,
         60 * settings.adapt_minutes if settings.adapt_minutes else None,
     )
     if settings.model is None:
         base.require_memory()
-    scale = 1.0 if settings.train == "head" else FINE_TUNING if start.is_ours else GENTLE
+    gentle = FINE_TUNING if start.is_ours else GENTLE
+    scale = 1.0 if settings.train == "head" else gentle
     rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}
     names = _in_order(label_names(train.labels), start, settings)
     batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
@@ -291,9 +294,9 @@ def _plan(
         warmup=0.05,
         decay=0.7,
         clip=None if optimizer == "muon" else 1.0,
-        context_length=start.context_length,
+        context_length=base.context_length,
         batch_rows=batch_rows,
-        micro_batch_tokens=base.micro_batch_rows * start.context_length,
+        micro_batch_tokens=base.micro_batch_rows * base.context_length,
         labels=names,
         label_counts=[train.labels.count(name) for name in names],
         model_fields=_model_fields(settings, start),
@@ -303,7 +306,9 @@ def _plan(
         else _for_ours(settings.language_weight, LANGUAGE_WEIGHT, settings, start),
         most_epochs=None if settings.minutes is None else max(MOST_EPOCHS, MOST_STEPS * batch_rows / len(train)),
         patience=patience,
-        base=_base(base, settings, start),
+        model={} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT},
+        objective=start.predicts if not settings.model or settings.adapt_minutes or settings.adapt_epochs else None,
+        pretraining_rate=gentle if settings.model else 1.0,
     )
 
 
@@ -337,16 +342,6 @@ def _for_ours(given: float | None, usual: float, settings: ClassifySettings, sta
     if given is not None:
         return given
     return usual if start.is_ours and settings.train == "all" and not settings.lora else 0.0
-
-
-def _base(plan: Plan, settings: ClassifySettings, start: Start) -> dict[str, Any] | None:
-    """What the pretraining on the texts needs beside the settings; None where `--model` is taken as it is."""
-    if settings.model is None:
-        dropouts = {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
-        return {"model": plan.model | dropouts, "objective": "clm", "rate": 1.0}
-    if not (settings.adapt_minutes or settings.adapt_epochs):
-        return None
-    return {"model": {}, "objective": start.predicts, "rate": FINE_TUNING if start.is_ours else GENTLE}
 
 
 def write_examples(path: Path, examples: Examples) -> None:

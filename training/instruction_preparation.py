@@ -27,13 +27,12 @@ from groundup.inference.loading import context_of, load_model
 from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
-from groundup.training.plan import LEAST_DECAY, Optimization, make_plan, suitable_minutes
+from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import LONGEST_ROW, SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import (
     PUBLIC_PATHS,
     InstructSettings,
-    PretrainSettings,
     check_lora,
     refuse_of_new,
     with_budget,
@@ -313,14 +312,13 @@ def _plan(
     """Sizes and rates, by the plan of pretraining; gentler for a model that was trained before."""
     if settings.model is None and settings.context_length is None:
         context = max(SHORTEST_CONTEXT, -(-int(rows.lengths.max()) // 64) * 64)
-    shared = {field.name for field in dataclasses.fields(PretrainSettings)} & set(vars(settings))
-    options = {name: getattr(settings, name) for name in shared if name not in PATHS}
-    options["context_length"] = context
-    if settings.weight_decay is None:
-        options["weight_decay"] = LEAST_DECAY
-    if width is not None:
-        options["hidden_size"] = width
-    plan = make_plan(PretrainSettings(**options), text_bytes, seconds)
+    given = Given.of(
+        settings,
+        context_length=context,
+        hidden_size=settings.hidden_size if width is None else width,
+        weight_decay=LEAST_DECAY if settings.weight_decay is None else settings.weight_decay,
+    )
+    plan = make_plan(given, text_bytes, seconds)
     if settings.model is None:
         plan.require_memory()
     scale = 1.0 if settings.model is None else FINE_TUNING

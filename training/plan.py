@@ -6,18 +6,18 @@ which is measured for a moment. All of it lands in recipe.yaml before the first 
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 import psutil
 import torch
 
 from groundup.common.errors import InputError, near
+from groundup.common.settings import Settings
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.bpe import suitable_vocab_size
 from groundup.training.machine import compiler_found
-from groundup.training.settings import PretrainSettings
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
 USED_SHARE = 0.55  # of the measured matrix-multiply speed that a training step of a small model reaches
@@ -65,6 +65,37 @@ _NOT_CHOSEN = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "t
 }
 SMOKE_SIZE = Size(64, 2, 64, 0)
 LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient and Muon's momentum; AdamW keeps one more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Say what is given of a run; the plan chooses what is None. The names and meanings are those of the settings.
+
+    A model that is not `from_scratch` has its sizes already, and its weights decay little.
+    """
+
+    vocab_size: int | None = None
+    hidden_size: int | None = None
+    num_hidden_layers: int | None = None
+    context_length: int | None = None
+    preset: str | None = None
+    model_config: dict[str, Any] = field(default_factory=dict)
+    objective: str = "clm"
+    from_scratch: bool = True
+    batch_tokens: int | None = None
+    micro_batch_rows: int | None = None
+    optimizer: str = "muon"
+    learning_rate: float = 1.0
+    weight_decay: float | None = None
+    precision: str = "auto"
+    compile: str = "auto"
+    smoke: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, **others: Any) -> "Given":
+        """Return what a verb's settings give, with `others` in place of theirs."""
+        known = {each.name: getattr(settings, each.name) for each in fields(cls) if hasattr(settings, each.name)}
+        return cls(**known | others)
 
 
 @dataclass(kw_only=True)
@@ -149,14 +180,14 @@ def suitable_minutes(text_bytes: float) -> float:
 
 
 def make_plan(
-    settings: PretrainSettings,
+    given: Given,
     text_bytes: float,
     seconds: float | None,
     *,
     flops: float | None = None,
     tokens: float | None = None,
 ) -> Plan:
-    """Choose what `settings` leave open for a training text of `text_bytes`.
+    """Choose what is not given for a training text of `text_bytes`.
 
     Args:
         seconds: training time under a budget in minutes, else None: then nothing is measured.
@@ -166,29 +197,29 @@ def make_plan(
     Raises:
         InputError: for bf16 where the processor has no instructions for it.
     """
-    precision = _precision(settings)
+    precision = _precision(given)
     flop = (
         USED_SHARE * (flops or measure_flops(precision)) * seconds
         if seconds is not None
         else NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
     )
-    vocab_size = _vocab_size(settings, text_bytes)
-    size = SMOKE_SIZE if settings.smoke else _size(flop, tokens, vocab_size)
-    model = _model_fields(settings, size)
+    vocab_size = _vocab_size(given, text_bytes)
+    size = SMOKE_SIZE if given.smoke else _size(flop, tokens, vocab_size)
+    model = _model_fields(given, size)
     longest = model.get("max_position_embeddings")
-    context_length = settings.context_length or model.pop("max_position_embeddings", size.context_length)
+    context_length = given.context_length or model.pop("max_position_embeddings", size.context_length)
     if longest is not None and context_length > longest:
-        if {"max_position_embeddings", "n_positions"} & set(settings.model_config):
+        if {"max_position_embeddings", "n_positions"} & set(given.model_config):
             raise InputError(f"--context-length {context_length} is more than --model-config's {longest} positions")
         del model["max_position_embeddings"]  # a preset's
     _, of_a_token = cost_of(model, vocab_size, context_length)
     passes = (tokens or flop / of_a_token) * bytes_a_token(vocab_size) / text_bytes
     if passes > OFTEN:
-        vocab_size = _vocab_size(settings, text_bytes, seen_often=True)
+        vocab_size = _vocab_size(given, text_bytes, seen_often=True)
         _, of_a_token = cost_of(model, vocab_size, context_length)
-    batch_tokens = settings.batch_tokens or (1024 if settings.smoke else suitable_batch(tokens or flop / of_a_token))
+    batch_tokens = given.batch_tokens or (1024 if given.smoke else suitable_batch(tokens or flop / of_a_token))
     rows = max(1, batch_tokens // context_length)
-    rates = _rates(settings, model["hidden_size"])
+    rates = _rates(given, model["hidden_size"])
     steps_of_a_pass = text_bytes / bytes_a_token(vocab_size) / (rows * context_length)
     micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
     return Plan(
@@ -196,23 +227,23 @@ def make_plan(
         model=model,
         context_length=context_length,
         batch_tokens=rows * context_length,
-        micro_batch_rows=min(rows, settings.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
+        micro_batch_rows=min(rows, given.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
         precision=precision,
-        optimizer=settings.optimizer,
+        optimizer=given.optimizer,
         rates=rates,
-        weight_decay=_weight_decay(settings, rates, steps_of_a_pass),
-        warmup=0.0 if settings.optimizer == "muon" else 0.05,
+        weight_decay=_weight_decay(given, rates, steps_of_a_pass),
+        warmup=0.0 if given.optimizer == "muon" else 0.05,
         decay=0.6,
-        clip=1.0 if settings.optimizer == "adamw" else None,
-        compiled=_compiled(settings, seconds),
-        reasons=_reasons(settings, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
+        clip=1.0 if given.optimizer == "adamw" else None,
+        compiled=_compiled(given, seconds),
+        reasons=_reasons(given, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
     )
 
 
-def _vocab_size(settings: PretrainSettings, text_bytes: float, *, seen_often: bool = False) -> int:
-    if settings.vocab_size is not None:
-        return settings.vocab_size
-    return 512 if settings.smoke else min(suitable_vocab_size(text_bytes, seen_often=seen_often), 16384)
+def _vocab_size(given: Given, text_bytes: float, *, seen_often: bool = False) -> int:
+    if given.vocab_size is not None:
+        return given.vocab_size
+    return 512 if given.smoke else min(suitable_vocab_size(text_bytes, seen_often=seen_often), 16384)
 
 
 def _size(flop: float, tokens: float | None, vocab_size: int) -> Size:
@@ -225,11 +256,8 @@ def _size(flop: float, tokens: float | None, vocab_size: int) -> Size:
     return [size for size in SIZES if size.from_flop <= compute(size)][-1]
 
 
-def _reasons(
-    settings: PretrainSettings, size: Size, text_bytes: float, seconds: float | None, flop: float
-) -> dict[str, str]:
+def _reasons(given: Given, size: Size, text_bytes: float, seconds: float | None, flop: float) -> dict[str, str]:
     """The choices in words; for what was given, that it was."""
-    sizes = ("preset", "hidden_size", "num_hidden_layers", "init_from")
     reasons = {
         "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
         "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
@@ -240,11 +268,15 @@ def _reasons(
         "weight_decay": "weights forget within a third of an epoch, so that the text is not memorised",
         "compiled": "takes up to 20 seconds and makes a step a third faster: pays from two minutes on",
     }
-    given = {"size": any(getattr(settings, name) is not None for name in sizes)}
-    given |= {"vocabulary": settings.vocab_size is not None, "batch": settings.batch_tokens is not None}
-    given |= {"context": settings.context_length is not None or settings.preset is not None}
-    given |= {"weight_decay": settings.weight_decay is not None, "compiled": settings.compile != "auto"}
-    return reasons | {name: "as given" for name, was_given in given.items() if was_given}
+    was_given = {
+        "size": given.preset or given.hidden_size or given.num_hidden_layers or not given.from_scratch,
+        "vocabulary": given.vocab_size,
+        "batch": given.batch_tokens,
+        "context": given.context_length or given.preset,
+        "weight_decay": given.weight_decay is not None,
+        "compiled": given.compile != "auto",
+    }
+    return reasons | {name: "as given" for name, was in was_given.items() if was}
 
 
 def suitable_batch(tokens: float) -> int:
@@ -280,52 +312,52 @@ def bytes_a_token(vocab_size: int) -> float:
     return 2.6 + (math.log2(vocab_size) - 10) / 3
 
 
-def _weight_decay(settings: PretrainSettings, rates: dict[str, float], steps_of_a_pass: float) -> float:
+def _weight_decay(given: Given, rates: dict[str, float], steps_of_a_pass: float) -> float:
     """Strong for a short text, which a run sees again and again and would learn by heart; weak for a long one."""
-    if settings.weight_decay is not None:
-        return settings.weight_decay
-    if settings.optimizer == "adamw" or settings.init_from is not None:
+    if given.weight_decay is not None:
+        return given.weight_decay
+    if given.optimizer == "adamw" or not given.from_scratch:
         return LEAST_DECAY
     suitable = 1 / (rates["matrix"] * FORGETTING * max(1.0, steps_of_a_pass))
     return round(min(MOST_DECAY, max(LEAST_DECAY, suitable)), 3)
 
 
-def _compiled(settings: PretrainSettings, seconds: float | None) -> bool:
+def _compiled(given: Given, seconds: float | None) -> bool:
     """Whether to compile: under a clock that pays for it; else only if asked, so that a run is the same everywhere."""
-    if settings.compile == "yes" and not compiler_found():
+    if given.compile == "yes" and not compiler_found():
         raise InputError("--compile yes: torch.compile needs a C++ compiler and finds none: install g++ or clang")
-    if settings.compile == "auto":
-        return seconds is not None and seconds >= WORTH_COMPILING and not settings.smoke and compiler_found()
-    return settings.compile == "yes"
+    if given.compile == "auto":
+        return seconds is not None and seconds >= WORTH_COMPILING and not given.smoke and compiler_found()
+    return given.compile == "yes"
 
 
-def _precision(settings: PretrainSettings) -> str:
-    if settings.precision == "bf16" and not bf16_is_native():
+def _precision(given: Given) -> str:
+    if given.precision == "bf16" and not bf16_is_native():
         raise InputError("--precision bf16: this processor has no instructions for it: use fp32 or auto")
-    return ("bf16" if bf16_is_native() else "fp32") if settings.precision == "auto" else settings.precision
+    return ("bf16" if bf16_is_native() else "fp32") if given.precision == "auto" else given.precision
 
 
-def _model_fields(settings: PretrainSettings, size: Size) -> dict[str, Any]:
+def _model_fields(given: Given, size: Size) -> dict[str, Any]:
     """The fields of `GroundupConfig` that the plan, a preset and the options set, the later winning."""
     fields: dict[str, Any] = {
         "hidden_size": size.hidden_size,
         "num_hidden_layers": size.num_hidden_layers,
     }
-    if settings.preset is not None:
-        fields = {key: value for key, value in PRESETS[settings.preset].items() if key not in _OF_THE_TOKENIZER}
+    if given.preset is not None:
+        fields = {key: value for key, value in PRESETS[given.preset].items() if key not in _OF_THE_TOKENIZER}
     for name in _SIZES:
-        if getattr(settings, name) is not None:
-            fields[name] = getattr(settings, name)
-    own = {"is_causal": settings.objective == "clm"}
-    return fields | _config_fields(settings, own) | own
+        if getattr(given, name) is not None:
+            fields[name] = getattr(given, name)
+    own = {"is_causal": given.objective == "clm"}
+    return fields | _config_fields(given, own) | own
 
 
-def _config_fields(settings: PretrainSettings, own: dict[str, Any]) -> dict[str, Any]:
+def _config_fields(given: Given, own: dict[str, Any]) -> dict[str, Any]:
     """The fields that `model_config` sets. Raises `InputError` for one that is unknown, or set elsewhere."""
     known = [name for name in GroundupConfig.__annotations__ if name in GroundupConfig.__dataclass_fields__]
     aliases = GroundupConfig.attribute_map
-    chosen = {aliases.get(name, name): value for name, value in settings.model_config.items()}
-    elsewhere = own | {name: getattr(settings, name) for name in _SIZES if getattr(settings, name) is not None}
+    chosen = {aliases.get(name, name): value for name, value in given.model_config.items()}
+    elsewhere = own | {name: getattr(given, name) for name in _SIZES if getattr(given, name) is not None}
     for name, value in chosen.items():
         if name not in known:
             raise InputError(f"--model-config: GroundupConfig has no {name!r}{near(name, known)}")
@@ -337,11 +369,11 @@ def _config_fields(settings: PretrainSettings, own: dict[str, Any]) -> dict[str,
     return chosen
 
 
-def _rates(settings: PretrainSettings, width: int) -> dict[str, float]:
+def _rates(given: Given, width: int) -> dict[str, float]:
     """Learning rates by kind of parameter; AdamW's fall with the width, Muon's do not (its steps are normalised)."""
-    scale = settings.learning_rate
+    scale = given.learning_rate
     narrow = (width / 256) ** -0.5
-    if settings.optimizer == "adamw":
+    if given.optimizer == "adamw":
         rates: dict[str, float] = dict.fromkeys(("matrix", "embedding", "head", "vector"), 2e-3 * narrow * scale)
         return rates | {"adapter": ADAPTER_RATE * scale}
     return {

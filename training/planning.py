@@ -1,6 +1,5 @@
 """The verb `plan`: what a run would choose and take, before a minute is spent on it."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -10,8 +9,17 @@ from groundup.common.console import console
 from groundup.common.errors import InputError, near
 from groundup.common.settings import verb
 from groundup.data.sources import load_corpus, text_bytes
-from groundup.training.plan import USED_SHARE, Plan, bytes_a_token, cost_of, make_plan, measure_flops, suitable_minutes
-from groundup.training.settings import PlanSettings, PretrainSettings
+from groundup.training.plan import (
+    USED_SHARE,
+    Given,
+    Plan,
+    bytes_a_token,
+    cost_of,
+    make_plan,
+    measure_flops,
+    suitable_minutes,
+)
+from groundup.training.settings import PlanSettings
 
 # The power law nearest to four runs of 3 to 30 minutes on Shakespeare's works (docs/performance.md): bits per byte at a
 # compute [FLOP] between them, and the power of the compute by which they fall.
@@ -85,13 +93,10 @@ def forecast_of(settings: PlanSettings) -> Forecast:
     budgets = [name for name in ("minutes", "tokens", "max_steps") if getattr(settings, name) is not None]
     if len(budgets) > 1:
         raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in budgets)}: give one budget, not two")
-    shared = {field.name for field in dataclasses.fields(PretrainSettings)} & set(vars(settings))
-    asked = PretrainSettings(**{name: getattr(settings, name) for name in shared})
     speed = _speed(settings)
     seconds = None if settings.minutes is None else settings.minutes * 60
-    chosen = make_plan(
-        asked, size, seconds, flops=None if speed is None else speed / USED_SHARE, tokens=settings.tokens
-    )
+    flops = None if speed is None else speed / USED_SHARE
+    chosen = make_plan(Given.of(settings), size, seconds, flops=flops, tokens=settings.tokens)
     parameters, of_a_token = cost_of(chosen.model, chosen.vocab_size, chosen.context_length)
     speed = speed or USED_SHARE * measure_flops(chosen.precision)
     if settings.tokens is not None:

@@ -37,7 +37,7 @@ from groundup.tokenization.folder import (
     without_length,
 )
 from groundup.tokenization.token_bytes import TokenBytes
-from groundup.training.plan import Plan, make_plan, suitable_minutes
+from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import (
     PUBLIC_PATHS,
@@ -99,7 +99,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> 
         settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
     seconds = deadline.after(settings.minutes).seconds_left()
-    plan = make_plan(_sized_like_the_model(settings), size, seconds)
+    plan = make_plan(Given.of(settings, **_sizes_of_the_model(settings)), size, seconds)
     if settings.init_from is None:
         plan.require_memory()
     tokenizer = _tokenizer(settings, plan, corpus)
@@ -242,10 +242,10 @@ def _load_base(settings: PretrainSettings) -> PreTrainedModel:
     return load_model(settings.init_from or "", kind=kind)[0]
 
 
-def _sized_like_the_model(settings: PretrainSettings) -> PretrainSettings:
-    """The settings with the sizes of the model to go on with, from which the plan takes rates and batch."""
+def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:
+    """Return the sizes of the model to go on with, from which the plan takes rates and batch; none of a new one."""
     if settings.init_from is None:
-        return settings
+        return {}
     model = _load_base(settings)
     longest = context_of(model)
     if settings.context_length is not None and settings.context_length > longest:
@@ -253,13 +253,12 @@ def _sized_like_the_model(settings: PretrainSettings) -> PretrainSettings:
             f"--context-length {settings.context_length} is longer than the context length of "
             f"{settings.init_from}, {longest} tokens: give no more"
         )
-    return dataclasses.replace(
-        settings,
-        preset=None,
-        hidden_size=cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
-        num_hidden_layers=model.config.get_text_config().num_hidden_layers,
-        context_length=settings.context_length or min(longest, LONGEST_ROW),
-    )
+    return {
+        "from_scratch": False,
+        "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
+        "num_hidden_layers": model.config.get_text_config().num_hidden_layers,
+        "context_length": settings.context_length or min(longest, LONGEST_ROW),
+    }
 
 
 def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfig:

@@ -13,8 +13,7 @@ import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.training import plan
-from groundup.training.plan import WORTH_COMPILING, make_plan
-from groundup.training.settings import PretrainSettings
+from groundup.training.plan import WORTH_COMPILING, Given, make_plan
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 
@@ -35,13 +34,13 @@ def test_blocks_are_compiled_where_a_clock_pays_for_it_or_where_asked(
     options, seconds, has_compiler, compiled, monkeypatch
 ):
     monkeypatch.setattr(plan, "compiler_found", lambda: has_compiler)
-    assert make_plan(PretrainSettings(**options), 1e6, seconds, flops=1e11).compiled is compiled
+    assert make_plan(Given(**options), 1e6, seconds, flops=1e11).compiled is compiled
 
 
 def test_asked_to_compile_without_a_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(plan, "compiler_found", lambda: False)
     with pytest.raises(InputError, match=r"--compile yes: .* install g\+\+"):
-        make_plan(PretrainSettings(compile="yes"), 1e6, None)
+        make_plan(Given(compile="yes"), 1e6, None)
 
 
 @pytest.mark.slow

@@ -6,15 +6,15 @@ import pytest
 import groundup
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.training.plan import bytes_a_token, cost_of, make_plan, suitable_batch
+from groundup.training.plan import Given, bytes_a_token, cost_of, make_plan, suitable_batch
 from groundup.training.planning import HARDWARE, USED_SHARE_OF_GPU, expected_bits_per_byte, forecast_of, plan
 from groundup.training.pretraining import Pretraining
-from groundup.training.settings import PlanSettings, PretrainSettings
+from groundup.training.settings import PlanSettings
 
 
 def test_the_plan_shown_is_the_plan_that_pretrain_makes():
     shown = forecast_of(PlanSettings(text_bytes=2e6, max_steps=100)).plan
-    made = make_plan(PretrainSettings(max_steps=100), 2e6, None)
+    made = make_plan(Given(), 2e6, None)
     assert shown == made
 
 
@@ -69,7 +69,7 @@ def test_a_text_that_is_seen_often_gets_the_vocabulary_nearest_to_its_square_roo
 
 def test_the_oftener_a_text_is_seen_the_more_weights_decay_and_what_was_given_stays():
     def decay(text_bytes, **options):
-        return make_plan(PretrainSettings(batch_tokens=2048, vocab_size=2048, **options), text_bytes, None).weight_decay
+        return make_plan(Given(batch_tokens=2048, vocab_size=2048, **options), text_bytes, None).weight_decay
 
     decays = [decay(10.0**power) for power in (4, 5.8, 6.2, 7, 11)]
     assert decays == sorted(decays, reverse=True)
@@ -79,7 +79,7 @@ def test_the_oftener_a_text_is_seen_the_more_weights_decay_and_what_was_given_st
     assert forgotten * 2048 == pytest.approx(0.3 * 1.4e6 / bytes_a_token(2048), rel=0.01)
     assert decay(1.4e6, learning_rate=2.0) == pytest.approx(decay(1.4e6) / 2, rel=0.01)
     assert decay(1.4e6, weight_decay=0.7) == 0.7
-    assert decay(1.4e6, init_from="a-model") == decay(1.4e6, optimizer="adamw") == 0.1
+    assert decay(1.4e6, from_scratch=False) == decay(1.4e6, optimizer="adamw") == 0.1
 
 
 def test_the_score_foretold_is_that_of_the_measured_runs_and_falls_with_compute():
@@ -147,17 +147,17 @@ def test_the_verb_prints_both_tables(groundup, story):
 )
 def test_no_field_of_the_architecture_is_taken_and_not_obeyed(options, message):
     with pytest.raises(InputError, match=message):
-        make_plan(PretrainSettings(smoke=True, **options), 1e5, None)
+        make_plan(Given(smoke=True, **options), 1e5, None)
 
 
 def test_fields_of_the_architecture_may_have_the_names_of_gpt2_and_say_the_same_twice():
     chosen = {"n_embd": 96, "num_hidden_layers": 2, "is_causal": True}
-    made = make_plan(PretrainSettings(hidden_size=96, model_config=chosen, smoke=True), 1e5, None)
+    made = make_plan(Given(hidden_size=96, model_config=chosen, smoke=True), 1e5, None)
     assert made.model == {"hidden_size": 96, "num_hidden_layers": 2, "is_causal": True}
 
 
 def test_a_longer_row_than_a_presets_makes_the_model_longer():
-    made = make_plan(PretrainSettings(preset="nano", context_length=512), 1e5, None)
+    made = make_plan(Given(preset="nano", context_length=512), 1e5, None)
     assert made.context_length == 512 and "max_position_embeddings" not in made.model
 
 
