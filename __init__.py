@@ -20,7 +20,7 @@ _PUBLIC = {
     "pretrain": "groundup.training.pretraining",
     "classify": "groundup.training.classification",
     "instruct": "groundup.training.instruction",
-    "evaluate": "groundup.evaluation.measuring",
+    "evaluate": "groundup.evaluation.evaluating",
     "merge": "groundup.publishing.merging",
     "import_gpt2": "groundup.publishing.conversion",
     "export": "groundup.publishing.conversion",

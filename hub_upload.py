@@ -18,7 +18,7 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError, user_path
 from groundup.common.files import CARD_FILE, GGUF_WEIGHTS, RECIPE_FILE
 from groundup.common.settings import read_yaml, verb
-from groundup.inference.kinds import auto_class_of
+from groundup.inference.folder import auto_class_of
 from groundup.publishing.conversion import export
 from groundup.publishing.gate import HUB_NAME, Parcel, sums_of, through_the_gate
 from groundup.publishing.gate_folder import is_ours

@@ -17,7 +17,7 @@ import groundup
 from groundup.common.console import console
 from groundup.common.settings import read_yaml
 from groundup.data import python_docs
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.modeling import GroundupConfig
 from groundup.training.plan import Given, Plan, make_plan
 

@@ -21,8 +21,8 @@ from groundup.data.tokens import write_shards
 from groundup.evaluation.benchmarks import as_lm, quiet
 from groundup.evaluation.language import BY_DOCUMENT, Text, score_text
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import plain_backend, save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 GIGABYTE, MOST_MEGABYTES = 1_000_000_000, 600
 

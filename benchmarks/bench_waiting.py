@@ -18,7 +18,7 @@ from measuring import Row
 from groundup.data import python_docs
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 
 WANTED = 0.3  # seconds
 TIMES = 20

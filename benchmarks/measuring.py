@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from groundup.common.console import console
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.metrics_json import read_metrics
 
 RUNS = 5
 Item, Result = TypeVar("Item"), TypeVar("Result")

@@ -10,11 +10,11 @@ from pathlib import Path
 from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe, Stage
 from groundup.common.console import console, say
 from groundup.common.files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS, atomic_write
-from groundup.evaluation.metrics_file import read_metrics
-from groundup.evaluation.page import document, sections, table
+from groundup.evaluation.metrics_json import read_metrics
+from groundup.evaluation.report import document, sections, table
 from groundup.evaluation.table import summary_table
+from groundup.inference.folder import WRITERS, auto_class_of, read_json
 from groundup.inference.generation import Sampling, complete
-from groundup.inference.kinds import WRITERS, auto_class_of, read_json
 from groundup.inference.loading import load_writer
 from groundup.publishing.proof import prove
 

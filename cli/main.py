@@ -17,9 +17,8 @@ import psutil
 
 from groundup import __version__
 from groundup.cli import help
-from groundup.common.clock import Deadline
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, is_disk_full, near, user_path
-from groundup.common.settings import SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
+from groundup.common.settings import Deadline, SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ VERBS = {
     ),
     "evaluate": Verb(
         "groundup.evaluation.settings:EvaluateSettings",
-        "groundup.evaluation.measuring:evaluate",
+        "groundup.evaluation.evaluating:evaluate",
         example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
     ),
     "merge": Verb(

@@ -10,9 +10,8 @@ from typing import Any
 
 from groundup import __version__
 from groundup.cli.main import VERBS, find
-from groundup.common.contents import KEPT_APART, content_of, digest, files_of
 from groundup.common.errors import InputError, near, one_line, user_path
-from groundup.common.files import CARD_FILE, PAGE_FILE, atomic_write
+from groundup.common.files import CARD_FILE, KEPT_APART, PAGE_FILE, atomic_write, content_of, digest, files_of
 from groundup.common.options import what_is_read
 from groundup.common.settings import Settings, hints_of, read_yaml, settings_from, spelt
 

@@ -1,7 +1,8 @@
 """Settings: one dataclass a verb, the same for the command line, a YAML file, a recipe and Python.
 
 A setting is declared once: its type, its choices and its range in the annotation, its help in the string under the
-field, units with it. `Settings` holds every caller to that. Importing this costs nothing; checking imports pydantic.
+field, units with it. `Settings` holds every caller to that. Beside `--resume` a run goes on with the settings it began
+with; others are obeyed or refused by name. Importing this costs nothing; checking imports pydantic.
 """
 
 import dataclasses
@@ -9,17 +10,37 @@ import functools
 import inspect
 import numbers
 import os
+import time
 import types
 import typing
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
-from groundup.common.clock import Deadline
-from groundup.common.errors import InputError, near, public_name
+from groundup.common.errors import InputError, near, public_name, user_path
 from groundup.common.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """The end of a budget of `minutes` that counts from `began` [s since 1970]; without minutes there is no end."""
+
+    began: float = field(default_factory=time.time)
+    minutes: float | None = None
+
+    def after(self, minutes: float | None) -> "Deadline":
+        """Return the end of a budget of so many minutes with the same beginning."""
+        return dataclasses.replace(self, minutes=minutes)
+
+    def seconds_left(self, reserved: float = 0.0) -> float | None:
+        """Return the seconds until the end, less those that are reserved, but at least one; None without an end."""
+        if self.minutes is None:
+            return None
+        return max(1.0, self.began + 60 * self.minutes - reserved - time.time())
+
 
 S = TypeVar("S", bound="Settings")
 R = TypeVar("R")
@@ -308,3 +329,50 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if not isinstance(name, str):
             raise InputError(f"{path}: {name!r} is no name of a setting: each line is a name, a colon and a value")
     return values
+
+
+OF_THE_CALL = ("out", "resume", "quiet")
+BUDGETS = ("minutes", "max_steps", "epochs")
+NOTHING = (None, [], {})
+
+
+def differing(settings: Settings, given: Container[str], kept: Mapping[str, Any], *, public: bool) -> dict[str, Any]:
+    """Return the settings in `given` that are not what a run has kept, with their values.
+
+    A value that asks for nothing (None, an empty list) differs from nothing. `public` says that of paths only the last
+    parts were kept, as in a finished run's recipe.
+    """
+    return {
+        name: value
+        for name, value in vars(settings).items()
+        if name in given and name not in OF_THE_CALL and value not in NOTHING
+        if not _same(value, kept.get(name), public)
+    }
+
+
+def is_longer(name: str, value: Any, kept: Mapping[str, Any]) -> bool:
+    """Return whether a setting is the budget that a run has, and more of it."""
+    return name in BUDGETS and kept.get(name) is not None and value > kept[name]
+
+
+def refuse(others: Mapping[str, Any], kept: Mapping[str, Any], out: Path, why: str, instead: str) -> None:
+    """Raise `InputError` if there are settings that the run in `out` cannot take, naming each and what the run has."""
+    if others:
+        named = [f"{option} {_said(value)} (it has {_said(kept.get(name))})" for name, value, option in _named(others)]
+        raise InputError(f"{out} {why}: leave out {', '.join(named)}, or {instead}")
+
+
+def _named(settings: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
+    return [(name, value, f"--{name.replace('_', '-')}") for name, value in settings.items()]
+
+
+def _same(value: Any, kept: Any, public: bool) -> bool:
+    if isinstance(value, list) and isinstance(kept, list):
+        return len(value) == len(kept) and all(_same(one, other, public) for one, other in zip(value, kept))
+    if value == kept or not (isinstance(value, str) and isinstance(kept, str)):
+        return value == kept
+    return public_name(value) == kept if public else user_path(value).resolve() == user_path(kept).resolve()
+
+
+def _said(value: Any) -> str:
+    return "none" if value in NOTHING else " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from groundup.common.errors import InputError
-from groundup.tokenization.pieces import PIECE_BYTES, cut_pieces
+from groundup.tokenization.training import PIECE_BYTES, cut_pieces
 
 if TYPE_CHECKING:
     import datasets

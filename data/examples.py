@@ -1,6 +1,6 @@
 """Tables of labelled texts: found columns, labels as words, splits by seed, and rows that stand on both sides.
 
---data ──load_examples──> Examples ──split──> training, selection, test ──(data/rows)──> ids ──> batches
+--data ──load_examples──> Examples ──split──> training, selection, test ──(encoding)──> ids ──> batches
 """
 
 import re

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.data.tokens import READ_TOKENS, TokenStream
-from groundup.evaluation.scoring import LanguageScore, comparable_bytes
+from groundup.evaluation.likelihood import LanguageScore, comparable_bytes
 from groundup.tokenization.token_bytes import TokenBytes
 
 ORDER = 5

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.evaluation.language import Text
-from groundup.evaluation.metrics import units
+from groundup.evaluation.standard_metrics import units
 from groundup.inference.generation import Sampling, encode_prompt, stream_tokens
 from groundup.inference.loading import context_of
 

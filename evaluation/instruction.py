@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.data.conversations import Conversation
-from groundup.data.rows import ConversationRows
-from groundup.evaluation.metrics import as_compared, chrf, exact_match, rouge, units
-from groundup.evaluation.scoring import score_batch
+from groundup.data.encoding import ConversationRows
+from groundup.evaluation.likelihood import score_batch
+from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, rouge, units
 from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once

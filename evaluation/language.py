@@ -22,8 +22,18 @@ from groundup.data.sources import PYTHON_DOCS
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.baselines import ngram_score, unigram_score, xz_bits_per_byte
 from groundup.evaluation.comparison import UnitSums, draws, interval, language_draws
-from groundup.evaluation.scoring import LanguageScore, bytes_by_id, comparable_bytes, language_rows, score_windows
-from groundup.evaluation.windows import Windows, disjoint, document_ends, each_document_alone, strided
+from groundup.evaluation.likelihood import (
+    LanguageScore,
+    Windows,
+    bytes_by_id,
+    comparable_bytes,
+    disjoint,
+    document_ends,
+    each_document_alone,
+    language_rows,
+    score_windows,
+    strided,
+)
 from groundup.inference.loading import context_of, device_of, evaluating
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from groundup.common.console import say
-from groundup.common.contents import digest
 from groundup.common.errors import InputError, Interrupted, is_disk_full, user_path
-from groundup.common.files import METRICS_FILE, RECIPE_FILE, atomic_write, remove
-from groundup.common.resuming import differing, refuse
-from groundup.common.settings import read_yaml, settings_from, write_yaml
+from groundup.common.files import METRICS_FILE, RECIPE_FILE, atomic_write, digest, remove
+from groundup.common.settings import differing, read_yaml, refuse, settings_from, write_yaml
 from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"

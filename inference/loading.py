@@ -72,7 +72,7 @@ def load_model(
     is missing, not whole, or no causal language model.
     """
     if is_adapter(source):
-        from groundup.inference.adapters import fold, tokenizer_of  # peft takes a while to import
+        from groundup.inference.folder import fold, tokenizer_of
 
         model = fold(load_adapter(source, trust_remote_code=trust_remote_code, kind=kind))
         return model, tokenizer_of(source)
@@ -135,16 +135,16 @@ def load_adapter(
     Raises:
         InputError: in one sentence, where adapter or base are missing, do not belong together, or lack weights.
     """
-    from groundup.inference import adapters  # peft takes a while to import
+    from groundup.inference import folder  # not needed where a model alone writes text
 
     check_place(source)
-    base, own_kind, overrides = adapters.what_to_load(source, base, kind)
+    base, own_kind, overrides = folder.what_to_load(source, base, kind)
     try:
         model = load_network(base, own_kind, trust_remote_code=trust_remote_code, new_head=True, **overrides)
     except InputError as error:
         raise InputError(f"the adapter {source} needs its base; {error}") from error
     with quiet_transformers():
-        return adapters.attach(model, source, base, new_modules(model))
+        return folder.attach(model, source, base, new_modules(model))
 
 
 def is_adapter(source: str | Path) -> bool:

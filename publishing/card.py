@@ -1,26 +1,192 @@
-"""The model card (`README.md`), made from `metrics.json` and `recipe.yaml` alone: it can be made again at any time."""
+"""The model card (`README.md`), made from `metrics.json` and `recipe.yaml` alone: it can be made again at any time.
 
+The gate runs the Python code on it as it stands there: it loads the model and uses it once.
+"""
+
+import dataclasses
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Template
 
+from groundup.common.errors import public_name
 from groundup.common.files import (
+    ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     CARD_FILE,
+    CONFIG_FILE,
     CURVE_FILE,
+    GENERATION_FILE,
     GGUF_WEIGHTS,
     MODEL_WEIGHTS,
     RECIPE_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_SETTINGS_FILE,
     atomic_write,
     sha256_of,
 )
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.metrics_file import own_metrics, read_metrics, write_metrics
+from groundup.evaluation.metrics_json import own_metrics, read_metrics, write_metrics
 from groundup.evaluation.table import family_lines, notes, result_lines, section, shown, title
-from groundup.publishing.usage import ModelKind, how_to_use, kind_of
+from groundup.inference.folder import auto_class_of, overrides_of, read_json
+
+_CODE = Template(
+    """\
+{% if base %}
+from peft import PeftModel
+{% endif %}
+from transformers import {{ kind.auto_class }}, AutoTokenizer{{ ", GenerationConfig" if kind.has_ends }}
+
+path = {{ path }}{{ "  # this folder, or the name of its repository on the Hub" if is_here }}
+{% if base %}
+base = {{ base }}
+{% endif %}
+{# Said outright, or transformers asks the user about the model's code when it loads a tokenizer without any. #}
+tokenizer = AutoTokenizer.from_pretrained({{ "path" if kind.has_tokenizer else "base" }}{{ distrust }})
+model = {{ kind.auto_class }}.from_pretrained({{ "base" if base else "path" }}{{ told }}{{ trust }})
+{% if base and kind.has_tokenizer %}
+{# An adapter that came with tokens of its own has rows for them, which its base must have room for. #}
+if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+{% endif %}
+{% if kind.has_ends %}
+{# It ends its texts where it was trained to, which may be elsewhere than its base does. #}
+model.generation_config = GenerationConfig.from_pretrained(path)
+{% endif %}
+{% if base %}
+model = PeftModel.from_pretrained(model, path)
+{% endif %}
+
+{{ then }}
+""",
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+
+_TRUST = """
+`trust_remote_code=True` runs the modeling files that lie beside the {whose}weights: read them first. With the package
+`groundup` installed and `import groundup.modeling`, leave it out: the package's own code is used.
+"""
+
+# What to do with a model once it is loaded, by its Auto class.
+_THEN = {
+    "AutoModelForCausalLM": """\
+prompt = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens={new_tokens}, do_sample=True, top_p=0.95)[0]))""",
+    "AutoModelForSeq2SeqLM": """\
+question = tokenizer("Once upon a time", return_tensors="pt")
+print(tokenizer.decode(model.generate(**question, max_new_tokens={new_tokens})[0], skip_special_tokens=True))""",
+    "AutoModelForSequenceClassification": """\
+text = tokenizer("Once upon a time", return_tensors="pt")
+print(model.config.id2label[model(**text).logits.argmax(-1).item()])""",
+}
+_ELSE = """\
+text = tokenizer("Once upon a time", return_tensors="pt")
+print(model(**text)[0].shape)"""
+
+_USE_GGUF = """\
+```bash
+llama-cli -m model.gguf -p "Once upon a time"
+```
+
+The file is read by llama.cpp and what is built on it (LM Studio, Ollama, ...); no Python is needed.
+"""
+
+# The Hub's name for the task of an Auto class, and a person's name for such a model.
+_TASKS = {
+    "AutoModelForCausalLM": ("text-generation", "causal language model"),
+    "AutoModelForSeq2SeqLM": ("text-generation", "causal language model"),
+    "AutoModelForMaskedLM": ("fill-mask", "masked language model"),
+    "AutoModelForSequenceClassification": ("text-classification", "text classifier"),
+    "AutoModelForTokenClassification": ("token-classification", "token classifier"),
+    "AutoModelForQuestionAnswering": ("question-answering", "model that finds answers in a text"),
+    "AutoModel": ("feature-extraction", "text encoder"),
+}
+_NEW_TOKENS = 50  # that the code on a card asks for, or half of what the model looks at
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """The kind of model that a folder holds, and how it is loaded."""
+
+    auto_class: str
+    has_code: bool
+    is_gguf: bool = False
+    base: str | None = None  # of an adapter
+    overrides: dict[str, Any] = field(default_factory=dict)  # what its base is told
+    has_tokenizer: bool = True
+    has_ends: bool = False  # an adapter's own generation_config.json
+    new_tokens: int = _NEW_TOKENS
+
+    @property
+    def pipeline(self) -> str:
+        """Return the Hub's name for the task."""
+        return _TASKS[self.auto_class][0]
+
+
+def kind_of(folder: Path, base: Path | None = None) -> ModelKind:
+    """Return the kind by the folder's config; a folder without one counts as a language model of ours.
+
+    `base` is where an adapter's base lies; by default where the adapter says, if that is a folder.
+    """
+    room = _new_tokens(folder)
+    if (folder / ADAPTER_FILE).is_file():
+        named = str(read_json(folder / ADAPTER_FILE).get("base_model_name_or_path"))
+        config = (base or Path(named)) / CONFIG_FILE
+        return ModelKind(
+            auto_class_of(folder),
+            has_code=not config.is_file() or bool(read_json(config).get("auto_map")),
+            base=public_name(named),
+            overrides=overrides_of(folder),
+            has_tokenizer=(folder / TOKENIZER_FILE).is_file(),
+            has_ends=(folder / GENERATION_FILE).is_file(),
+            new_tokens=min(room, _new_tokens(config.parent)),
+        )
+    if (folder / CONFIG_FILE).is_file():
+        return ModelKind(auto_class_of(folder), bool(read_json(folder / CONFIG_FILE).get("auto_map")), new_tokens=room)
+    is_gguf = (folder / GGUF_WEIGHTS).is_file()
+    return ModelKind("AutoModelForCausalLM", not is_gguf, is_gguf, new_tokens=room)
+
+
+def _new_tokens(folder: Path) -> int:
+    """Return how many tokens the code on a card may ask for: at most half of the model's context."""
+    settings = folder / TOKENIZER_SETTINGS_FILE
+    limit = read_json(settings).get("model_max_length") if settings.is_file() else None
+    return min(_NEW_TOKENS, max(1, int(limit) // 2)) if isinstance(limit, int | float) else _NEW_TOKENS
+
+
+def code_on_card(folder: Path, path: str, base: Path | None = None) -> str:
+    """Return the Python code on the card of a folder, with `path` and `base` in the place of the names."""
+    kind = kind_of(folder, base)
+    return _python(dataclasses.replace(kind, base=None if kind.base is None else str(base or kind.base)), path)
+
+
+def how_to_use(kind: ModelKind, path: str) -> str:
+    """Return how to load the model, as Markdown, to be copied as it is."""
+    if kind.is_gguf:
+        return _USE_GGUF
+    code = _TRUST.format(whose="" if kind.base is None else "base's ") if kind.has_code else ""
+    return f"```python\n{_python(kind, path)}```\n{code}"
+
+
+def _python(kind: ModelKind, path: str) -> str:
+    """Return the code that loads a model and uses it once."""
+    return _CODE.render(
+        kind=kind,
+        path=json.dumps(path, ensure_ascii=False),
+        is_here=path == ".",
+        base=kind.base and json.dumps(kind.base, ensure_ascii=False),
+        trust=", trust_remote_code=True" if kind.has_code else "",
+        distrust=", trust_remote_code=False" if kind.has_code else "",
+        told="".join(f", {name}={value!r}" for name, value in kind.overrides.items()),
+        then=_THEN.get(kind.auto_class, _ELSE).format(new_tokens=kind.new_tokens),
+    )
+
 
 # What a kind of model cannot do.
 _LIMITS = {
@@ -37,14 +203,6 @@ about people.""",
 }
 _HOLDS = "The numbers above hold for text like the one they were taken on: measure it again for any other."
 
-_NAMES = {
-    "text-generation": "causal language model",
-    "fill-mask": "masked language model",
-    "text-classification": "text classifier",
-    "token-classification": "token classifier",
-    "question-answering": "model that finds answers in a text",
-    "feature-extraction": "text encoder",
-}
 _MEMORISED = ("copied", "continued_word_for_word")
 _SHOWN_SAMPLES = 3
 _SHOWN_ELSEWHERE = ("name", "license", "language", "base_model", "sources")
@@ -123,7 +281,12 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
         for row in rows
         if not row.get("baseline") and row["value"] is not None
     ]
-    base, relation = _base_model(kind, recipe)
+    settings = recipe.get("settings") or {}
+    candidates = (recipe.get("base_model"), kind.base, settings.get("model"), settings.get("init_from"))
+    base = next((name for name in candidates if isinstance(name, str) and _HUB_NAME.fullmatch(name)), None)
+    # Of a twin the Hub has no word that fits: its weights are the same, only the class is another.
+    made = None if recipe.get("verb") == "export" else "finetune"
+    relation = "adapter" if kind.base is not None else "quantized" if kind.is_gguf else made
     return ModelCardData(
         license=recipe.get("license"),
         language=recipe.get("language") or None,
@@ -138,22 +301,10 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
     )
 
 
-def _base_model(kind: ModelKind, recipe: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Return the model that this one was made from, where it has a name on the Hub, and how they are related."""
-    settings = recipe.get("settings") or {}
-    candidates = (recipe.get("base_model"), kind.base, settings.get("model"), settings.get("init_from"))
-    base = next((name for name in candidates if isinstance(name, str) and _HUB_NAME.fullmatch(name)), None)
-    if kind.base is not None:
-        return base, "adapter"
-    # Of a twin the Hub has no word that fits: its weights are the same, only the class is another.
-    is_twin = recipe.get("verb") == "export"
-    return base, "quantized" if kind.is_gguf else None if is_twin else "finetune"
-
-
 def _summary(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     parameters = metrics["training"].get("parameters")
     size = f" of {parameters:,} parameters" if parameters else ""
-    what = f"A {_NAMES[kind.pipeline]}{size}, made with the package `groundup`."
+    what = f"A {_TASKS[kind.auto_class][1]}{size}, made with the package `groundup`."
     if kind.base is not None:
         what += f" It is a LoRA adapter and needs its base, `{kind.base}`."
     if merged := recipe.get("merged"):
@@ -214,13 +365,10 @@ def _training_data(recipe: dict[str, Any]) -> str:
 def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) -> str:
     """Return everything that was recorded about how the model was made, in a table for each kind."""
     settings = {key: value for key, value in recipe.items() if key not in _SHOWN_ELSEWHERE}
+    kinds = {"measured": metrics["training"], "setting": settings, "version": metrics["versions"]}
     tables = [
         _markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
-        for title, values in (
-            ("measured", metrics["training"]),
-            ("setting", settings),
-            ("version", metrics["versions"]),
-        )
+        for title, values in kinds.items()
         if values
     ]
     curve = f"![The loss over the steps of training]({CURVE_FILE})\n\n" if has_curve else ""

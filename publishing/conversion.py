@@ -40,7 +40,7 @@ from groundup.common.files import (
 )
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import verb, write_yaml
-from groundup.evaluation.metrics_file import write_metrics
+from groundup.evaluation.metrics_json import write_metrics
 from groundup.inference.loading import is_adapter, load_model, quiet_transformers, stored_dtype
 from groundup.inference.saving import save_model
 from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4

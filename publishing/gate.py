@@ -35,11 +35,10 @@ from groundup.common.files import (
     sha256_of,
 )
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.inference.adapters import BASE_SHA256
-from groundup.inference.kinds import auto_class_of, read_json
+from groundup.inference.folder import BASE_SHA256, auto_class_of, read_json
 from groundup.publishing.card import write_card
 from groundup.publishing.gate_folder import CODE, SETTINGS_FILES, WEIGHTS, Findings, copy_files, shown, sort_files
-from groundup.publishing.hub_errors import SECRET
+from groundup.publishing.hub_client import SECRET
 from groundup.publishing.proof import PROBE, Proof, prove
 from groundup.tokenization.folder import load_tokenizer
 

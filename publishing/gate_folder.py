@@ -26,7 +26,7 @@ from groundup.common.files import (
     TOKENIZER_FILE,
 )
 from groundup.common.output import STATE
-from groundup.publishing.hub_errors import SECRET
+from groundup.publishing.hub_client import SECRET
 
 WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
 CODE = ("configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py")

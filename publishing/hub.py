@@ -1,20 +1,18 @@
 """Push a folder to a repository on the Hub: one commit, whole or not at all, and read back afterwards.
 
 A repository that was made for a push that fails is removed again; a commit whose files the Hub does not give back as
-they were sent is undone. What the client raises is told in plain words (`hub_errors.py`).
+they were sent is undone. What the client raises is told in plain words (`hub_client.py`).
 
 The commit is made by `create_commit`: `upload_folder` makes several of a folder where hf_xet is installed.
 """
 
 import contextlib
 import hashlib
-import logging
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import httpx2
 from huggingface_hub import (
@@ -29,29 +27,21 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
     get_session,
     validate_repo_id,
 )
 from huggingface_hub.utils.sha import git_hash
 
-from groundup.common.console import ProgressBar, console, say
+from groundup.common.console import ProgressBar, say
 from groundup.common.errors import InputError, Unavailable, one_line
 from groundup.common.files import CARD_FILE, RECIPE_FILE
-from groundup.publishing.hub_errors import plain_words
+from groundup.publishing.hub_client import patient_client, plain_words, trying
 
 MAIN = "main"
-SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken for dead; the client itself waits for ever
-WAITS = (1.0, 4.0)  # seconds before the second and the third try of a call that the client does not repeat itself
 MODEL_FILES = ["*.json", "*.safetensors", "*.py", "*.jinja", "*.txt", CARD_FILE, RECIPE_FILE, "*.png"]
-LONGEST_WAIT = 30.0  # seconds; a server that asks for more is left to the user
 # What git takes as the name of a branch or a tag (git-check-ref-format), without its rarer letters.
 GIT_NAME = re.compile(r"(?![-/.])(?!.*(\.\.|//|/\.|\.lock(/|$)|@\{))[\w./@+-]+(?<![/.])")
 LEFT_EMPTY = "{}, made for this, may be left there empty: the same command goes on with it"
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -80,6 +70,11 @@ class Target:
                 raise InputError(f"{option} {name!r} is no name that git takes: use letters, digits, - and .")
         if self.pull_request and (self.branch or self.tag):
             raise InputError("--pull-request goes to the main branch and has no tag yet: leave out --branch and --tag")
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Return the keywords by which the client names the repository."""
+        return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
 
 @dataclass(frozen=True)
@@ -110,11 +105,17 @@ def push_folder(
         Unavailable: where the Hub or the way to it failed.
     """
     api = HfApi(library_name="groundup")
-    with _patient_client(), plain_words(target.repo_id):
+    with patient_client(), plain_words(target.repo_id):
         require_token()
-        added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in _files_under(folder)]
-        if proven is not None:
-            _require_proven(added, proven)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        added = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+        found = {operation.path_in_repo: operation.upload_info.sha256.hex() for operation in added}
+        if proven is not None and found != proven:
+            others = sorted(name for name in {*found, *proven} if found.get(name) != proven.get(name))
+            raise InputError(
+                f"{', '.join(others)}: not the same as when it was looked at, and nothing was published: run the same "
+                "command again"
+            )
         with _repository(api, target):
             head = _head(api, target)
             operations = _operations(api, added, target, head, is_ours)
@@ -122,9 +123,9 @@ def push_folder(
             is_new = commit.oid != head
             if not commit.pr_url:
                 _check_stored(api, operations, target, commit.oid, head)
-    with _patient_client(), plain_words(target.repo_id, f"; commit {commit.oid[:8]} is there, whole"):
-        if target.tag:
-            _tag(api, target, commit.oid)
+    with patient_client(), plain_words(target.repo_id, f"; commit {commit.oid[:8]} is there, whole"):
+        if target.tag and _refs(api, target, "tags").get(target.tag) != commit.oid:
+            trying(lambda: api.create_tag(**target.named, tag=str(target.tag), revision=commit.oid))
     page = f"{target.repo_id}/tree/{commit.oid}" if target.repo_type == "model" else f"spaces/{target.repo_id}"
     return Pushed(commit.oid, is_new, commit.pr_url or f"{api.endpoint}/{page}")
 
@@ -141,10 +142,6 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The steps
-
-
 @contextlib.contextmanager
 def _repository(api: HfApi, target: Target) -> Iterator[None]:
     """Make the repository unless it exists; if what follows fails, remove one that was made."""
@@ -159,9 +156,8 @@ def _repository(api: HfApi, target: Target) -> Iterator[None]:
 
 def _make(api: HfApi, target: Target) -> bool:
     """Make the repository unless it exists; return whether it was made here and nowhere else."""
-    named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
     try:
-        private = _trying(lambda: api.repo_info(**named)).private
+        private = trying(lambda: api.repo_info(**target.named)).private
     except RepositoryNotFoundError:
         if target.pull_request:
             raise
@@ -169,7 +165,7 @@ def _make(api: HfApi, target: Target) -> bool:
         new: dict[str, Any] = {"private": True} if target.private else {}
         new |= {"space_sdk": "gradio"} if target.repo_type == "space" else {}
         try:
-            _trying(lambda: api.create_repo(**named, **new))
+            trying(lambda: api.create_repo(**target.named, **new))
             return True
         except HfHubHTTPError as error:
             # Made by an attempt whose answer got lost, or by somebody else: whose it is cannot be known.
@@ -178,7 +174,7 @@ def _make(api: HfApi, target: Target) -> bool:
         except httpx2.TransportError as error:  # no answer: it may be there all the same
             error.add_note(LEFT_EMPTY.format(target.repo_id))
             raise
-        private = _trying(lambda: api.repo_info(**named)).private
+        private = trying(lambda: api.repo_info(**target.named)).private
     if target.private and not private:
         raise InputError(f"{target.repo_id} is public already: make it private in its settings, or leave out --private")
     return False
@@ -186,13 +182,16 @@ def _make(api: HfApi, target: Target) -> bool:
 
 def _remove_if_empty(api: HfApi, target: Target) -> str:
     """Remove a repository made a moment ago, unless it has files by now; return what is to be said."""
-    named: dict[str, Any] = {"repo_id": target.repo_id, "repo_type": target.repo_type}
+
+    def blobs(revision: str) -> dict[str, str]:
+        return {path: entry.blob_id for path, entry in _tree(api, target, revision).items()}
+
     try:
         for head in set(_refs(api, target, "branches").values()):
-            first = api.list_repo_commits(**named, revision=head)[-1].commit_id  # the Hub's own
-            if head != first and _blobs(api, target, head) != _blobs(api, target, first):
+            first = api.list_repo_commits(**target.named, revision=head)[-1].commit_id  # the Hub's own
+            if head != first and blobs(head) != blobs(first):
                 return ""
-        _trying(lambda: api.delete_repo(**named, missing_ok=True))
+        trying(lambda: api.delete_repo(**target.named, missing_ok=True))
     except Exception:  # whatever it is, what made the push fail matters more
         return LEFT_EMPTY.format(target.repo_id)
     return f"{target.repo_id}, made for this, is removed again"
@@ -202,53 +201,38 @@ def _head(api: HfApi, target: Target) -> str | None:
     """Return the commit that the branch stands at; make a branch that does not exist."""
     heads = _refs(api, target, "branches")
     if target.branch and target.branch not in heads:
-        repo_type, branch = target.repo_type, target.branch
-        _trying(lambda: api.create_branch(target.repo_id, repo_type=repo_type, branch=branch, exist_ok=True))
+        trying(lambda: api.create_branch(**target.named, branch=str(target.branch), exist_ok=True))
         heads = _refs(api, target, "branches")
     return heads.get(target.branch or MAIN)
 
 
 def _refs(api: HfApi, target: Target, kind: str) -> dict[str, str]:
-    refs = _trying(lambda: api.list_repo_refs(target.repo_id, repo_type=target.repo_type))
+    refs = trying(lambda: api.list_repo_refs(**target.named))
     return {ref.name: ref.target_commit for ref in getattr(refs, kind)}
-
-
-def _require_proven(added: list[CommitOperationAdd], proven: Mapping[str, str]) -> None:
-    """Raise `InputError` unless the files to be sent are those that were looked at, byte for byte."""
-    found = {operation.path_in_repo: operation.upload_info.sha256.hex() for operation in added}
-    if others := sorted(name for name in {*found, *proven} if found.get(name) != proven.get(name)):
-        raise InputError(
-            f"{', '.join(others)}: not the same as when it was looked at, and nothing was published: run the same "
-            "command again"
-        )
 
 
 def _operations(
     api: HfApi, added: list[CommitOperationAdd], target: Target, head: str | None, is_ours: Callable[[str], bool]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """Return the files to add, and the deletion of what an earlier push left."""
+    """Return the files to add, and the deletion of what an earlier push left.
+
+    Raises `InputError` if the tag is at another commit: a tag is never moved.
+    """
     names = {operation.path_in_repo for operation in added}
     there = {} if head is None else _tree(api, target, head)
     gone = [CommitOperationDelete(name) for name in there if is_ours(name) and name not in names]
     if target.tag:
         is_new = bool(gone) or any(not _is_there(operation, there) for operation in added)
-        _check_tag(api, target, None if is_new else head)
+        known = _refs(api, target, "tags").get(target.tag)
+        if known not in (None, None if is_new else head):
+            raise InputError(f"{target.repo_id} has a tag {target.tag} already, at {known[:8]}: choose a new one")
     return [*added, *gone]
-
-
-def _files_under(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _tree(api: HfApi, target: Target, revision: str) -> dict[str, RepoFile]:
     """Return every file at a revision, by its path."""
-    at: dict[str, Any] = {"repo_type": target.repo_type, "revision": revision}
-    tree = _trying(lambda: list(api.list_repo_tree(target.repo_id, None, **at, recursive=True)))
+    tree = trying(lambda: list(api.list_repo_tree(**target.named, revision=revision, recursive=True)))
     return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-
-def _blobs(api: HfApi, target: Target, revision: str) -> dict[str, str]:
-    return {path: entry.blob_id for path, entry in _tree(api, target, revision).items()}
 
 
 def _is_there(operation: CommitOperationAdd, there: dict[str, RepoFile]) -> bool:
@@ -262,26 +246,17 @@ def _is_there(operation: CommitOperationAdd, there: dict[str, RepoFile]) -> bool
         return entry.blob_id == git_hash(file.read())
 
 
-def _check_tag(api: HfApi, target: Target, commit: str | None) -> None:
-    """Raise `InputError` if the tag is at another commit: a tag is never moved."""
-    known = _refs(api, target, "tags").get(str(target.tag))
-    if known not in (None, commit):
-        raise InputError(f"{target.repo_id} has a tag {target.tag} already, at {known[:8]}: choose a new one")
-
-
 def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None, message: str) -> Any:
     """Make the one commit, on top of the head that was looked at and of no other."""
-
     attempts = 0
 
     def commit() -> Any:
         nonlocal attempts
         attempts += 1
         return api.create_commit(
-            target.repo_id,
-            operations,
+            **target.named,
+            operations=operations,
             commit_message=message,
-            repo_type=target.repo_type,
             revision=target.branch or MAIN,
             create_pr=target.pull_request,
             parent_commit=head,
@@ -291,7 +266,7 @@ def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None,
     if target.pull_request:
         return commit()
     try:
-        return _trying(commit)
+        return trying(commit)
     except HfHubHTTPError as error:
         if attempts > 1 and error.response is not None and error.response.status_code == 412:
             # The head has moved since the first attempt, most likely by that attempt itself.
@@ -312,7 +287,14 @@ def _check_stored(api: HfApi, operations: list[Any], target: Target, commit: str
         if damaged is None:
             return
         if head is not None and commit != head:
-            _undo(api, operations, target, commit, head)
+            there = _tree(api, target, head)
+            undone = [
+                CommitOperationCopy(name, name, src_revision=head) if name in there else CommitOperationDelete(name)
+                for name in (operation.path_in_repo for operation in operations)
+            ]
+            told = f"undo {commit[:8]}: the Hub did not store it whole"
+            options = target.named | {"revision": target.branch or MAIN, "parent_commit": commit}
+            trying(lambda: api.create_commit(operations=undone, commit_message=told, **options))
     raise Unavailable(
         f"the Hub gives back other bytes of {damaged} than were sent; {target.repo_id} has its former files again: "
         "run the same command again"
@@ -324,82 +306,21 @@ def _damaged(api: HfApi, operations: list[Any], target: Target, commit: str) -> 
     added = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
     sizes, done = sum(operation.upload_info.size for operation in added), 0
     headers = api._build_hf_headers()
+
+    def fetched(url: str) -> str:
+        digest = hashlib.sha256()
+        with get_session().stream("GET", url, headers=headers) as response:
+            response.raise_for_status()
+            for chunk in response.iter_bytes():
+                digest.update(chunk)
+        return digest.hexdigest()
+
     with ProgressBar("reading back", total=sizes) as bar:
         for operation in added:
             name, sha256 = operation.path_in_repo, operation.upload_info.sha256.hex()
-            url = hf_hub_url(target.repo_id, name, repo_type=target.repo_type, revision=commit, endpoint=api.endpoint)
+            url = hf_hub_url(**target.named, filename=name, revision=commit, endpoint=api.endpoint)
             # The second time, for what was damaged on the way here.
-            if all(_trying(lambda url=url: _sha256_of_url(url, headers)) != sha256 for _ in range(2)):
+            if all(trying(lambda url=url: fetched(url)) != sha256 for _ in range(2)):
                 return name
             bar.update(done := done + operation.upload_info.size)
     return None
-
-
-def _undo(api: HfApi, operations: list[Any], target: Target, commit: str, head: str) -> None:
-    """Give the branch the files of `head` again, by a commit on top of the one that is damaged."""
-    there = _tree(api, target, head)
-    names = [operation.path_in_repo for operation in operations]
-    undone = [
-        CommitOperationCopy(name, name, src_revision=head) if name in there else CommitOperationDelete(name)
-        for name in names
-    ]
-    message = f"undo {commit[:8]}: the Hub did not store it whole"
-    options: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.branch or MAIN}
-    _trying(lambda: api.create_commit(target.repo_id, undone, commit_message=message, parent_commit=commit, **options))
-
-
-def _sha256_of_url(url: str, headers: dict[str, str]) -> str:
-    digest = hashlib.sha256()
-    with get_session().stream("GET", url, headers=headers) as response:
-        response.raise_for_status()
-        for chunk in response.iter_bytes():
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _tag(api: HfApi, target: Target, commit: str) -> None:
-    if _refs(api, target, "tags").get(str(target.tag)) != commit:
-        tag, repo_type = str(target.tag), target.repo_type
-        _trying(lambda: api.create_tag(target.repo_id, tag=tag, revision=commit, repo_type=repo_type))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What goes wrong
-
-
-def _trying(call: Callable[[], R]) -> R:
-    """Call; where the Hub is busy, has a fault or cannot be reached, call again after a while, at most twice."""
-    for wait in WAITS:
-        try:
-            return call()
-        except Exception as error:
-            response = getattr(error, "response", None)
-            passing = response is not None and (response.status_code == 429 or response.status_code >= 500)
-            if not passing and not isinstance(error, httpx2.TransportError):
-                raise
-            asked = response.headers.get("Retry-After", "") if response is not None else ""
-            wait = float(asked) if asked.isdigit() else wait
-            if wait > LONGEST_WAIT:
-                raise
-            time.sleep(wait)
-    return call()
-
-
-@contextlib.contextmanager
-def _patient_client() -> Iterator[None]:
-    """Limit the client's patience, and show its bars only where somebody sees them."""
-    session, hidden = get_session(), are_progress_bars_disabled()
-    before = session.timeout
-    session.timeout = httpx2.Timeout(SILENCE_SECONDS)
-    library = logging.getLogger("huggingface_hub")
-    level = library.level
-    library.setLevel(logging.ERROR)  # it warns of an empty commit, which is said in our own words
-    if console.quiet or not console.is_terminal:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        session.timeout = before
-        library.setLevel(level)
-        if not hidden:
-            enable_progress_bars()

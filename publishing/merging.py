@@ -24,8 +24,8 @@ from groundup.common.files import (
 )
 from groundup.common.output import claim
 from groundup.common.settings import read_yaml, verb, write_yaml
-from groundup.evaluation.metrics_file import own_metrics, write_metrics
-from groundup.inference.adapters import adapter_settings, file_of, fold, tokenizer_of
+from groundup.evaluation.metrics_json import own_metrics, write_metrics
+from groundup.inference.folder import adapter_settings, file_of, fold, tokenizer_of
 from groundup.inference.loading import load_adapter, load_network
 from groundup.inference.saving import save_model
 from groundup.publishing.card import write_card

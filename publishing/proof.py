@@ -22,11 +22,10 @@ from safetensors.torch import load_file
 import groundup.modeling  # noqa: F401 (registers our models with the Auto classes)
 from groundup.common.errors import InputError, one_line
 from groundup.common.files import CONFIG_FILE
-from groundup.inference.adapters import tokenizer_of
+from groundup.inference.folder import WRITERS, auto_class_of, read_json, tokenizer_of
 from groundup.inference.generation import encode_prompt
-from groundup.inference.kinds import WRITERS, auto_class_of, read_json
 from groundup.inference.loading import context_of, load_adapter, quiet_transformers
-from groundup.publishing.usage import code_on_card
+from groundup.publishing.card import code_on_card
 from groundup.tokenization.folder import load_tokenizer
 
 _PROBE_TOKENS = 64

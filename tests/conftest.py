@@ -23,8 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Conf
 from groundup.common.console import console
 from groundup.data.tokens import TokenStream
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_bpe, train_word_level
 
 torch.set_num_threads(1)  # tiny tensors gain nothing from two, and wait long where the machine is busy
 

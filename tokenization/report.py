@@ -16,9 +16,8 @@ from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
 from groundup.tokenization.folder import plain_backend
-from groundup.tokenization.pieces import pieces_of
 from groundup.tokenization.token_bytes import TokenBytes, bytes_lost
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import pieces_of, train_word_level
 
 _BATCH_PIECES = 256
 # Article 1 of the Universal Declaration of Human Rights: one meaning in each language (as Petrov et al. 2023 compare).

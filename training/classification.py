@@ -14,15 +14,14 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from groundup.common.clock import Deadline
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError
 from groundup.common.files import RECIPE_FILE
 from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
-from groundup.common.settings import public_settings, verb, write_yaml
+from groundup.common.settings import Deadline, public_settings, verb, write_yaml
+from groundup.data.encoding import ExampleBatches
 from groundup.data.examples import Columns, Examples, also_in, load_examples, load_texts
-from groundup.data.rows import ExampleBatches
 from groundup.data.sources import short_name
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.evaluation.classification import (

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError, listed
-from groundup.common.settings import public_settings
+from groundup.common.settings import Deadline, public_settings
+from groundup.data.encoding import ExampleRows, encode_examples, for_classifying
 from groundup.data.examples import (
     Columns,
     Examples,
@@ -24,10 +24,9 @@ from groundup.data.examples import (
     load_examples,
     stratified,
 )
-from groundup.data.rows import ExampleRows, encode_examples, for_classifying
 from groundup.data.sources import check_exists, short_name
-from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.training import suitable_vocab_size, train_bpe
 from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
 from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import SMOKE_ROWS, evenly

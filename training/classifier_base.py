@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from groundup.common.errors import InputError, user_path
-from groundup.data.rows import for_classifying
-from groundup.inference.kinds import AUTO_CLASSES
+from groundup.data.encoding import for_classifying
+from groundup.inference.folder import AUTO_CLASSES
 from groundup.inference.loading import context_of, is_adapter, load_adapter, load_network
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig
@@ -64,7 +64,7 @@ def base_of(settings: ClassifySettings, work: Path) -> str | Path | None:
         raise InputError(f"--lora: {settings.model} is an adapter: merge it into its base first with groundup merge")
     folder = work / FOLDED
     if not folder.is_dir():
-        from groundup.inference.adapters import fold  # peft takes a while to import
+        from groundup.inference.folder import fold  # peft takes a while to import
 
         model = fold(load_adapter(settings.model, trust_remote_code=settings.trust_remote_code))
         save_model(folder, model, load_tokenizer(settings.model))

@@ -13,12 +13,11 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
-from groundup.common.clock import Deadline
 from groundup.common.console import ProgressBar, say
 from groundup.common.files import atomic_write
-from groundup.common.settings import verb
+from groundup.common.settings import Deadline, verb
 from groundup.data.conversations import Conversation, RowCounts, load_conversations
-from groundup.data.rows import ConversationRows, encode_conversations
+from groundup.data.encoding import ConversationRows, encode_conversations
 from groundup.data.sources import short_name
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.evaluation.instruction import (

@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.settings import public_settings
+from groundup.common.settings import Deadline, public_settings
 from groundup.data.conversations import WEIGHT, Conversation, RowCounts, load_conversations
-from groundup.data.rows import ConversationRows, encode_conversations
+from groundup.data.encoding import ConversationRows, encode_conversations
 from groundup.data.sources import check_exists, short_name
 from groundup.inference.loading import context_of, load_model
-from groundup.tokenization.bpe import suitable_vocab_size, train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.training import suitable_vocab_size, train_bpe
 from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import LONGEST_ROW, SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder

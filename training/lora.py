@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from groundup.common.console import say
 from groundup.common.errors import InputError, near, user_path
 from groundup.common.files import MODEL_WEIGHTS, sha256_of
-from groundup.inference.adapters import BASE_SHA256
+from groundup.inference.folder import BASE_SHA256
 from groundup.inference.loading import new_modules
 from groundup.training.settings import LoraOptions
 

@@ -16,7 +16,7 @@ from groundup.common.errors import InputError, near
 from groundup.common.settings import Settings
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
-from groundup.tokenization.bpe import suitable_vocab_size
+from groundup.tokenization.training import suitable_vocab_size
 from groundup.training.machine import compiler_found
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget

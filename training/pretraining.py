@@ -11,15 +11,14 @@ from accelerate.state import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
-from groundup.common.clock import Deadline
 from groundup.common.console import ProgressBar, say
-from groundup.common.settings import verb
+from groundup.common.settings import Deadline, verb
 from groundup.data.documents import Documents
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.data.windows import IGNORED, BatchOrder, Masking, PackedRows, SlidingWindow
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
-from groundup.evaluation.scoring import LanguageScore, language_rows, score_masked, score_stream
+from groundup.evaluation.likelihood import LanguageScore, language_rows, score_masked, score_stream
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
 from groundup.training.checkpoint import Position

@@ -13,20 +13,17 @@ import numpy as np
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.clock import Deadline
 from groundup.common.console import say
 from groundup.common.errors import InputError, user_path
-from groundup.common.settings import public_settings
+from groundup.common.settings import Deadline, public_settings
 from groundup.data.overlap import KnownText, held_apart
-from groundup.data.preparation import TRAINING_BYTES
-from groundup.data.prepared import PreparedData, is_prepared, open_prepared_data
+from groundup.data.preparation import TRAINING_BYTES, PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
-from groundup.evaluation.scoring import LanguageScore
+from groundup.evaluation.likelihood import LanguageScore
 from groundup.inference.loading import context_of, load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import (
     MASK,
     fingerprint,
@@ -37,6 +34,7 @@ from groundup.tokenization.folder import (
     without_length,
 )
 from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.training import train_bpe
 from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import (

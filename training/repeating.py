@@ -6,16 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from groundup.common.clock import Deadline
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.files import RECIPE_FILE, atomic_folder, atomic_write
 from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes
-from groundup.common.settings import public_settings, read_yaml, write_yaml
+from groundup.common.settings import Deadline, public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
 from groundup.evaluation.classification import PREDICTIONS_FILE, label_texts, mean_rows
-from groundup.evaluation.metrics_file import read_metrics, write_metrics
+from groundup.evaluation.metrics_json import read_metrics, write_metrics
 from groundup.evaluation.table import summary_table
 from groundup.publishing.card import write_card
 from groundup.training.classification_preparation import PATHS

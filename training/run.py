@@ -20,12 +20,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.clock import Deadline
 from groundup.common.console import console, say
 from groundup.common.errors import InputError
 from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes, set_random_state
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.common.settings import Deadline
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.evaluation.table import summary_table
 from groundup.publishing.settings import PushOptions
 from groundup.training.checkpoint import (

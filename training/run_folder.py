@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.contents import weights_of
 from groundup.common.errors import InputError, printable, user_path
 from groundup.common.files import (
     ADAPTER_WEIGHTS,
@@ -36,13 +35,22 @@ from groundup.common.files import (
     atomic_write,
     remove,
     sha256_of,
+    weights_of,
 )
 from groundup.common.output import STATE, move_up, tidy
-from groundup.common.resuming import differing, is_longer, refuse
-from groundup.common.settings import Settings, check_names, read_yaml, settings_from, write_yaml
+from groundup.common.settings import (
+    Settings,
+    check_names,
+    differing,
+    is_longer,
+    read_yaml,
+    refuse,
+    settings_from,
+    write_yaml,
+)
 from groundup.data.files import kind_of, list_files
-from groundup.evaluation.curve import log_rows, plot_curve
-from groundup.evaluation.metrics_file import write_metrics
+from groundup.evaluation.metrics_json import write_metrics
+from groundup.evaluation.report import log_rows, plot_curve
 from groundup.inference.saving import save_model
 from groundup.publishing.card import write_card
 from groundup.training.checkpoint import newest_whole, remove_old, scratch_of, write_manifest

@@ -6,7 +6,7 @@ import torch
 from groundup.common.settings import write_yaml
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 
 TEXT = "The cat sat on the mat. The dog sat on the log, and the frog in the bog: für Größe, 你好!\n"
 CONTEXT = 48

@@ -17,7 +17,7 @@ import yaml
 
 import groundup
 import groundup.cli.playground
-import groundup.evaluation.measuring
+import groundup.evaluation.evaluating
 import groundup.hub_upload
 import groundup.training.plan
 import groundup.training.planning
@@ -77,7 +77,7 @@ def stopped(monkeypatch):
         raise EOFError
 
     monkeypatch.setattr(groundup.training.run.TrainingRun, "run", stop)
-    monkeypatch.setattr(groundup.evaluation.measuring.Evaluation, "measure", stop)
+    monkeypatch.setattr(groundup.evaluation.evaluating.Evaluation, "measure", stop)
     monkeypatch.setattr(groundup.hub_upload, "through_the_gate", stop)
     monkeypatch.setattr(groundup.cli.playground, "load_player", stop)
     for module in (groundup.training.plan, groundup.training.planning):

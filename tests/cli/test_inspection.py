@@ -8,7 +8,7 @@ import torch
 
 from groundup.cli.inspection import CANDIDATES, Lens
 from groundup.inference.loading import load_model
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_word_level
 
 TEXT = "The cat sat on the mat. 你"
 

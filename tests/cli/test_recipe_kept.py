@@ -5,7 +5,7 @@ import os
 import pytest
 
 from groundup.cli.recipe import Ledger, read_recipe
-from groundup.common.contents import content_of
+from groundup.common.files import content_of
 
 RECIPE = """
 name: small
@@ -155,7 +155,7 @@ def test_an_adapter_hangs_on_its_base_and_a_task_on_the_files_it_names(place):
 
 def test_a_name_on_the_hub_hangs_on_the_commit_that_it_stands_for(place, monkeypatch):
     commits = {"model": "1" * 40, "dataset": "2" * 40}
-    monkeypatch.setattr("groundup.common.contents._commit_of", lambda name, kind: commits[kind])
+    monkeypatch.setattr("groundup.common.files._commit_of", lambda name, kind: commits[kind])
     path = place / "recipe.yaml"
     path.write_text("stages: {pretrain: {data: [someone/texts], init_from: someone/model}}")
     (stage,) = read_recipe(path).stages

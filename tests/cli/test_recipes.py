@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import groundup
 from groundup.cli.main import main
 from groundup.cli.recipe import read_recipe
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 RECIPES = sorted((Path(groundup.__file__).parent / "recipes").glob("*.yaml"))
 OWN_FILES = {

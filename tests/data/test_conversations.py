@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, RowCounts, load_conversations
-from groundup.data.rows import encode_conversations
-from groundup.tokenization.bpe import train_bpe
+from groundup.data.encoding import encode_conversations
 from groundup.tokenization.chat import CHAT_TEMPLATE, ChatEncoder
+from groundup.tokenization.training import train_bpe
 
 ANSWERED = [{"role": "user", "content": "Hello\nyou"}, {"role": "assistant", "content": "Yes"}]
 

@@ -6,8 +6,8 @@ import sys
 import datasets
 import pytest
 
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 MEGABYTES = 150
 LINE = "A line of a document of many lines, which compresses well but is long.\n"
@@ -29,7 +29,7 @@ print(size, peak() - before)
 PREPARE = """
 import resource, sys
 from groundup.data.preparation import prepare
-from groundup.data.prepared import open_prepared_data
+from groundup.data.preparation import open_prepared_data
 
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 before = peak()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from groundup.common.console import console
 from groundup.common.errors import InputError, public_name, user_path
 from groundup.data.examples import load_texts
-from groundup.data.prepared import is_prepared
+from groundup.data.preparation import is_prepared
 from groundup.data.sources import check_exists, is_hub_name, load_corpus, load_documents, load_tables
 
 TEXTS = ["the text of row one", "and that of row two"]

@@ -11,8 +11,8 @@ from groundup.common.errors import InputError
 from groundup.data.preparation import prepare, train_tokenizer
 from groundup.data.settings import TokenizerSettings
 from groundup.data.tokens import TokenStream
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 
 @pytest.fixture(autouse=True)

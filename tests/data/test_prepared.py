@@ -17,12 +17,11 @@ from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.data import tokens
 from groundup.data.documents import Share
-from groundup.data.preparation import prepare
-from groundup.data.prepared import is_prepared, open_prepared_data
+from groundup.data.preparation import is_prepared, open_prepared_data, prepare
 from groundup.data.sources import load_documents
 from groundup.data.tokens import TokenStream
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import load_tokenizer, save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, RowCounts
-from groundup.data.rows import (
+from groundup.data.encoding import (
     ConversationRows,
     ExampleBatches,
     ExampleRows,
@@ -14,9 +14,9 @@ from groundup.data.rows import (
     for_classifying,
 )
 from groundup.data.windows import IGNORED, BatchOrder
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.chat import CHAT_TEMPLATE
 from groundup.tokenization.folder import END_OF_TEXT, load_tokenizer, save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 ANSWERED = [{"role": "user", "content": "Hello\nyou"}, {"role": "assistant", "content": "Yes"}]
 
@@ -230,7 +230,7 @@ def test_a_row_that_is_cut_keeps_its_beginning(chat_tokenizer):
 
 
 def test_places_are_those_of_all_conversations_however_many_are_encoded_at_once(chat_tokenizer, monkeypatch):
-    monkeypatch.setattr("groundup.data.rows.ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr("groundup.data.encoding.ENCODED_AT_ONCE", 2)
     short = Conversation([{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}])
     rows = [short, Conversation(ANSWERED), short, short, Conversation(ANSWERED), short]
     encoded, places, _ = encode_conversations(rows, chat_tokenizer, 5, RowCounts(rows=6))

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from groundup.common.errors import InputError
 from groundup.data import tokens
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.tokenization.bpe import train_bpe
-from groundup.tokenization.pieces import cut_pieces
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import cut_pieces, train_bpe, train_word_level
 
 TEXTS = ["One document.\nOf two lines.\n", "Another — with é and 👋.", "<|endoftext|> spelt out", "The last one."]
 

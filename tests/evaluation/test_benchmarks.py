@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from groundup.common.errors import InputError
 from groundup.evaluation.benchmarks import TASKS_FOLDER, as_lm, documents, find_tasks, run_task
 from groundup.evaluation.language import TokenScores
-from groundup.evaluation.windows import document_ends, each_document_alone
+from groundup.evaluation.likelihood import document_ends, each_document_alone
 from groundup.inference.loading import context_of
 from groundup.tokenization.folder import save_tokenizer, structure_ids
 from groundup.tokenization.token_bytes import TokenBytes

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import f1_score
 
+from groundup.data.encoding import ExampleRows, for_classifying
 from groundup.data.examples import MOST_LABELS, Examples
-from groundup.data.rows import ExampleRows, for_classifying
 from groundup.evaluation.classification import (
     MAJORITY,
     OWN_FONT,
@@ -25,8 +25,7 @@ from groundup.evaluation.classification import (
     scores,
     write_mistakes,
 )
-from groundup.evaluation.curve import plot_curve
-from groundup.evaluation.page import sections
+from groundup.evaluation.report import plot_curve, sections
 from groundup.evaluation.table import notes, result_lines, shown, worth
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 from groundup.tokenization.folder import save_tokenizer

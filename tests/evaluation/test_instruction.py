@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from groundup.data.conversations import Conversation
-from groundup.data.rows import ConversationRows
+from groundup.data.encoding import ConversationRows
 from groundup.evaluation.instruction import (
     Answer,
     answer_loss,
@@ -18,7 +18,7 @@ from groundup.evaluation.instruction import (
 )
 from groundup.evaluation.table import family_lines, family_notes, section
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForConditionalGeneration
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 
 VOCABULARY = 300
 

@@ -11,13 +11,12 @@ from groundup.common.errors import InputError
 from groundup.data.tokens import TokenStream
 from groundup.evaluation.comparison import compare_language, draws, interval, language_draws, mean_interval
 from groundup.evaluation.language import TokenScores, check_causal
-from groundup.evaluation.scoring import score_stream
+from groundup.evaluation.likelihood import disjoint, document_ends, each_document_alone, score_stream, strided
 from groundup.evaluation.table import verdict
-from groundup.evaluation.windows import disjoint, document_ends, each_document_alone, strided
 from groundup.inference.loading import context_of
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.training import train_bpe
 
 CONTEXT = 32
 

@@ -19,7 +19,7 @@ from transformers import pipeline
 from groundup.common.errors import InputError
 from groundup.evaluation.classification import scores
 from groundup.evaluation.instruction import Answer, score_answers
-from groundup.evaluation.library import combine_metrics, load_metric, metric_names
+from groundup.evaluation.standard_metrics import combine_metrics, load_metric, metric_names
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 from groundup.tokenization.folder import save_tokenizer
 
@@ -115,7 +115,7 @@ def test_a_metric_that_is_not_ours_is_asked_of_the_hub(tmp_path, accuracy_script
     server = ThreadingHTTPServer(("127.0.0.1", 0), SpaceOfAMetric)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "from groundup.evaluation.library import load_metric\n"
+        "from groundup.evaluation.standard_metrics import load_metric\n"
         "print(load_metric('brevity').compute(predictions=[1, 0], references=[1, 1]))"
     )
     hub = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
@@ -179,7 +179,7 @@ def test_an_evaluation_suite_runs_on_our_classifier(classifier, tmp_path):
         "import datasets\n"
         "import evaluate\n"
         "from evaluate.evaluation_suite import SubTask\n\n"
-        "from groundup.evaluation.library import load_metric\n\n"
+        "from groundup.evaluation.standard_metrics import load_metric\n\n"
         "ROWS = datasets.Dataset.from_dict({'text': ['The cat', 'A log'], 'label': [0, 1]})\n\n\n"
         "class Suite(evaluate.EvaluationSuite):\n"
         "    def __init__(self, name):\n"

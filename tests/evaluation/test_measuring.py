@@ -26,8 +26,8 @@ from transformers import (
 import groundup
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.evaluation.measuring import evaluate, other_tokenizers
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.evaluating import evaluate, other_tokenizers
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.inference.loading import load_model
 from groundup.modeling import (
@@ -289,10 +289,10 @@ def test_the_settings_import_nothing_heavy():
 def test_tokenizers_named_stand_beside_and_gpt2s_only_where_it_is_at_hand(bpe, tmp_path, monkeypatch):
     save_tokenizer(bpe, tmp_path / "theirs")
     assert [*other_tokenizers([str(tmp_path / "theirs")])] == ["tokenizer of theirs"]
-    monkeypatch.setattr("groundup.evaluation.measuring.try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr("groundup.evaluation.evaluating.try_to_load_from_cache", lambda *_: None)
     assert other_tokenizers([]) == {}
     cached = str(tmp_path / "theirs" / "tokenizer.json")
-    monkeypatch.setattr("groundup.evaluation.measuring.try_to_load_from_cache", lambda *_: cached)
+    monkeypatch.setattr("groundup.evaluation.evaluating.try_to_load_from_cache", lambda *_: cached)
     assert [*other_tokenizers([])] == ["GPT-2's tokenizer"]
 
 

@@ -12,8 +12,7 @@ from groundup.data.examples import Examples
 from groundup.evaluation.classification import baselines
 from groundup.evaluation.generated_text import quality
 from groundup.evaluation.instruction import Answer, repetition, score_answers
-from groundup.evaluation.library import load_metric
-from groundup.evaluation.metrics import WordTokenizer, units
+from groundup.evaluation.standard_metrics import WordTokenizer, load_metric, units
 from groundup.evaluation.table import SVM
 
 SCRIPTS = {

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from groundup.common.settings import write_yaml
-from groundup.evaluation.metrics_file import read_metrics, write_metrics
-from groundup.evaluation.page import page, write_page
-from groundup.evaluation.scoring import LanguageScore, language_rows
+from groundup.evaluation.likelihood import LanguageScore, language_rows
+from groundup.evaluation.metrics_json import read_metrics, write_metrics
+from groundup.evaluation.report import page, write_page
 from groundup.evaluation.table import summary_table
 from groundup.publishing.card import write_card
 

@@ -9,10 +9,10 @@ import pytest
 
 from groundup.cli.recipe import find_recipe, read_recipe
 from groundup.common.errors import InputError, Interrupted
-from groundup.evaluation import measuring
+from groundup.evaluation import evaluating
 from groundup.evaluation.benchmarks import documents
-from groundup.evaluation.measuring import evaluate
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.evaluating import evaluate
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.evaluation.parts import Key, Parts, names_of
 from groundup.tokenization.folder import save_tokenizer
 
@@ -95,13 +95,13 @@ def test_a_part_that_fails_loses_nothing_else_and_is_tried_again(models, text_fi
         raise RuntimeError("the disk of the samples\nis gone")
 
     with monkeypatch.context() as broken:
-        broken.setattr(measuring, "writing_part", fail)
+        broken.setattr(evaluating, "writing_part", fail)
         with pytest.raises(InputError, match=r"model: writing: the disk of the samples\).*--resume --out"):
             evaluate(model=models[0], data=text_file, samples=1, out=str(out))
     assert rows(out, name="bits_per_byte") and not rows(out, name="distinct_1")
     assert read_metrics(out)["failures"] == {"groundup-model: writing": "the disk of the samples"}
     before = rows(out, name="bits_per_byte")
-    monkeypatch.setattr(measuring, "score_text", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(evaluating, "score_text", lambda *_: pytest.fail("measured again"))
     evaluate(out=str(out), resume=True, quiet=True)
     assert rows(out, name="distinct_1") and rows(out, name="bits_per_byte") == before
     assert "failures" not in read_metrics(out) and not (out / "work").exists()
@@ -114,7 +114,7 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_numbers(models, te
         raise KeyboardInterrupt
 
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(measuring, "tokenizer_rows", stop)
+        interrupted.setattr(evaluating, "tokenizer_rows", stop)
         with pytest.raises(Interrupted, match="--resume"):
             evaluate(model=models, data=text_file, samples=1, out=str(tmp_path / "out"), quiet=True)
     assert not (tmp_path / "out" / "metrics.json").exists()
@@ -140,7 +140,7 @@ def test_what_was_measured_with_other_inputs_is_measured_again(change, models, t
         raise RuntimeError("no samples")
 
     with monkeypatch.context() as broken:
-        broken.setattr(measuring, "writing_part", fail)
+        broken.setattr(evaluating, "writing_part", fail)
         with pytest.raises(InputError, match="no samples"):
             evaluate(model=models, data=text_file, samples=1, out=str(out), quiet=True)
     before = {row["model"]: row["value"] for row in rows(out, name="loss", baseline=None)}

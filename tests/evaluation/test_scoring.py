@@ -21,13 +21,13 @@ from transformers import (
 )
 
 from groundup.data.tokens import TokenStream
-from groundup.evaluation import scoring
+from groundup.evaluation import likelihood
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
-from groundup.evaluation.scoring import LanguageScore, comparable_bytes, language_rows, score_stream
+from groundup.evaluation.likelihood import LanguageScore, comparable_bytes, language_rows, score_stream
 from groundup.inference.loading import context_of, plain_head
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.token_bytes import TokenBytes
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_word_level
 
 MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")
 CONTEXT = 32
@@ -68,14 +68,14 @@ def test_every_text_token_is_scored_once_and_no_special_one(tiny, bpe, stream_of
 def test_logits_made_in_small_pieces_give_the_same_score(tiny, bpe, stream_of, texts, monkeypatch):
     stream, special = stream_of(texts, bpe), structure_ids(bpe)
     whole = score_stream(tiny("gpt2"), stream, CONTEXT, special_ids=special)
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 5 * 400)
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 2 * CONTEXT)
+    monkeypatch.setattr(likelihood, "CHUNK_LOGITS", 5 * 400)
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 2 * CONTEXT)
     assert score_stream(tiny("gpt2"), stream, CONTEXT, special_ids=special).nats == pytest.approx(whole.nats, rel=1e-7)
 
 
 @pytest.mark.parametrize("rows", [0, 3, 5])
 def test_a_model_that_caps_its_logits_is_scored_by_its_own_logits(rows, bpe, stream_of, texts, monkeypatch):
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", max(5, rows * CONTEXT) * 400)
+    monkeypatch.setattr(likelihood, "CHUNK_LOGITS", max(5, rows * CONTEXT) * 400)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 8}
     config = Gemma2Config(vocab_size=400, num_attention_heads=2, num_key_value_heads=1, **sizes)
@@ -105,7 +105,7 @@ def test_a_head_is_plain_only_without_bias_adapter_or_scale_and_dropout_hides_no
 
 
 def test_no_more_logits_than_a_piece_exist_at_once(tiny, bpe, stream_of, texts, monkeypatch):
-    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 6 * 400)
+    monkeypatch.setattr(likelihood, "CHUNK_LOGITS", 6 * 400)
     head, seen = tiny("qwen3").get_output_embeddings(), []
     hook = head.register_forward_hook(lambda module, inputs, output: seen.append(output.numel()))
     score_stream(tiny("qwen3"), stream_of(texts, bpe), CONTEXT, special_ids=structure_ids(bpe))

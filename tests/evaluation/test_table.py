@@ -10,10 +10,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from groundup.common.errors import InputError
-from groundup.evaluation import curve
-from groundup.evaluation.curve import plot_curve, read_log
-from groundup.evaluation.metrics_file import read_metrics, write_metrics
-from groundup.evaluation.scoring import LanguageScore, language_rows
+from groundup.evaluation import report
+from groundup.evaluation.likelihood import LanguageScore, language_rows
+from groundup.evaluation.metrics_json import read_metrics, write_metrics
+from groundup.evaluation.report import plot_curve, read_log
 from groundup.evaluation.table import notes, summary_table
 
 TRAINING = {"seconds": 61.5, "tokens": 1_234_567, "parameters": 2_560_000, "device": "cpu"}
@@ -105,7 +105,7 @@ def test_a_resumed_run_replaces_the_steps_it_did_again(log):
 
 @given(st.lists(st.floats(-10, 10), max_size=200))
 def test_smoothing_keeps_the_ends_and_stays_between_the_extremes(values):
-    smooth = curve._smoothed(values)
+    smooth = report._smoothed(values)
     assert len(smooth) == len(values)
     if values:
         assert smooth[0] == pytest.approx(values[0], abs=1e-9) and smooth[-1] == pytest.approx(values[-1], abs=1e-9)
@@ -113,7 +113,7 @@ def test_smoothing_keeps_the_ends_and_stays_between_the_extremes(values):
 
 
 def test_smoothing_a_straight_line_changes_nothing():
-    np.testing.assert_allclose(curve._smoothed(range(300)), range(300))
+    np.testing.assert_allclose(report._smoothed(range(300)), range(300))
 
 
 def test_a_curve_is_drawn_of_any_log(log, tmp_path):

@@ -7,7 +7,7 @@ import transformers
 import groundup
 from groundup.common.errors import InputError
 from groundup.evaluation.classification import label_texts
-from groundup.evaluation.scoring import score_stream
+from groundup.evaluation.likelihood import score_stream
 from groundup.inference.generation import Sampling, complete
 from groundup.inference.loading import load_model, load_writer
 from groundup.tokenization.folder import save_tokenizer

@@ -9,7 +9,7 @@ from groundup.inference.generation import Sampling, stream_tokens
 from groundup.inference.loading import load_writer
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForConditionalGeneration, GroundupModel
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 
 SIZES = {"vocab_size": 199, "hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
 SIZES |= {"bos_token_id": 0, "eos_token_id": 0, "zero_init": False}

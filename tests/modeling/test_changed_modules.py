@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from groundup.data.rows import ConversationRows
+from groundup.data.encoding import ConversationRows
 from groundup.data.tokens import TokenStream
 from groundup.evaluation.instruction import answer_loss, write_answers
 from groundup.evaluation.language import check_causal
-from groundup.evaluation.scoring import score_stream
+from groundup.evaluation.likelihood import score_stream
 from groundup.inference.decoding import FlatDecoder, ForwardDecoder, decoder_for
 from groundup.inference.generation import Sampling, lay_out_for_decoding, stream_tokens
 from groundup.modeling import GroundupConfig, GroundupForCausalLM

@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer, Pre
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.export import assemble, make_twin, obstacles, spell_for_transformers_4
 from groundup.modeling.gguf_file import gguf_form, write_gguf
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_bpe, train_word_level
 
 SIZES = {
     "vocab_size": 211, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,

@@ -21,13 +21,13 @@ from transformers import AutoModelForCausalLM
 
 from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
-from groundup.evaluation.curve import plot_curve
-from groundup.evaluation.metrics_file import write_metrics
-from groundup.evaluation.scoring import LanguageScore, language_rows
+from groundup.evaluation.likelihood import LanguageScore, language_rows
+from groundup.evaluation.metrics_json import write_metrics
+from groundup.evaluation.report import plot_curve
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 
 TEXTS = [
     "The cat sat on the mat. The dog sat on the log, and the frog in the bog.\n" * 9,
@@ -255,11 +255,11 @@ def elsewhere(running_hub, tmp_path):
 PUSHER = """\
 import dataclasses, json, os, sys, traceback
 from pathlib import Path
-from groundup.publishing import hub
-hub.WAITS = (0.05, 0.1)
+from groundup.publishing import hub, hub_client
+hub_client.WAITS = (0.05, 0.1)
 for line in sys.stdin:
     order = json.loads(line)
-    os.environ["HF_TOKEN"], hub.SILENCE_SECONDS = order["token"], order["patience"]
+    os.environ["HF_TOKEN"], hub_client.SILENCE_SECONDS = order["token"], order["patience"]
     try:
         pushed = hub.push_folder(
             Path(order["folder"]), hub.Target(**order["target"]), "a message", order["ours"].__contains__

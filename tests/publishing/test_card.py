@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from groundup.common.settings import write_yaml
-from groundup.evaluation.metrics_file import write_metrics
-from groundup.evaluation.scoring import LanguageScore, language_rows
+from groundup.evaluation.likelihood import LanguageScore, language_rows
+from groundup.evaluation.metrics_json import write_metrics
 from groundup.publishing.card import write_card
 from groundup.tokenization.folder import save_tokenizer
 

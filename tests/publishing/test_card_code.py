@@ -9,16 +9,15 @@ from transformers import AutoModelForSequenceClassification
 
 from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
-from groundup.evaluation.metrics_file import write_metrics
-from groundup.inference.kinds import auto_class_of
+from groundup.evaluation.metrics_json import write_metrics
+from groundup.inference.folder import auto_class_of
 from groundup.inference.loading import load_adapter, load_model, load_network
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.publishing.card import write_card
+from groundup.publishing.card import code_on_card, write_card
 from groundup.publishing.conversion import export
 from groundup.publishing.proof import prove
-from groundup.publishing.usage import code_on_card
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 from groundup.training.lora import add_lora
 from groundup.training.settings import LoraOptions
 

@@ -28,7 +28,7 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing import conversion
 from groundup.publishing.conversion import export, import_gpt2
 from groundup.publishing.proof import prove
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 
 TEXTS = [
     "The cat sat on the mat. The dog sat on the log, and it's the frog's bog.\n" * 3,

@@ -30,8 +30,8 @@ from groundup.inference.loading import load_adapter, load_model, load_network, l
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.publishing.proof import prove
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import load_weights
 from groundup.training.lora import add_lora
 from groundup.training.settings import LoraOptions

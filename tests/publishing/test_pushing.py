@@ -7,7 +7,7 @@ import pytest
 
 from groundup.common.errors import InputError
 from groundup.publishing.hub import Target
-from groundup.publishing.hub_errors import without_secrets
+from groundup.publishing.hub_client import without_secrets
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# a model\n"
 

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
 from groundup.common.errors import InputError
-from groundup.tokenization.bpe import PATTERN, SMALLEST_VOCABULARY, SPECIAL_TOKENS, suitable_vocab_size, train_bpe
 from groundup.tokenization.folder import (
     CHAT_TOKENS,
     END_OF_TEXT,
@@ -16,6 +15,7 @@ from groundup.tokenization.folder import (
     plain_backend,
     save_tokenizer,
 )
+from groundup.tokenization.training import PATTERN, SMALLEST_VOCABULARY, SPECIAL_TOKENS, suitable_vocab_size, train_bpe
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.\nThe dog doesn't mind, and the fox won't stop.\r\n" * 20,
@@ -92,7 +92,7 @@ def test_training_twice_gives_the_same_tokenizer_however_the_text_is_handed_over
 
 
 def test_a_long_text_is_learnt_from_as_if_it_were_one_piece(monkeypatch, tokenizer):
-    monkeypatch.setattr("groundup.tokenization.pieces.cut_pieces.__defaults__", (200,))
+    monkeypatch.setattr("groundup.tokenization.training.cut_pieces.__defaults__", (200,))
     assert fingerprint(train_bpe(TEXTS, 320)) == fingerprint(tokenizer)
 
 

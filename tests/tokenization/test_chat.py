@@ -1,7 +1,7 @@
 import jinja2
 import pytest
 
-from groundup.tokenization.bpe import train_bpe
+from groundup.tokenization.training import train_bpe
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

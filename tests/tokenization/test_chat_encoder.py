@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, ChatEncoder
 from groundup.tokenization.folder import CHAT_TOKENS
+from groundup.tokenization.training import train_bpe
 
 CONVERSATION = [
     {"role": "system", "content": "Be brief."},

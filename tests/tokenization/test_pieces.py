@@ -3,10 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import plain_backend
-from groundup.tokenization.pieces import cut_pieces
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import cut_pieces, train_bpe, train_word_level
 
 LINES = st.lists(st.sampled_from(["word", " ", "  ", "\n", "\r\n", "\n\n", "é", "漢", "👋", "12", "!", "'s", "\t"]))
 

@@ -1,9 +1,8 @@
 import pytest
 
 from groundup.common.console import console
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.report import LANGUAGES, kinds_of_text, report_table, tokenizer_report, tokenizer_rows
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_bpe, train_word_level
 
 TRAIN = ["one two three four five six seven, and eight nine ten. " * 30]
 HELD_BACK = ["one two three", "eleven twelve."]

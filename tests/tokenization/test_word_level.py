@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from groundup.common.errors import InputError
 from groundup.tokenization.folder import load_tokenizer, save_tokenizer
-from groundup.tokenization.word_level import split_words, train_word_level
+from groundup.tokenization.training import split_words, train_word_level
 
 TEXT = (
     'I HAD always thought Jack Gisburn rather a cheap genius -- though a "good" fellow enough, so it was no surprise.'

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import groundup as package
-from groundup.common.clock import Deadline
 from groundup.common.errors import InputError, Interrupted
+from groundup.common.settings import Deadline
 from groundup.training import classification, run
 from groundup.training.checkpoint import take_mean
 from groundup.training.loop import Loop

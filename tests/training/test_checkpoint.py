@@ -8,8 +8,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import load_tokenizer, without_length
+from groundup.tokenization.training import train_bpe
 
 CONTEXT, NO_LIMIT = 24, int(1e30)
 SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}

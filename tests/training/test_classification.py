@@ -22,10 +22,10 @@ import groundup as package
 from groundup.common.console import console
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import read_yaml
-from groundup.data.rows import for_classifying
+from groundup.data.encoding import for_classifying
 from groundup.evaluation.classification import MAJORITY, SVM
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 from groundup.training import classification
 from groundup.training.classification import ClassificationRun
 from groundup.training.classifier_base import freeze

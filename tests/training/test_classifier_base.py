@@ -5,8 +5,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from groundup.common.errors import InputError
-from groundup.data.rows import for_classifying
-from groundup.inference.adapters import fold
+from groundup.data.encoding import for_classifying
+from groundup.inference.folder import fold
 from groundup.inference.loading import load_adapter, load_model
 from groundup.inference.saving import save_adapter, save_model
 from groundup.modeling import (
@@ -15,8 +15,8 @@ from groundup.modeling import (
     GroundupForMaskedLM,
     GroundupForSequenceClassification,
 )
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 from groundup.training.classification_preparation import _in_order
 from groundup.training.classifier_base import FOLDED, Start, base_of, labels_of, load_base, start_of
 from groundup.training.lora import add_lora

@@ -21,8 +21,8 @@ from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.settings import public_settings, read_yaml
 from groundup.inference.loading import load_model
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 from groundup.training.settings import ClassifySettings
 
 COLOURS = ("red", "green", "blue", "black")

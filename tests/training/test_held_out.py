@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 import groundup as package
-from groundup.common.clock import Deadline
 from groundup.common.files import sha256_of
+from groundup.common.settings import Deadline
 from groundup.data.conversations import load_conversations
 from groundup.data.documents import Documents
 from groundup.data.examples import Columns, load_examples
 from groundup.data.sources import load_documents
 from groundup.evaluation.language import Text
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.training.pretraining_preparation import open_prepared, prepare_run
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings

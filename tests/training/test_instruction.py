@@ -18,9 +18,9 @@ import groundup as package
 from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.data.rows import ConversationRows
+from groundup.data.encoding import ConversationRows
 from groundup.data.windows import IGNORED, BatchOrder
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_word_level
 from groundup.training.instruction import ConversationBatches
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")

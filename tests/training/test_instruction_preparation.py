@@ -7,15 +7,15 @@ import time
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from groundup.common.clock import Deadline
 from groundup.common.errors import InputError
+from groundup.common.settings import Deadline
 from groundup.data.conversations import Conversation
-from groundup.data.rows import ConversationRows
+from groundup.data.encoding import ConversationRows
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE
 from groundup.tokenization.folder import CHAT_TOKENS
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_word_level
 from groundup.training import instruction_preparation as preparation
 from groundup.training.instruction_preparation import (
     FINE_TUNING,

@@ -15,8 +15,8 @@ import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.inference.loading import load_adapter
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import save_tokenizer
+from groundup.tokenization.training import train_bpe
 from groundup.training.run_folder import RunFolder
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from groundup.common.errors import InputError
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.training.pretraining import WindowBatches, pretrain
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "context_length": 32, "vocab_size": 300, "quiet": True}

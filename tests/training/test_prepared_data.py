@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from groundup.common.clock import Deadline
 from groundup.common.errors import InputError
-from groundup.data.preparation import prepare
-from groundup.data.prepared import open_prepared_data
+from groundup.common.settings import Deadline
+from groundup.data.preparation import open_prepared_data, prepare
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.bpe import train_bpe
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_bpe, train_word_level
 from groundup.training import pretraining_preparation
 from groundup.training.pretraining import pretrain
 from groundup.training.pretraining_preparation import prepare_run

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import groundup as package
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of
-from groundup.evaluation.metrics_file import read_metrics
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.training import pretraining, run
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}

@@ -9,8 +9,7 @@ import groundup as package
 from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.common.resuming import differing
-from groundup.common.settings import read_yaml
+from groundup.common.settings import differing, read_yaml
 from groundup.training.loop import Loop
 from groundup.training.run_folder import _change
 from groundup.training.settings import ClassifySettings, PretrainSettings

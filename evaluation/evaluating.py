@@ -17,9 +17,8 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
-from groundup.common.contents import content_of, digest
 from groundup.common.errors import InputError, Interrupted, user_path
-from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, sha256_of
+from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, content_of, digest, sha256_of
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
@@ -38,17 +37,17 @@ from groundup.evaluation.language import (
     score_text,
     xz_part,
 )
-from groundup.evaluation.metrics_file import read_metrics, write_metrics
-from groundup.evaluation.page import write_page
+from groundup.evaluation.likelihood import Windows
+from groundup.evaluation.metrics_json import read_metrics, write_metrics
 from groundup.evaluation.parts import VERB, Key, Part, Parts, name_of, names_of
+from groundup.evaluation.report import write_page
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.evaluation.table import TRAINED, summary_table
-from groundup.evaluation.windows import Windows
-from groundup.inference.kinds import require_next_token
+from groundup.inference.folder import require_next_token
 from groundup.inference.loading import load_model
 from groundup.tokenization.folder import load_tokenizer
 from groundup.tokenization.report import kinds_of_text, tokenizer_rows
-from groundup.tokenization.word_level import train_word_level
+from groundup.tokenization.training import train_word_level
 
 GPT2 = "openai-community/gpt2"
 SMOKE_BYTES, SMOKE_ROWS, SMOKE_SAMPLES = 20_000, 8, 2
