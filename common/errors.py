@@ -4,8 +4,11 @@ import contextlib
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+_NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")
 
 
 class InputError(Exception):
@@ -33,13 +36,16 @@ def listed(names: Iterable[str], most: int = 12) -> str:
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or one that it was raised from, says that no space is left to write, or none allowed.
 
-    safetensors reports it as text from Rust, with no errno, so the text is looked at too.
+    safetensors reports it as text from Rust and numpy by the bytes that it could write, with no errno, so the text is
+    looked at too.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EFBIG)):
+            return True
+        if isinstance(cause, OSError) and _NUMPY_WROTE_LESS.fullmatch(str(cause)):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

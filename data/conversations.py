@@ -4,11 +4,12 @@ Which columns a form reads is decided by their names, and what is not read is sa
 on nothing, or on the wrong thing, is an error or is counted and said.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, listed
 from groundup.data import instruction_tasks
 from groundup.data.json_rows import Cell, Row, decode_json, kind_of_cell, written
 from groundup.data.sources import Once, load_tables
@@ -20,6 +21,7 @@ CONVERSATION = ("messages", "conversations", "conversation", "dialogue", "dialog
 ASKED = ("instruction", "prompt", "question", "query")
 GIVEN = ("input", "context")
 ANSWERED = ("output", "completion", "response", "answer", "chosen")
+WANTED = "label"  # of true and false alone: whether an answer is wanted, as in TRL's unpaired preferences
 SYSTEM = ("system", "system_prompt")
 HISTORY = ("history",)
 FORMS = (
@@ -82,6 +84,9 @@ class Form:
     system: str | None = None
     history: str | None = None
     family: str | None = None
+    wanted: str | None = None
+    pair: "Form | None" = None  # of the rows without a conversation, if other columns have a form
+    pair_is_used: bool = False
     unread_keys: set[str] = field(default_factory=set)
     systems_not_read: int = 0  # of rows whose messages have another system message already
 
@@ -95,7 +100,10 @@ class Form:
 
         system, family = first(SYSTEM), first(("family",))
         if conversation := first(CONVERSATION):
-            return cls(conversation=conversation, system=system, family=family)
+            pair = None
+            with contextlib.suppress(InputError):
+                pair = cls.of([column for column in columns if column != conversation], name)
+            return cls(conversation=conversation, system=system, family=family, pair=pair)
         asked, given, answered, history = first(ASKED), first(GIVEN), first(ANSWERED), first(HISTORY)
         if answered and not asked:  # pairs of input and output; or a preference whose texts hold the question too
             asked, given = (given, None) if given else (None, None)
@@ -103,7 +111,13 @@ class Form:
                 return cls(conversation=answered, system=system, family=family)
         if not (asked and answered):
             raise InputError(f"{name} has the columns {', '.join(columns)}: rows need {FORMS}")
-        return cls(None, asked, given, answered, system, history, family)
+        return cls(None, asked, given, answered, system, history, family, first((WANTED,)))
+
+    def for_table(self, table: Table) -> "Form":
+        """Return the form for a table: a label that is not of true and false alone says nothing of answers."""
+        if self.wanted is not None and table.kinds(self.wanted) != {bool}:
+            self.wanted = None
+        return self
 
     @property
     def read(self) -> dict[str, str]:
@@ -116,8 +130,10 @@ class Form:
             "input": self.given,
             "answer": self.answered,
             "family": self.family,
+            "wanted": self.wanted,
         }
-        return {what: column for what, column in parts.items() if column is not None}
+        own = {what: column for what, column in parts.items() if column is not None}
+        return (self.pair.read if self.pair is not None and self.pair_is_used else {}) | own
 
     @property
     def unread(self) -> dict[str, list[str]]:
@@ -129,10 +145,13 @@ class Form:
 
         Raises `NoText` if one of them holds something else, and `InputError` (without the row) for what is no message.
         """
+        if self.pair is not None and row[self.conversation or ""] is None:
+            self.pair_is_used = True
+            return self.pair.messages(row, joint)
         system = text_of(row[self.system]) if self.system else None
         if self.conversation:
-            listed = _decoded(row[self.conversation], self.conversation) or []
-            messages = [self._message(message) for message in listed]
+            turns = _decoded(row[self.conversation], self.conversation) or []
+            messages = [self._message(message) for message in turns]
         else:
             history = self._past(row[self.history]) if self.history else []
             messages = [*history, *self._turn("user", self._question(row, joint))]
@@ -264,6 +283,7 @@ class RowCounts:
 
     rows: int = 0
     without_answer: int = 0
+    not_wanted: int = 0
     without_question: int = 0
     no_text: int = 0
     answers_not_learnt: int = 0
@@ -294,6 +314,7 @@ class RowCounts:
         limit = f"{context or 0:,} tokens (--context-length)"
         said = {
             "without_answer": "have no answer and are left out",
+            "not_wanted": "have the label false, that is an answer that is not wanted: left out",
             "no_text": "hold something else than text and are left out",
             "without_question": "have an answer and no question: trained on as they are",
             "answers_not_learnt": "answers in them have weight 0 or no text: used as context, not trained on",
@@ -341,7 +362,7 @@ def load_conversations(
             continue
         used = []
         for name, table in tables:
-            form = Form.of(table.column_names, name)
+            form = Form.of(table.column_names, name).for_table(table)
             conversations += _read(table, form, input_joint, counts)
             used.append({"name": name} | columns_read(form.read, table) | form.unread)
         say_columns(used)
@@ -373,10 +394,15 @@ def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conve
             continue
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
-        there = len(messages)
+        if form.wanted is not None and row[form.wanted] is False:
+            counts.not_wanted += 1
+            continue
+        there, roles = len(messages), [message["role"] for message in messages]
         while messages and not (messages[-1]["role"] == "assistant" and WEIGHT not in messages[-1]):
             messages.pop()
         if not messages:
+            if roles and "assistant" not in roles:
+                counts.first.setdefault("without_answer", f"{place}: its roles are {listed(dict.fromkeys(roles), 4)}")
             counts.without_answer += 1
             continue
         counts.after_last_answer += there - len(messages)

@@ -47,6 +47,7 @@ class _Fit:
     spaced: bool = False  # a field begins with blanks and a quote
     line: int = 0
     fault: str = ""
+    repeats: int = 0  # rows that are the header again
 
 
 class _FaultAt(Exception):  # noqa: N818 (turned into an error where the other forms are known)
@@ -75,18 +76,26 @@ def find_form(path: Path, kind: str, name: str) -> CsvForm:
         say(f"{name}: its fields are separated by {SEPARATORS.get(separator, repr(separator))}")
     if spaced:
         say(f"{name}: spaces before the quotes of a field are ignored")
+    if fit.repeats:
+        say(f"{name}: {fit.repeats:,} of its {fit.rows + fit.repeats:,} rows repeat the header and are left out")
     rows = _records(path, separator, quoted, skipped, spaced is not None)
     sample = [fields for _, fields in itertools.islice(rows, 1 + _SAMPLE)]
-    doubt = _doubt_of(sample[0], sample[1:], name)
+    doubt = _doubt_of(sample[0], [row for row in sample[1:] if not _is_repeat(row, sample[0])], name)
     return CsvForm(separator, quoted, _columns(sample[0], name), fit.rows, skipped, spaced is not None, doubt)
 
 
 def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rows below the header as texts, each with the line on which it begins."""
+    """Yield the rows below the header as texts, each with the line on which it begins; skip the header's repeats."""
     rows = _records(path, form.separator, form.quoted, form.skipped, form.spaced)
-    next(rows)
+    _, header = next(rows)
     for line, fields in rows:
-        yield line, dict(zip(form.columns, fields))
+        if not _is_repeat(fields, header):
+            yield line, dict(zip(form.columns, fields))
+
+
+def _is_repeat(fields: list[str], header: list[str]) -> bool:
+    """Return whether a row is the header again, as in files that were joined; a single field may be a text."""
+    return fields == header and len(header) > 1
 
 
 def _records(
@@ -115,10 +124,12 @@ def _fit(
     path: Path, separator: str, quoted: bool, skipped: int = 0, most: int | None = None, skip_blanks: bool = False
 ) -> _Fit:
     """Return how well a form explains a file, or its first rows."""
-    width, rows, within_lines, spaced = 0, -1, True, False
+    width, rows, within_lines, spaced, repeats = 0, -1, True, False, 0
+    header: list[str] = []
     try:
         for line, fields in itertools.islice(_records(path, separator, quoted, skipped, skip_blanks), most):
-            width = width or len(fields)
+            repeats += _is_repeat(fields, header)
+            header, width = header or fields, width or len(fields)
             spaced = spaced or any(map(_begins_with_blank_and_quote, fields))
             if len(fields) != width:
                 fault = f"it has {len(fields)} fields, the header has {width}"
@@ -128,7 +139,7 @@ def _fit(
                 within_lines = not any("\n" in field or "\r" in field for field in fields)
     except _FaultAt as error:
         return _Fit(width, rows, within_lines, spaced, error.line, error.fault)
-    return _Fit(width, max(rows, 0), within_lines, spaced)
+    return _Fit(width, max(rows - repeats, 0), within_lines, spaced, repeats=repeats)
 
 
 def _excel_hint(path: Path) -> str | None:

@@ -11,6 +11,7 @@ import glob
 import gzip
 import lzma
 import os
+import re
 import shutil
 import stat
 import zipfile
@@ -30,6 +31,24 @@ ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 _BLOCK_BYTES = 2**20
+# How files of other formats begin, whatever their names say, and what to do about each.
+_FORMATS = {
+    b"%PDF-": "a PDF file: save its text first",
+    b"PK\x03\x04": "a zip archive or an Office file: unpack it, or save it as text or CSV",
+    b"\xd0\xcf\x11\xe0": "an Office file: save it as text or CSV",
+    b"{\\rtf": "an RTF file: save it as plain text",
+    b"PAR1": "a Parquet file: let its name end in .parquet",
+    b"SQLite format 3\0": "an SQLite database: save its rows as CSV",
+    b"\x1f\x8b": "packed by gzip: let its name end in .gz",
+    b"BZh91AY&SY": "packed by bzip2: let its name end in .bz2",
+    b"\xfd7zXZ\0": "packed by xz: let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "packed by zstd: let its name end in .zst",
+}
+_TAR = slice(257, 262), b"ustar"
+_PARTS = {  # words in the names of files that are parts of one set
+    "training": re.compile(r"(?i)(?<![a-z])train(ing)?(?![a-z])"),
+    "testing": re.compile(r"(?i)(?<![a-z])(test|testing|dev|val|valid|validation|eval|held.?out)(?![a-z])"),
+}
 
 Named = tuple[Path, str]  # a file, or the folder of a saved dataset, and its name below the folder that was given
 
@@ -143,7 +162,16 @@ def _readable(found: Iterable[Path], folder: Path | None, passed: _Passed) -> li
     if not known:
         kinds = ", ".join(TEXT_KINDS + ROW_KINDS)
         raise InputError(f"{passed.item} holds no file to read: {kinds}, or one of them packed")
-    return [(path, printable(path.relative_to(folder).as_posix() if folder else path.name)) for path in known]
+    named = [(path, printable(path.relative_to(folder).as_posix() if folder else path.name)) for path in known]
+    _say_parts(passed.item, [name for _, name in named])
+    return named
+
+
+def _say_parts(item: str, names: list[str]) -> None:
+    """Say which files are read that look as if they were to be held out, where others are for training."""
+    held_out = [name for name in names if _PARTS["testing"].search(name)]
+    if held_out and any(_PARTS["training"].search(name) for name in names if name not in held_out):
+        say(f"{item}: {listed(held_out, 4)} {'is' if len(held_out) == 1 else 'are'} read like the rest, as one set")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -220,6 +248,8 @@ def check_text(path: Path, name: str) -> None:
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
+            if offset == 0 and (other := _format_of(block)):
+                raise InputError(f"{name} is {other}")
             if offset == 0 and b"\0" in block[:8192]:
                 wide = block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or any(
                     half.count(0) > 0.9 * len(half) > 0 and 0 not in other
@@ -240,6 +270,14 @@ def check_text(path: Path, name: str) -> None:
             offset += len(block)
     if decoder.getstate()[0]:
         raise InputError(f"{name} ends within a character (byte {offset:,}): it is not complete UTF-8 text")
+
+
+def _format_of(start: bytes) -> str | None:
+    """Return what a file is that begins so, and what to do about it; None for what may be text."""
+    place, mark = _TAR
+    if start[place] == mark:
+        return "a tar archive: unpack it first"
+    return next((what for begins, what in _FORMATS.items() if start.startswith(begins)), None)
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -229,6 +229,7 @@ def _split(
 TRAINING_BYTES = 2**28  # of a larger text an even sample: the merges no longer change, the time does
 REPORT_BYTES = 2**24
 SMOKE_BYTES = 2**20
+MOSTLY_UNKNOWN = 0.2
 
 
 @verb(TokenizerSettings)
@@ -250,6 +251,8 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
             recipe = _recipe("tokenizer", settings, corpus) | {"tokenizer_sha256": fingerprint(tokenizer)}
             write_yaml(folder / RECIPE_FILE, recipe)
     console.print(report_table(rows))
+    if (unknown := rows[0]["unknown_rate"]) > MOSTLY_UNKNOWN:  # as of a language without blanks between words
+        say(f"{unknown:.0%} of the held-out tokens are unknown to it: use --kind bpe, or give a larger --vocab-size")
     say(f"tokenizer of {len(tokenizer):,} tokens written to {output.path}")
     return output.path
 

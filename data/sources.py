@@ -8,6 +8,7 @@ Documents stay documents: a text file is one, a row is one. The order is that of
 import codecs
 import dataclasses
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ BUILT_IN = (PYTHON_DOCS, "library-areas", "instruction-tasks")  # names that sta
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.+-]+){0,2}")
 _LFS_NOTE = b"version https://git-lfs.github.com/spec/"
 FEW_DOCUMENTS = 10
+_START_BYTES = 2**16  # of a text, to see what it may be
 SAVED = "saved dataset"  # a folder that `save_to_disk` of `datasets` wrote
 
 
@@ -145,10 +147,11 @@ def load_documents(
         raise InputError("no --data given: name a file, a folder, a glob, a Hub dataset or python-docs")
     listed: list[str | Named] = []
     for item in data:
-        listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else list_files(item))
+        listed.extend([item] if item == PYTHON_DOCS or is_hub_name(item) else _without_readme(list_files(item), item))
     of_files = share is not None and len(listed) >= share.count
     parts: list[Part | Documents] = []
     rows, once, empty = [], Once(), []
+    doubts: dict[str, list[str]] = {}
     for entry in share.of(listed) if share is not None and of_files else listed:
         if isinstance(entry, str) and not once.new(entry, entry):
             continue
@@ -163,10 +166,15 @@ def load_documents(
         else:
             sources = [each for each in _open(entry[0], entry[1]) if once.new(each.name, each.content, each.kind)]
             found = [_read_file(source, text_column) for source in sources]
+            for each in sources:
+                if each.kind in TEXT_KINDS and (doubt := _doubt_of(each)):
+                    doubts.setdefault(doubt, []).append(each.name)
             parts.extend(part for part, _ in found)
             empty += [each.name for each, (part, _) in zip(sources, found) if each.kind in TEXT_KINDS and not len(part)]
             rows.extend(_file_rows(sources, [columns for _, columns in found]))
     once.say()
+    for doubt, names in doubts.items():
+        say(f"{listed_names(names, 3)}: {doubt}")
     say_columns(rows)
     documents = Documents(parts)
     if len(documents) == 0:
@@ -284,6 +292,34 @@ def _read_file(source: Source, text_column: str | None) -> tuple[Part, dict[str,
     with source.plain.open("rb") as file:
         mark = len(codecs.BOM_UTF8) if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
     return Texts([FileText(source.plain, mark, source.plain.stat().st_size)]), {}
+
+
+def _doubt_of(source: Source) -> str | None:
+    """Return how a text is read that may be meant as something else, None for any other."""
+    with source.plain.open("rb") as file:
+        start = file.read(_START_BYTES).decode(errors="ignore").removeprefix("\ufeff").lstrip()
+    if start[:1] == "{" and _is_object(start.split("\n")[0]):
+        return "read as plain text, though the lines are JSON: let the name end in .jsonl to read the rows"
+    if start[:200].lower().startswith(("<!doctype html", "<html", "<?xml")):
+        return "read as plain text, tags and all"
+    return "read as plain text" if source.path.suffix and kind_of(source.path) is None else None
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _without_readme(files: list[Named], item: str) -> list[Named]:
+    """Leave out the README of a folder of tables, which describes them, and say so."""
+    readmes = [(path, name) for path, name in files if path.stem.lower() == "readme" and kind_of(path) in TEXT_KINDS]
+    if not any(path.is_dir() or kind_of(path) in ROW_KINDS for path, _ in files):
+        return files
+    if readmes:
+        say(f"{printable(item)}: skipped {listed_names((name for _, name in readmes), 4)} beside tables")
+    return [file for file in files if file not in readmes]
 
 
 def _file_rows(sources: list[Source], columns: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:

@@ -165,6 +165,8 @@ def test_a_place_that_cannot_be_written_to_is_said_before_any_work(tmp_path, mon
 def test_a_full_disk_and_a_file_that_may_not_be_read_are_told_apart(tmp_path):
     errors = [(28, tmp_path / "out" / "x", "no space left"), (27, tmp_path / "out" / "x", "no space left")]
     errors += [(13, tmp_path / "out" / "x", "cannot write to")]
+    with pytest.raises(InputError, match="no space left"), claim(tmp_path / "out", "merge", "x"):
+        raise OSError("423778 requested and 141248 written")  # numpy's way to say it
     for number, name, said in [*errors, (13, tmp_path / "data.txt", r"cannot open .*data\.txt")]:
         with pytest.raises(InputError, match=said), claim(tmp_path / "out", "merge", "x"):
             raise OSError(number, os.strerror(number), str(name))

@@ -357,3 +357,40 @@ def test_characters_that_stand_for_special_tokens_inside_are_text_like_any(text)
     ids = encoder.prompt_ids([{"role": "user", "content": text}])
     assert TOKENIZER.decode(ids) == f"<|user|>{text}<|end|><|assistant|>"
     assert sum(token in TOKENIZER.all_special_ids for token in ids) == 3
+
+
+def test_answers_that_are_labelled_as_not_wanted_are_left_out_and_counted(write):
+    rows = [{"prompt": f"p{n}", "completion": f"c{n}", "label": n % 3 > 0} for n in range(9)]
+    found, counts, (source,) = load_conversations(write(*rows), "\n")
+    assert [one.answer for one in found] == [f"c{n}" for n in range(9) if n % 3]
+    assert counts.not_wanted == 3 and source["columns"]["wanted"] == "label"
+    assert "3 of 9 rows: have the label false" in counts.warnings()[0]
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], [0, 1], ["false", "true"], [True, "x"]])
+def test_a_label_of_another_kind_says_nothing_of_answers(write, labels):
+    found, _, (source,) = load_conversations(
+        write(*({"prompt": f"p{n}", "completion": "c", "label": labels[n % 2]} for n in range(4))), "\n"
+    )
+    assert len(found) == 4 and source["columns_not_read"] == ["label"]
+
+
+@pytest.mark.parametrize("gap", [{}, {"messages": None}])
+def test_rows_without_a_conversation_are_read_in_the_form_of_their_other_columns(write, gap):
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": said}, {"prompt": "q2", "completion": "a2"} | gap, {"messages": said}]
+    found, counts, (source,) = load_conversations(write(*rows), "\n")
+    assert [(one.prompt[0]["content"], one.answer) for one in found] == [("q", "a"), ("q2", "a2"), ("q", "a")]
+    assert counts.without_answer == 0 and source["columns_not_read"] == []
+
+
+def test_columns_that_no_row_needs_are_not_called_read(write):
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    _, _, (source,) = load_conversations(write(*[{"prompt": "q", "chosen": said, "messages": said}] * 2), "\n")
+    assert source["columns"] == {"messages": "messages"} and source["columns_not_read"] == ["prompt", "chosen"]
+
+
+def test_of_rows_in_which_no_assistant_speaks_the_roles_are_named(write):
+    said = [{"role": "alice", "content": "q"}, {"role": "bob", "content": "a"}]
+    with pytest.raises(InputError, match=r"2 of 2 rows: have no answer .*line 1: its roles are alice, bob"):
+        load_conversations(write(*[{"messages": said}] * 2), "\n")

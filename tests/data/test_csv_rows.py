@@ -174,3 +174,24 @@ def test_every_door_reads_the_same_rows_whatever_separates_them(kind, separator,
     assert load_examples([str(path)], Columns())[0] == Examples(texts, [line[1] for line in lines])
     read = [[message["content"] for message in found.messages] for found in load_conversations([str(path)], "\n")[0]]
     assert read == [line[2:] for line in lines]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_rows_that_repeat_the_header_are_left_out_and_counted(tmp_path, times, capsys):
+    part = "text,label\n" + "".join(f"{word},{label}\n" for word in "abcd" for label in ("x", "y"))
+    (tmp_path / "rows.csv").write_text(part * (1 + times))
+    examples = load_examples([str(tmp_path / "rows.csv")], Columns())[0]
+    assert len(examples) == 8 * (1 + times) and set(examples.labels) == {"x", "y"}
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{times} of its {9 * times + 8} rows repeat the header and are left out" in said
+
+
+def test_a_first_line_of_data_that_stands_there_twice_is_no_header(tmp_path):
+    (tmp_path / "rows.csv").write_text("ok,ham\nwin,spam\nok,ham\nhello,ham\nmoney,spam\n")
+    with pytest.raises(InputError, match="its first line is data"):
+        load_examples([str(tmp_path / "rows.csv")], Columns())
+
+
+def test_of_a_single_column_no_row_is_taken_for_the_header(tmp_path):
+    (tmp_path / "rows.csv").write_text("text\na text\ntext\nmore text\n")
+    assert list(load_documents([str(tmp_path / "rows.csv")])[0].texts()) == ["a text", "text", "more text"]

@@ -132,3 +132,10 @@ def test_the_tokenizer_of_shards_has_no_length_of_the_model_it_was_taken_from(te
     save_tokenizer(train_bpe([Path(text).read_text()], 300), tmp_path / "model", 24)
     prepare(tokenizer=str(tmp_path / "model"), data=[text], out=str(tmp_path / "shards"))
     assert load_tokenizer(tmp_path / "shards" / "tokenizer").model_max_length > 10**9
+
+
+@pytest.mark.parametrize(("kind", "said"), [("word", True), ("bpe", False)])
+def test_a_tokenizer_that_knows_hardly_a_word_of_a_text_without_blanks_is_told(kind, said, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("".join(chr(0x4E00 + number * 37 % 900) for number in range(4000)))
+    train_tokenizer(data=[str(tmp_path / "text.txt")], kind=kind, out=str(tmp_path / "out"))
+    assert ("are unknown to it: use --kind bpe" in " ".join(capsys.readouterr().err.split())) == said
