@@ -5,6 +5,7 @@ Exit status: 0 done; 2 what the user gave is wrong, said in one line; 130 interr
 
 import contextlib
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -139,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # scheduler's next turn: a small model trains many times slower (docs/performance.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # offline its client would warn of each retry, tens of lines
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that it cannot write to
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this: `groundup ... >&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end of the process)

@@ -115,7 +115,8 @@ def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str
     measured = {
         "accuracy": accuracy_score(truth, predicted),
         "f1_macro": f1_score(truth, predicted, labels=present, average="macro", zero_division=0.0),  # type: ignore[arg-type] (its stub says str)
-        "mcc": matthews_corrcoef(truth, predicted),
+        # Of a single label scikit-learn gives 0 too, with warnings of its own.
+        "mcc": matthews_corrcoef(truth, predicted) if len(np.union1d(truth, predicted)) > 1 else 0.0,
     }
     if len(names) == 2:
         rarer = _rarer(truth)

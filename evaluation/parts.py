@@ -15,12 +15,16 @@ from typing import Any
 from groundup.common.console import say
 from groundup.common.errors import InputError, Interrupted, is_disk_full, user_path
 from groundup.common.files import METRICS_FILE, RECIPE_FILE, atomic_write, digest, remove
-from groundup.common.settings import differing, read_yaml, refuse, settings_from, write_yaml
+from groundup.common.settings import default_of, differing, read_yaml, refuse, settings_from, write_yaml
 from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
 
+NEEDING = {
+    "data": ("text_column", "train_data", "stride", "by_document"),
+    "tasks": ("num_fewshot", "limit"),
+}
 CHANGEABLE = ("batch_rows", "trust_remote_code")  # no score depends on these
 
 Part = dict[str, Any]  # "rows" for metrics.json and what a later part needs, in types that JSON has
@@ -62,6 +66,7 @@ class Parts:
                 f"{self.out} holds nothing to resume" if settings.resume else "evaluate needs a model and test data"
             )
             raise InputError(f"{missing}: give --model, and --data or --tasks")
+        _refuse_unused(settings)
         self._is_new = True
         (self.work / "parts").mkdir(parents=True, exist_ok=True)
         values = dataclasses.asdict(settings)
@@ -130,6 +135,16 @@ class Parts:
     def _path(self, name: str) -> Path:
         """Return the file of a part: no two names share one, whatever letters they have."""
         return self.work / "parts" / f"{digest(name)}.json"
+
+
+def _refuse_unused(settings: EvaluateSettings) -> None:
+    """Raise `InputError` for a setting of the text, or of the tasks, where there are none."""
+    for needed, names in NEEDING.items():
+        for option in dataclasses.fields(settings):
+            is_asked = option.name in names and getattr(settings, option.name) != default_of(option)
+            if is_asked and not getattr(settings, needed):
+                name = option.name.replace("_", "-")
+                raise InputError(f"--{name} has nothing to do without --{needed}: add that, or leave --{name} out")
 
 
 def name_of(source: str) -> str:

@@ -60,6 +60,7 @@ from groundup.training.run import TrainingRun, carry_out, require_tracker
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings, PretrainSettings
 
+OF_LABELLING = {"predict", "model", "text_column", "trust_remote_code", "out", "quiet", "resume", "smoke"}
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
 FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
 FINISH_SECONDS = 8.0  # and for the last files
@@ -343,6 +344,8 @@ def _label_only(settings: ClassifySettings) -> Path:
     console.quiet = settings.quiet
     if settings.model is None:
         raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
+    if others := sorted(settings.given() - OF_LABELLING):
+        raise InputError(f"--{others[0].replace('_', '-')} is for training: leave it out, or give --data")
     with claim(settings.out, "classify", short_name([settings.predict or ""])) as output:
         content = label_texts(settings.model, settings.predict or "", settings.text_column, settings.trust_remote_code)
         with output.filled() as folder:

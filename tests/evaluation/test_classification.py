@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -284,3 +285,11 @@ def test_labels_that_are_called_as_our_columns_leave_every_column_its_own_name(b
     assert len(set(header)) == len(header) == 5 and header[:3] == ["text", "label", "probability"]
     assert [row[0] for row in rows] == ["one", "two"]
     assert all(row[2] == max(row[3:]) and header[3 + row[3:].index(row[2])].endswith(row[1]) for row in rows)
+
+
+@pytest.mark.parametrize(("truth", "predicted"), [([1, 1], [1, 1]), ([0, 0], [0, 0]), ([0], [1]), ([0, 1], [1, 0])])
+def test_of_few_labels_the_scores_come_without_warnings(truth, predicted):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = scores(np.array(truth), np.array(predicted), ["a", "b"])
+    assert found["mcc"] == (-1.0 if truth == [0, 1] else 0.0)

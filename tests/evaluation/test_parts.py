@@ -292,3 +292,17 @@ def test_the_recipe_of_equal_compute_compares_three_ways_by_what_comes_before():
     assert (compare.verb, compare.options["model"]) == ("evaluate", ["{from_nothing}", "{continued}", "{adapter}"])
     minutes = {stage.options["minutes"] for stage in recipe.stages if stage.options["data"] == ["my_text.txt"]}
     assert len(minutes) == 1
+
+
+UNUSED = [("stride", 4), ("by_document", True), ("text_column", "x"), ("train_data", ["x"])]
+UNUSED += [("num_fewshot", [2]), ("limit", 3)]
+
+
+@pytest.mark.parametrize(("option", "value"), UNUSED)
+def test_a_setting_of_what_is_not_measured_is_refused_before_any_work(option, value, tmp_path):
+    of_text = option not in ("num_fewshot", "limit")
+    given = {"tasks": ["docs_text"]} if of_text else {"data": ["x"]}
+    needed = "data" if of_text else "tasks"
+    with pytest.raises(InputError, match=f"has nothing to do without --{needed}: add that"):
+        evaluate(model=["x"], out=str(tmp_path / "o"), **given, **{option: value})
+    assert not (tmp_path / "o").exists()

@@ -514,3 +514,22 @@ def test_the_test_may_name_its_columns_otherwise_than_the_rows_that_were_learned
         **TINY,
     )
     assert values_of(out)["accuracy", "test", None]["count"] == 30
+
+
+@pytest.mark.parametrize("option", ["eval_data", "max_steps", "seeds", "label_column", "class_weights"])
+def test_labelling_alone_takes_no_option_of_training(option, tmp_path):
+    (tmp_path / "texts.txt").write_text("one\n")
+    value = {"eval_data": ["x.csv"], "label_column": "x", "class_weights": True}.get(option, 2)
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} is for training: leave it out, or give --data"):
+        package.classify(
+            model=str(tmp_path), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "o"), **{option: value}
+        )
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("texts", [["the same"] * 40, [""] * 40])
+def test_where_the_texts_held_out_are_all_in_training_that_is_the_reason_given(texts, tmp_path):
+    rows = [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="every text held out for selection is in the training rows too"):
+        package.classify(data=[str(tmp_path / "rows.jsonl")], out=str(tmp_path / "o"), smoke=True)
