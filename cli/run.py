@@ -43,7 +43,8 @@ def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> N
     """Run the stages that are not done, and write the report."""
     ledger = Ledger(out, settings.smoke)
     _check_files(recipe, ledger)
-    _check_folders(recipe, out, ledger)
+    for stage in recipe.stages:
+        _check_folder(stage, out, ledger)
     for number, stage in enumerate(recipe.stages, 1):
         console.quiet = settings.quiet
         place = f"[{number}/{len(recipe.stages)}] {stage.name}"
@@ -73,24 +74,23 @@ def _check_files(recipe: Recipe, ledger: Ledger) -> None:
                 raise InputError(f"{recipe.name}, stage {stage.name}: {error}") from error
 
 
-def _check_folders(recipe: Recipe, out: Path, ledger: Ledger) -> None:
+def _check_folder(stage: Stage, out: Path, ledger: Ledger) -> None:
     """Raise `InputError` for a stage's folder that no stage made, or that another command uses."""
-    for stage in recipe.stages:
-        folder = out / stage.name
-        if os.path.lexists(folder) and not ledger.knows(stage):
-            raise InputError(f"{folder} exists, but no stage made it: move it away, or choose a new --out")
-        require_unused(folder)
+    folder = out / stage.name
+    if os.path.lexists(folder) and not ledger.knows(stage):
+        raise InputError(f"{folder} exists, but no stage made it: move it away, or choose a new --out")
+    require_unused(folder)
 
 
 def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     """Run one stage, or resume it if it was started with the same key."""
+    _check_folder(stage, out, ledger)  # again: it may have come since
     settings_class = find(VERBS[stage.verb].settings)
     fields = {field.name for field in dataclasses.fields(settings_class)}
     folder, begun, started = out / stage.name, ledger.has_begun(stage), time.monotonic()
     shared = {"out": str(folder), "smoke": settings.smoke, "quiet": settings.quiet, "resume": begun}
     options = stage.filled(out) | {name: value for name, value in shared.items() if name in fields}
     if folder.exists() and not (begun and "resume" in fields) and not holds_nothing(folder):
-        require_unused(folder)
         aside = next_free(folder)  # nothing that was trained is thrown away
         folder.rename(aside)
         say(f"what it made before is in {aside} now: remove that if you do not need it")

@@ -1,5 +1,6 @@
 """Recipes: which stages are done again, what a dry run says, and the page at the end."""
 
+import contextlib
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from groundup.cli.recipe import Ledger, Stage, read_recipe
 from groundup.cli.settings import RunSettings
 from groundup.common.errors import InputError
 from groundup.common.options import what_is_read
+from groundup.common.output import claim
 from groundup.common.settings import hints_of
 from groundup.data.conversations import Conversation
 from groundup.evaluation.instruction import Answer, sample_table
@@ -178,9 +180,41 @@ def test_what_a_stage_made_before_is_moved_aside_and_it_is_said(recipe, tmp_path
     stage, out = read_recipe(recipe).stages[0], tmp_path / "out"
     (out / "tokenizer").mkdir(parents=True)
     (out / "tokenizer" / "tokenizer.json").write_text("of before")
+    Ledger(out, smoke=False).begin(stage)
+    (tmp_path / "text.txt").write_text("another text altogether")
     find = run.find
     monkeypatch.setattr(run, "find", lambda path: find(path) if "settings" in path.lower() else lambda given: None)
     run._do(stage, out, Ledger(out, smoke=False), RunSettings(recipe="x"))
     aside = out / "tokenizer.old-1"
     assert (aside / "tokenizer.json").read_text() == "of before"
     assert f"what it made before is in {aside} now" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "meanwhile, and it has ended"])
+def test_a_stage_that_somebody_runs_by_hand_stops_the_chain_and_is_left_alone(
+    when, recipe, tmp_path, monkeypatch, capsys
+):
+    out, find, done = tmp_path / "out", run.find, []
+    with contextlib.ExitStack() as held:
+
+        def by_hand():
+            folder = held.enter_context(claim(out / "base", "pretrain", "x")).path
+            (folder / "notes").write_text("theirs")
+            if when.endswith("ended"):
+                held.close()
+
+        def do(settings):
+            done.append(settings.out)
+            by_hand()
+
+        if when == "before":
+            by_hand()
+        monkeypatch.setattr(run, "find", lambda path: find(path) if "ettings" in path else do)
+        for _ in range(2):
+            assert main(["run", str(recipe), "--out", str(out)]) == 2
+            said = capsys.readouterr().err
+            reasons = ("is in use by another command", "base exists, but no stage made it", "did not write")
+            assert any(reason in said for reason in reasons) and said.count("\n") == 1 + 2 * ("[1/3]" in said)
+    assert len(done) == (when != "before")
+    assert [path.name for path in (out / "base").iterdir()] == ["notes"]
+    assert "base" not in json.loads((out / "stages.json").read_text()) if done else not (out / "stages.json").exists()
