@@ -22,7 +22,8 @@ _PUBLIC = {
     "instruct": "groundup.training.instruction",
     "evaluate": "groundup.evaluation.evaluating",
     "merge": "groundup.publishing.merging",
-    "import_gpt2": "groundup.publishing.conversion",
+    "import_model": "groundup.publishing.importing",
+    "import_gpt2": "groundup.publishing.importing",
     "export": "groundup.publishing.conversion",
     "publish": "groundup.hub_upload",
 }

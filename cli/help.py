@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import re
 import shutil
 import textwrap
 import types
@@ -103,7 +104,17 @@ def _beside(left: str, right: str, indent: int, width: int) -> list[str]:
     if len(left) + 1 < indent:
         padded[0] = left.ljust(indent) + lines[0]
         return padded
-    return [left, *padded]
+    return [*_folded(left, indent, width), *padded]
+
+
+def _folded(option: str, indent: int, width: int) -> list[str]:
+    """Return the lines of an option whose choices may be too many for one."""
+    folded = [""]
+    for choice in re.findall(r"[^|]+[|]?", option):
+        if len(folded[-1] + choice) > width:
+            folded.append(" " * indent)
+        folded[-1] += choice
+    return folded
 
 
 def _width() -> int:

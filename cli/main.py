@@ -83,11 +83,13 @@ VERBS = {
         ("adapter",),
         "groundup merge runs/pretrain-my_texts --out my_model",
     ),
-    "import-gpt2": Verb(
-        "groundup.publishing.settings:ImportGpt2Settings",
-        "groundup.publishing.conversion:import_gpt2",
+    "import": Verb(
+        "groundup.publishing.settings:ImportSettings",
+        "groundup.publishing.importing:import_model",
         ("source",),
-        "groundup import-gpt2 openai-community/gpt2 --out gpt2",
+        "groundup import openai-community/gpt2 --out gpt2\n"
+        "groundup import Qwen/Qwen3-0.6B --out qwen3\n"
+        "groundup import SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2",
     ),
     "export": Verb(
         "groundup.publishing.settings:ExportSettings",
@@ -132,6 +134,8 @@ VERBS = {
     ),
 }
 
+ALIASES = {"import-gpt2": "import"}  # other names of verbs
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
@@ -146,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end of the process)
     with contextlib.suppress(AttributeError):  # a stand-in of somebody's
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no é shows a ? for it
-    name = arguments[0] if arguments else ""
+    name = ALIASES.get(arguments[0], arguments[0]) if arguments else ""
     try:
         with _sigterm_interrupts():
             _do(name, arguments[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
-from groundup.cli.main import VERBS, find
+from groundup.cli.main import ALIASES, VERBS, find
 from groundup.common.errors import InputError, near, one_line, user_path
 from groundup.common.files import CARD_FILE, KEPT_APART, PAGE_FILE, atomic_write, content_of, digest, files_of
 from groundup.common.options import what_is_read
@@ -124,6 +124,7 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
         raise InputError(f"{path}, stage {name}: it must hold settings, not {options!r}")
     options = dict(options or {})
     verb = options.pop("verb", name)
+    verb = ALIASES.get(verb, verb) if isinstance(verb, str) else verb
     if not isinstance(verb, str) or verb not in VERBS or verb == "run":
         raise InputError(f"{path}, stage {name}: unknown verb {verb!r}{near(str(verb), VERBS)}: add `verb:`")
     for option in OF_THE_RUN:

@@ -23,6 +23,7 @@ from groundup.common.errors import InputError, user_path
 CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE = "config.json", "adapter_config.json", "config_overrides.json"
 GENERATION_FILE = "generation_config.json"
 MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS = "model.safetensors", "adapter_model.safetensors", "model.gguf"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 METRICS_FILE, RECIPE_FILE, LOG_FILE = "metrics.json", "recipe.yaml", "log.jsonl"
 CARD_FILE, CURVE_FILE, PAGE_FILE = "README.md", "curve.png", "report.html"

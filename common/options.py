@@ -53,7 +53,7 @@ NotNegative = Annotated[float, Interval(ge=0, le=1e9)]
 Share = Annotated[float, Interval(ge=0, lt=1)]
 Amount = Annotated[float, Interval(gt=0, le=1e18)]
 Optimizer = Literal["muon", "adamw"]
-StockForm = Literal["gpt2", "llama", "qwen3", "arcee", "gguf"]
+StockForm = Literal["gpt2", "llama", "qwen2", "qwen3", "mistral", "ministral", "arcee", "starcoder2", "gguf"]
 MaxNewTokens = Count
 Temperature = NotNegative
 

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2_PATTERN
 
 from .configuration_groundup import GroundupConfig
-from .export import obstacles
-from .gpt2 import TRANSPOSED
+from .stock import is_transposed, obstacles
 
 FORMS = ("qwen3", "llama", "arcee", "gpt2")
 # transformers has no name for the width of Qwen3's heads (it takes 128) and for GPT-2's positions (1,024), but heeds
@@ -45,6 +44,8 @@ def _obstacles(config: GroundupConfig, form: str) -> list[str]:
         return found
     biases = ("qkv_bias", "attention_bias", *(["mlp_bias"] if form != "qwen3" else []))
     found += [f"{name}=True where it has no biases" for name in biases if getattr(config, name)]
+    if "sliding_attention" in config.layer_types:
+        found.append(f"sliding_window={config.sliding_window} where it sees the whole text")
     if config.rope_parameters and config.rope_parameters["rope_type"] != "default":
         found.append(f"rope_type={config.rope_parameters['rope_type']!r} where it has 'default'")
     return found
@@ -106,7 +107,7 @@ def _add_tensors(writer: Any, twin: PreTrainedModel) -> None:
         module, leaf = name.rsplit(".", 1)
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue  # a reader that finds no head takes the embedding
-        if name.endswith(TRANSPOSED):
+        if is_transposed(name, config.model_type):
             tensor = tensor.t()
         if config.model_type in ("llama", "arcee") and module.endswith((".q_proj", ".k_proj")):
             tensor = _interleaved(tensor, config.head_dim)

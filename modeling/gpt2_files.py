@@ -1,128 +1,51 @@
-"""Read GPT-2 in every form in which it lies on a disk: its settings, and its tensors by their plain names.
+"""Read what only GPT-2 has: OpenAI's TensorFlow checkpoint and its names, and weights without a config."""
 
-Safetensors (one file or shards with an index), transformers' old pickles, OpenAI's TensorFlow checkpoint. A pickle is
-read by torch's `weights_only` loader, which makes tensors and runs no code.
-"""
-
-import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import GPT2Config
 
-from .gpt2 import infer_config, openai_names, plain_names
 
-WEIGHTS_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+def infer_config(tensors: dict[str, torch.Tensor]) -> GPT2Config:
+    """Infer the settings of a checkpoint that comes without them from the shapes of its tensors (plain names).
 
-
-def find_weights(place: Path) -> Path:
-    """Return the file with the weights: `place` itself, or the one in that folder, safetensors before a pickle.
-
-    For shards and for a TensorFlow checkpoint it is the index. Raises `ValueError` when there is none, or several.
+    All of OpenAI's sizes have heads of width 64. Which token ends a text is not known from shapes. Raises `ValueError`
+    when embeddings or blocks are missing, or the width does not divide by 64.
     """
-    if place.is_file():
-        return place
-    found = [place / name for name in WEIGHTS_FILES if (place / name).is_file()] or sorted(place.glob("*.index"))
-    if not found:
-        raise ValueError(f"{place} holds none of {', '.join(WEIGHTS_FILES)}, model.ckpt.index: give GPT-2's folder")
-    if found[0].suffix == ".index" and len(found) > 1:
-        raise ValueError(
-            f"{place} holds several checkpoints, {', '.join(p.name for p in found)}: give one of the files"
-        )
-    return found[0]
+    blocks = {int(name.split(".")[1]) for name in tensors if re.match(r"h\.\d+\.", name)}
+    if 0 not in blocks or any(name not in tensors or tensors[name].ndim != 2 for name in ("wte.weight", "wpe.weight")):
+        raise ValueError("no wte.weight, wpe.weight and h.0 among the tensors: these are not GPT-2's weights")
+    vocab_size, width = tensors["wte.weight"].shape
+    if width % 64:
+        raise ValueError(f"a width of {width} does not divide into heads of 64: put its config.json beside the weights")
+    inner = len(tensors["h.0.mlp.c_fc.bias"]) if "h.0.mlp.c_fc.bias" in tensors else 4 * width
+    head = tensors.get("lm_head.weight")
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=tensors["wpe.weight"].shape[0],
+        n_embd=width,
+        n_layer=max(blocks) + 1,
+        n_head=width // 64,
+        n_inner=None if inner == 4 * width else inner,
+        tie_word_embeddings=head is None or torch.equal(head, tensors["wte.weight"]),
+        bos_token_id=None,
+        eos_token_id=None,
+    )
 
 
-def read_gpt2(weights: Path) -> tuple[GPT2Config, dict[str, torch.Tensor]]:
-    """Return settings and tensors, by plain names, of the file that `find_weights` found.
-
-    The settings come from config.json or OpenAI's hparams.json beside it, else from the shapes. Raises `ValueError` for
-    a file that is broken, holds more than tensors, or belongs to another kind of model.
-    """
-    if weights.suffix == ".index":
-        tensors = openai_names(_read_tensorflow(weights))
-    elif weights.suffix == ".json":
-        tensors = plain_names(_read_shards(weights))
-    else:
-        tensors = plain_names(_read_tensors(weights))
-    return _read_config(weights.parent) or infer_config(tensors), tensors
-
-
-def weights_files(weights: Path) -> list[Path]:
-    """Return all files that `read_gpt2` takes tensors from, for the record."""
-    if weights.suffix == ".index":
-        return [weights, *sorted(weights.parent.glob(f"{weights.stem}.data-*"))]
-    if weights.suffix == ".json":
-        return [weights, *(weights.parent / name for name in _shard_names(weights))]
-    return [weights]
-
-
-def _read_config(folder: Path) -> GPT2Config | None:
-    if (path := folder / "config.json").is_file():
-        values = _read_json(path)
-        if values.get("model_type", "gpt2") != "gpt2":
-            raise ValueError(f"{path} says model_type {values['model_type']!r}: only GPT-2 can be imported")
-        return GPT2Config.from_dict(values)
-    if (path := folder / "hparams.json").is_file():
-        values = _read_json(path)
-        ours = {"vocab_size": "n_vocab", "n_positions": "n_ctx"} | {n: n for n in ("n_embd", "n_layer", "n_head")}
-        if missing := [name for name in ours.values() if name not in values]:
-            raise ValueError(f"{path} has no {', '.join(missing)}")
-        end = values["n_vocab"] - 1  # OpenAI's vocabulary ends with <|endoftext|>
-        return GPT2Config(**{name: values[n] for name, n in ours.items()}, bos_token_id=end, eos_token_id=end)
-    return None
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path.name} is cut short or is no safetensors file ({error}): fetch it again") from error
-    if path.suffix not in (".bin", ".pt", ".pth"):
-        raise ValueError(f"{path.name} is no file of weights: give .safetensors, .bin, or a TensorFlow .index")
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken pickle may fail anywhere
-        raise ValueError(f"{path.name} is broken or holds more than tensors, and is not opened: convert it") from error
-    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
-        raise ValueError(f"{path.name} holds something else than a dictionary of tensors: give GPT-2's own file")
-    return values
-
-
-def _read_shards(index: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name in _shard_names(index):
-        if not (index.parent / name).is_file():
-            raise ValueError(f"{name} is missing beside {index.name}: fetch it too")
-        tensors |= _read_tensors(index.parent / name)
-    return tensors
-
-
-def _shard_names(index: Path) -> list[str]:
-    names = _read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index.name} has no weight_map: fetch it again")
-    return sorted({Path(name).name for name in names.values()})
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): fetch it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold names and values: fetch it again")
-    return values
+def openai_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the same for OpenAI's TensorFlow names, `model/h0/ln_1/g`, whose matrices have a first axis of 1."""
+    leaves = {"w": "weight", "g": "weight", "b": "bias", "wte": "wte.weight", "wpe": "wpe.weight"}
+    plain = {}
+    for name, tensor in tensors.items():
+        *path, leaf = re.sub(r"^h(\d+)/", r"h/\1/", name.removeprefix("model/")).split("/")
+        is_matrix = leaf == "w" and tensor.ndim == 3 and len(tensor) == 1
+        plain[".".join([*path, leaves.get(leaf, leaf)])] = tensor[0] if is_matrix else tensor
+    return plain
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +61,7 @@ _FOOTER_BYTES = 48
 _FLOAT = 1  # tensorflow's DT_FLOAT: 32 bits
 
 
-def _read_tensorflow(index: Path) -> dict[str, torch.Tensor]:
+def read_tensorflow(index: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of the checkpoint whose index file is `index`, in fp32, by the names TensorFlow gave them.
 
     Raises `ValueError` for a file that is cut short or no such checkpoint, and for a tensor that is not fp32.
@@ -232,4 +155,4 @@ def _first(fields: dict[int, list], number: int) -> int:
     return fields.get(number, [0])[0]
 
 
-__all__ = ["WEIGHTS_FILES", "find_weights", "read_gpt2", "weights_files"]
+__all__ = ["infer_config", "openai_names", "read_tensorflow"]

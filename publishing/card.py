@@ -197,6 +197,9 @@ word for word.""",
     "instructed": """\
 It was taught to answer on the rows named above and on nothing else. What it says may be wrong, unfit for use or
 offensive, and may repeat its training text word for word.""",
+    "imported": """\
+It was trained elsewhere: the card of the model that it was imported from says on what, and for what it is fit. What it
+says may be wrong, unfit for use or offensive, and may repeat its training text word for word.""",
     "judges": """\
 It knows the labels above and no "none of these": a text of another kind gets one of them as well. Do not let it decide
 about people.""",
@@ -282,10 +285,11 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
         if not row.get("baseline") and row["value"] is not None
     ]
     settings = recipe.get("settings") or {}
-    candidates = (recipe.get("base_model"), kind.base, settings.get("model"), settings.get("init_from"))
+    named = (settings.get(option) for option in ("model", "init_from", "source"))
+    candidates = (recipe.get("base_model"), kind.base, *named)
     base = next((name for name in candidates if isinstance(name, str) and _HUB_NAME.fullmatch(name)), None)
     # Of a twin the Hub has no word that fits: its weights are the same, only the class is another.
-    made = None if recipe.get("verb") == "export" else "finetune"
+    made = None if recipe.get("verb") in ("export", "import") else "finetune"
     relation = "adapter" if kind.base is not None else "quantized" if kind.is_gguf else made
     return ModelCardData(
         license=recipe.get("license"),
@@ -304,13 +308,17 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
 def _summary(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     parameters = metrics["training"].get("parameters")
     size = f" of {parameters:,} parameters" if parameters else ""
-    what = f"A {_TASKS[kind.auto_class][1]}{size}, made with the package `groundup`."
+    verb, settings = recipe.get("verb"), recipe.get("settings") or {}
+    made = "imported" if verb == "import" else "made"
+    what = f"A {_TASKS[kind.auto_class][1]}{size}, {made} with the package `groundup`."
+    if verb == "import":
+        what += f" It has the weights of `{settings.get('source')}`, and its logits are the same."
     if kind.base is not None:
         what += f" It is a LoRA adapter and needs its base, `{kind.base}`."
     if merged := recipe.get("merged"):
         what += f" It is the LoRA adapter `{merged['adapter']}` folded into its base, `{merged['base']}`."
-    if recipe.get("verb") == "export":
-        original = recipe.get("base_model") or recipe.get("settings", {}).get("checkpoint")
+    if verb == "export":
+        original = recipe.get("base_model") or settings.get("checkpoint")
         what += f" It has the weights of `{original}` in a form that needs no code of ours; its logits are the same."
     return what
 
@@ -318,7 +326,7 @@ def _summary(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -
 def _limits(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
     """Say what the model cannot do and, where it was measured, how much of its training text it gives back."""
     if kind.pipeline == "text-generation":
-        text = _LIMITS["instructed" if recipe.get("verb") == "instruct" else "writes"]
+        text = _LIMITS[{"instruct": "instructed", "import": "imported"}.get(str(recipe.get("verb")), "writes")]
     else:
         text = _LIMITS["judges"] if "classification" in kind.pipeline else ""
     for row in metrics["metrics"]:

@@ -15,8 +15,10 @@ from groundup.common.files import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
     CARD_FILE,
+    CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     CURVE_FILE,
+    GENERATION_FILE,
     GGUF_WEIGHTS,
     LOG_FILE,
     METRICS_FILE,
@@ -30,14 +32,14 @@ from groundup.publishing.hub_client import SECRET
 
 WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
 CODE = ("configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py")
-SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, "generation_config.json", "tokenizer_config.json")
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, GENERATION_FILE, "tokenizer_config.json")
 # The files of the contract: what a checkpoint's repository holds, and nothing else.
 CONTRACT = (
     *WEIGHTS,
     *CODE,
     *SETTINGS_FILES,
     *(TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
-    *("chat_template.jinja", LOG_FILE, CURVE_FILE),
+    *(CHAT_TEMPLATE_FILE, LOG_FILE, CURVE_FILE),
     *(METRICS_FILE, RECIPE_FILE, CARD_FILE),
 )
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")

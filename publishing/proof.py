@@ -29,6 +29,7 @@ from groundup.publishing.card import code_on_card
 from groundup.tokenization.folder import load_tokenizer
 
 _PROBE_TOKENS = 64
+_ROUNDING = 1e-5  # of the largest logit: twins agree to the last bit where matrix products are laid out alike
 TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
 PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\tand\u00a0goes on  twice.\n"
 
@@ -137,6 +138,29 @@ def require_same(ours: torch.Tensor, theirs: torch.Tensor, most: float, say: Cal
     if not difference <= most:
         raise InputError(say(f"{difference:.2g}"))
     return difference
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Hold what a model gave for a fixed row of ids, so that it need not stay in memory until another is compared."""
+
+    inputs: dict[str, torch.Tensor]
+    logits: torch.Tensor
+
+    @classmethod
+    def of(cls, model: Any) -> "Probed":
+        """Return what a model gives."""
+        inputs = probe_of(model)
+        return cls(inputs, logits_of(model, inputs))
+
+    def require_same(self, model: Any, failed: str) -> float:
+        """Return the largest difference from the logits of `model`.
+
+        Raises `InputError`, which begins with `failed`, where it is more than rounding.
+        """
+        most = _ROUNDING * self.logits.abs().max().item()
+        told = f"{failed}: what was written gives other logits, by "
+        return require_same(self.logits, logits_of(model, self.inputs), most, lambda by: f"{told}{by}, and is not kept")
 
 
 def _load(folder: Path, auto_class: str) -> Any:

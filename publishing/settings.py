@@ -32,15 +32,15 @@ class MergeSettings(QuietOption, TrustOption, OutOption):
 
 
 @dataclass(kw_only=True)
-class ImportGpt2Settings(QuietOption, OutOption, TokenizerOption):
-    """Convert a GPT-2 checkpoint into one of ours with exactly the same outputs."""
+class ImportSettings(QuietOption, OutOption, TokenizerOption):
+    """Convert a stock model (GPT-2, Llama, Qwen, Mistral, ...) into a checkpoint of ours with the same outputs."""
 
     meaning: ClassVar[dict[str, str]] = {
         "tokenizer": "The tokenizer: a folder or a Hub name (default: the files beside the weights)."
     }
 
     source: ModelNameOrNone = ""
-    """A folder or file with GPT-2's weights (safetensors, pytorch_model.bin, OpenAI's model.ckpt), or a Hub name."""
+    """A model's folder, its safetensors or GGUF file, or a Hub name; of GPT-2 also pytorch_model.bin and model.ckpt."""
 
 
 @dataclass(kw_only=True)

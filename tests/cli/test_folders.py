@@ -26,7 +26,7 @@ VERBS = RESUMED | {
     "labels alone": ["classify", "--predict", "{data}", "--model", "{data}"],
     "tokenizer": ["tokenizer", "--data", "{data}"],
     "merge": ["merge", "{data}"],
-    "import-gpt2": ["import-gpt2", "{data}"],
+    "import": ["import", "{data}"],
     "export": ["export", "{data}", "--to", "qwen3"],
     "gguf": ["export", "{data}", "--to", "gguf"],
     "run": ["run", "{recipe}"],

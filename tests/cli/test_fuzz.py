@@ -27,8 +27,8 @@ from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import hints_of, parts_of
 
 CASES, SMOKE_CASES = 1200, 24
-PYTHON = ("train_tokenizer", "pretrain", "classify", "instruct", "evaluate", "import_gpt2", "export")
-VERB_OF = {"train_tokenizer": "tokenizer", "import_gpt2": "import-gpt2"}
+PYTHON = ("train_tokenizer", "pretrain", "classify", "instruct", "evaluate", "import_model", "export")
+VERB_OF = {"train_tokenizer": "tokenizer", "import_model": "import"}
 # What a person may give where something else is wanted; but "/", which is read as what it is: the whole machine.
 ODD = [
     "", " ", "nan", "inf", "-1", "0", "1.5", "1e3", "-0.5", "2147483648", "9" * 40, "true", "null", "none", "~", "[]",

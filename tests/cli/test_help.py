@@ -83,7 +83,7 @@ def test_a_reader_that_stops_early_sees_no_traceback():
         ("groundup pretr", {"pretrain"}),
         ("groundup pretrain --max-s", {"--max-steps"}),
         ("groundup pretrain --optimizer ''", {"muon", "adamw"}),
-        ("groundup export --to q", {"qwen3"}),
+        ("groundup export --to q", {"qwen2", "qwen3"}),
         ("groundup pretrain my", set()),
     ],
 )

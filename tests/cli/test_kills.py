@@ -35,7 +35,7 @@ VERBS = {
     "evaluate": ["evaluate", "--data", "text.txt", "--smoke", *BASE],
     "merge": ["merge", "adapter"],
     "export": ["export", "base", "--to", "qwen3"],
-    "import-gpt2": ["import-gpt2", "gpt2"],
+    "import": ["import", "gpt2"],
 }
 GOES_ON = ("prepare", "pretrain", "adapter", "classify", "seeds", "mean", "instruct", "evaluate")
 SIGNALS = (*[signal.SIGKILL] * 4, signal.SIGINT, signal.SIGTERM)

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.modeling.export import assemble, make_twin, obstacles, spell_for_transformers_4
+from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4
 from groundup.modeling.gguf_file import gguf_form, write_gguf
+from groundup.modeling.stock import obstacles
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe, train_word_level
 
@@ -173,7 +174,7 @@ def test_transformers_4_reads_every_twin_right(tmp_path):
         ("llama", {"gated_mlp": False}, r"gated_mlp=False where it has True"),
         ("llama", {"head_dim": 20, "hidden_size": 100}, r"hidden_size=100, which does not divide"),
         ("qwen3", {"mlp_bias": True}, r"mlp_bias=True where it has False"),
-        ("qwen3", {"sliding_window": 8}, r"sliding_window=8 where it sees the whole text"),
+        ("llama", {"qk_norm": False, "sliding_window": 8}, r"sliding_window=8 where it sees the whole text"),
         ("qwen3", {"add_cross_attention": True}, r"add_cross_attention=True where it has False"),
         ("arcee", {"hidden_act": "gelu_new"}, r"hidden_act='gelu_new' where it has 'relu2'"),
         ("arcee", {"gated_mlp": True}, r"gated_mlp=True where it has False"),

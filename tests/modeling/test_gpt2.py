@@ -6,16 +6,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.export import assemble, make_twin
-from groundup.modeling.gpt2 import (
-    from_gpt2,
-    gpt2_config,
-    groundup_config,
-    infer_config,
-    openai_names,
-    plain_names,
-    tensor_shapes,
-    to_gpt2,
-)
+from groundup.modeling.gpt2_files import infer_config, openai_names
+from groundup.modeling.stock import from_stock, groundup_config, plain_names, stock_config, tensor_shapes, to_stock
 
 # Radford et al. 2019, table 2, counted by transformers: name -> parameters.
 SIZES = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
@@ -39,7 +31,7 @@ def peer_of(attention="sdpa", **settings):
 def ours_of(peer):
     config = groundup_config(peer.config)
     config._attn_implementation = peer.config._attn_implementation
-    return assemble(config, from_gpt2(plain_names(peer.state_dict()), peer.config))
+    return assemble(config, from_stock(peer.state_dict(), peer.config))
 
 
 def random_ids(*shape):
@@ -78,7 +70,7 @@ def test_gradients_are_those_of_gpt2_but_for_rounding():
     model = ours_of(peer)
     for each in (peer, model):
         each(ids, labels=ids).loss.backward()
-    found = to_gpt2({name: parameter.grad for name, parameter in model.named_parameters()}, peer.config)
+    found = to_stock({name: parameter.grad for name, parameter in model.named_parameters()}, peer.config)
     for name, parameter in peer.named_parameters():
         # Separate queries, keys and values add up their shares in another order than fused ones.
         torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=1e-5 * parameter.grad.abs().max().item())
@@ -106,7 +98,7 @@ def test_what_goes_in_and_out_again_is_the_same_to_the_last_bit(settings):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_all_four_sizes_are_told_from_their_settings_and_from_their_shapes(name):
-    config = gpt2_config(GroundupConfig.preset(name))
+    config = stock_config(GroundupConfig.preset(name), "gpt2")
     assert config.to_diff_dict() == GPT2Config(**{
         "n_embd": config.n_embd, "n_layer": config.n_layer, "n_head": config.n_head
     }).to_diff_dict()  # fmt: skip
@@ -116,9 +108,9 @@ def test_all_four_sizes_are_told_from_their_settings_and_from_their_shapes(name)
         assert {f"transformer.{name}" for name in tensors} == GPT2LMHeadModel(config).state_dict().keys() - {
             "lm_head.weight"
         }
-        assert from_gpt2(tensors, config).keys() == GroundupForCausalLM(groundup_config(config)).state_dict().keys() - {
-            "lm_head.weight"
-        }
+        assert from_stock(tensors, config).keys() == GroundupForCausalLM(
+            groundup_config(config)
+        ).state_dict().keys() - {"lm_head.weight"}
     assert sum(tensor.numel() for tensor in tensors.values()) == SIZES[name]
     inferred = infer_config(tensors)
     inferred.bos_token_id = inferred.eos_token_id = 50256  # no shape tells which token ends a text
@@ -129,7 +121,7 @@ def test_names_with_and_without_prefix_and_the_masks_of_old_files_are_all_unders
     peer = peer_of()
     plain = {name.removeprefix("transformer."): tensor for name, tensor in peer.state_dict().items()}
     old = plain | {"h.0.attn.bias": torch.ones(1, 1, 96, 96), "h.2.attn.masked_bias": torch.tensor(-1e4)}
-    reference = from_gpt2(plain_names(peer.state_dict()), peer.config)
+    reference = from_stock(peer.state_dict(), peer.config)
     openai = {}
     for name, tensor in plain.items():
         path = name.replace("h.", "h", 1) if name.startswith("h.") else name
@@ -138,8 +130,8 @@ def test_names_with_and_without_prefix_and_the_masks_of_old_files_are_all_unders
         path = path.rsplit(".", 1)[0] + f".{leaf}" if leaf else path
         openai[f"model/{path.replace('.', '/')}"] = tensor[None] if leaf == "w" else tensor
     openai.pop("model/lm_head/w")
-    for names in (plain_names(old), openai_names(openai)):
-        found = from_gpt2(names, peer.config)
+    for names in (plain_names(old, "gpt2"), openai_names(openai)):
+        found = from_stock(names, peer.config)
         assert found.keys() == reference.keys()
         assert all(torch.equal(tensor, reference[name]) for name, tensor in found.items())
 
@@ -161,8 +153,8 @@ def with_shape(name, *shape):
     [
         (without("h.1.attn.c_attn.bias"), r"missing h\.1\.attn\.c_attn\.bias"),
         (without("wpe.weight"), r"missing wpe\.weight"),
-        (with_extra("h.3.ln_1.weight"), r"h\.3\.ln_1\.weight: no tensor of this GPT-2"),
-        (with_extra("score.weight"), r"score\.weight: no tensor of this GPT-2"),
+        (with_extra("h.3.ln_1.weight"), r"h\.3\.ln_1\.weight: no tensor of this gpt2 model"),
+        (with_extra("score.weight"), r"score\.weight: no tensor of this gpt2 model"),
         (
             with_shape("h.0.mlp.c_fc.weight", 512, 128),
             r"h\.0\.mlp\.c_fc\.weight has shape \(512, 128\) instead of \(128",
@@ -173,33 +165,33 @@ def with_shape(name, *shape):
 )  # fmt: skip
 def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(fault, message):
     peer = peer_of()
-    tensors = plain_names(peer.state_dict())
+    tensors = plain_names(peer.state_dict(), "gpt2")
     fault(tensors)
     with pytest.raises(ValueError, match=message):
-        from_gpt2(tensors, peer.config)
+        from_stock(tensors, peer.config)
 
 
 def test_a_long_list_of_faults_is_cut_short():
     peer = peer_of()
-    tensors = {name: tensor for name, tensor in plain_names(peer.state_dict()).items() if "h.2" not in name}
+    tensors = {name: tensor for name, tensor in plain_names(peer.state_dict(), "gpt2").items() if "h.2" not in name}
     with pytest.raises(ValueError, match=r"missing h\.2\.attn\.c_attn\.bias, .* and 9 more$"):
-        from_gpt2(tensors, peer.config)
+        from_stock(tensors, peer.config)
 
 
 def test_on_the_way_out_missing_and_extra_tensors_are_named_too():
     peer = peer_of()
     tensors = ours_of(peer).state_dict()
     with pytest.raises(ValueError, match=r"model\.layers\.9\.extra: no tensor"):
-        to_gpt2(tensors | {"model.layers.9.extra": torch.zeros(1)}, peer.config)
+        to_stock(tensors | {"model.layers.9.extra": torch.zeros(1)}, peer.config)
     del tensors["model.layers.0.self_attn.q_proj.weight"]
     with pytest.raises(ValueError, match=r"missing model\.layers\.0\.self_attn\.q_proj\.weight"):
-        to_gpt2(tensors, peer.config)
+        to_stock(tensors, peer.config)
 
 
 def test_tensors_that_are_there_under_both_names_are_refused():
     tensors = {"wte.weight": torch.zeros(1), "transformer.wte.weight": torch.zeros(1)}
     with pytest.raises(ValueError, match="twice"):
-        plain_names(tensors)
+        plain_names(tensors, "gpt2")
 
 
 @pytest.mark.parametrize(
@@ -260,7 +252,7 @@ def test_every_setting_comes_along_where_it_is_not_the_usual_one():
     assert (ours.embedding_dropout, ours.attention_dropout, ours.residual_dropout) == (0.2, 0.3, 0.4)
     assert (ours.hidden_act, ours.norm_eps, ours.initializer_range) == ("relu", 1e-3, 0.05)
     assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (202, 201, 200)
-    assert gpt2_config(ours).to_dict() == config.to_dict()
+    assert stock_config(ours, "gpt2").to_dict() == config.to_dict()
 
 
 def test_shapes_tell_a_head_of_its_own_and_an_inner_width_that_is_not_four_times_the_outer():

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.modeling.gpt2 import from_gpt2, plain_names
+from groundup.modeling.stock import from_stock
 
 SCALINGS = {
     "linear": {"factor": 2.0},
@@ -114,7 +114,7 @@ def test_a_sliding_window_is_qwen3s_also_token_by_token(build, ids):
 def test_gpt2_gives_the_same_bits(attention, build, perturb, ids):
     config = GPT2Config(vocab_size=199, n_embd=48, n_layer=2, n_head=4, n_positions=64)
     peer, model = perturb(GPT2LMHeadModel(config)), build("gpt2")
-    model.load_state_dict(from_gpt2(plain_names(peer.state_dict()), config), strict=False)
+    model.load_state_dict(from_stock(peer.state_dict(), config), strict=False)
     for each in (model, peer):
         each.set_attn_implementation(attention)
     with torch.no_grad():

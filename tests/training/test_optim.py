@@ -13,7 +13,7 @@ from transformers import (
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.export import assemble
-from groundup.modeling.gpt2 import from_gpt2, groundup_config, plain_names
+from groundup.modeling.stock import from_stock, groundup_config
 from groundup.training.lora import add_lora
 from groundup.training.optim import TABLE_DECAY, Muon, build_optimizers, orthogonalise, split_parameters
 from groundup.training.settings import LoraOptions
@@ -279,7 +279,7 @@ def test_a_stock_gpt2_makes_the_steps_of_the_same_network_of_ours(inner):
     torch.manual_seed(0)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     stock = GPT2LMHeadModel(GPT2Config(**GPT2_SIZES, **ends, n_inner=inner, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
-    ours = assemble(groundup_config(stock.config), from_gpt2(plain_names(stock.state_dict()), stock.config))
+    ours = assemble(groundup_config(stock.config), from_stock(stock.state_dict(), stock.config))
     rates = {"matrix": 0.01, "embedding": 0.02, "head": 0.005, "vector": 0.01}
     ids = torch.randint(0, 50, (4, 32))
     for model in (stock, ours):
@@ -288,6 +288,6 @@ def test_a_stock_gpt2_makes_the_steps_of_the_same_network_of_ours(inner):
             muon.zero_grad()
             model(input_ids=ids, labels=ids).loss.backward()
             muon.step()
-    matched = from_gpt2(plain_names(stock.state_dict()), stock.config)
+    matched = from_stock(stock.state_dict(), stock.config)
     for name, weight in ours.named_parameters():
         torch.testing.assert_close(matched[name], weight.detach(), rtol=1e-4, atol=1e-5, msg=name)
