@@ -157,6 +157,10 @@ def _check(settings: ClassifySettings) -> None:
         raise InputError("--average takes the mean of all weights, --lora trains an adapter: leave one out")
     if settings.lora and settings.train != "all":
         raise InputError(f"--lora chooses the weights that are trained: leave out --train {settings.train}")
+    if settings.train == "head" and settings.language_weight:
+        raise InputError("--language-weight trains what lies below the head: leave it out, or --train head")
+    if settings.eval_data and settings.test_share != ClassifySettings.test_share:
+        raise InputError("--test-share and --eval-data both give a test set: leave one out")
     check_exists(settings.eval_data)
 
 

@@ -107,6 +107,8 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--split and --eval-data both give a test set: leave one out")
     if settings.model is not None and settings.architecture == "encoder-decoder":
         raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
+    if settings.model is not None and settings.pretrain_share != InstructSettings.pretrain_share:
+        raise InputError("--pretrain-share is for a new model: leave it out, or --model")
     if settings.model is not None:
         refuse_of_new(settings, "--model")
     check_lora(settings)

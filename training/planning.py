@@ -118,6 +118,8 @@ def forecast_of(settings: PlanSettings) -> Forecast:
 
 
 def _text_size(settings: PlanSettings) -> float:
+    if settings.text_bytes is not None and settings.data:
+        raise InputError("--data and --text-bytes both give the size of the text: leave one out")
     if settings.text_bytes is not None:
         return settings.text_bytes
     if not settings.data:

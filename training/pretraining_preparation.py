@@ -22,6 +22,7 @@ from groundup.data.sources import Corpus, check_exists, load_corpus, sample_text
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
 from groundup.evaluation.likelihood import LanguageScore
+from groundup.inference.folder import auto_class_of
 from groundup.inference.loading import context_of, load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
 from groundup.tokenization.folder import (
@@ -236,8 +237,18 @@ def make_model(prepared: Prepared) -> "PreTrainedModel | PeftModel":
 
 
 def _load_base(settings: PretrainSettings) -> PreTrainedModel:
-    kind = AutoModelForMaskedLM if settings.objective == "mlm" else AutoModelForCausalLM
-    return load_model(settings.init_from or "", kind=kind)[0]
+    source = settings.init_from or ""
+    wanted, other = AutoModelForCausalLM, AutoModelForMaskedLM
+    does, cure = "predicts masked tokens", "add --objective mlm"
+    if settings.objective == "mlm":
+        wanted, other, does, cure = other, wanted, "predicts the next token", "leave out --objective mlm"
+    try:
+        is_other = auto_class_of(user_path(source)) == other.__name__
+    except InputError:  # a name on the Hub, or a folder that only loading can judge
+        is_other = False
+    if is_other:
+        raise InputError(f"{source} {does}: {cure}")
+    return load_model(source, kind=wanted)[0]
 
 
 def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:

@@ -248,7 +248,9 @@ class TrainingRun(abc.ABC):
         self._take(self.make_model())
         set_seed(settings.seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own
         if getattr(settings, "gradient_checkpointing", False):  # no option of `classify`
-            self.model.gradient_checkpointing_enable()
+            # The second is what older transformers call it.
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+            getattr(self.model, new if hasattr(self.model, new) else old)()
         if plan.compiled:
             compile_blocks(self.model)
 

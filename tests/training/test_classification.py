@@ -533,3 +533,20 @@ def test_where_the_texts_held_out_are_all_in_training_that_is_the_reason_given(t
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="every text held out for selection is in the training rows too"):
         package.classify(data=[str(tmp_path / "rows.jsonl")], out=str(tmp_path / "o"), smoke=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"test_share": 0.5, "eval_data": ["x"]}, "--test-share and --eval-data both give a test set"),
+        ({"train": "head", "language_weight": 0.5}, "--language-weight trains what lies below the head"),
+    ],
+)
+def test_options_of_which_one_would_not_be_heeded_are_refused(options, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        package.classify(data=[str(tmp_path)], model=str(tmp_path), out=str(tmp_path / "o"), max_steps=1, **options)
+
+
+def test_a_share_for_pretraining_is_for_a_new_model(tmp_path):
+    with pytest.raises(InputError, match="--pretrain-share is for a new model: leave it out, or --model"):
+        package.instruct(data=[str(tmp_path)], model=str(tmp_path), pretrain_share=0.5, out=str(tmp_path / "o"))

@@ -54,10 +54,15 @@ def test_a_stopped_run_resumes_to_the_same_weights_and_another_goes_on_from_them
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_decoder_cannot_go_on_as_an_encoder(story, tmp_path):
-    decoder = pretrain(data=[str(story)], max_steps=1, out=str(tmp_path / "decoder"), **SMALL)
-    with pytest.raises(InputError, match="is_causal=False"):
-        pretrain(
-            data=[str(story)], objective="mlm", init_from=str(decoder), max_steps=1, quiet=True,
-            out=str(tmp_path / "encoder"),
-        )  # fmt: skip
+@pytest.mark.parametrize(
+    ("made", "asked", "says"),
+    [
+        ("clm", "mlm", "predicts the next token: leave out --objective mlm"),
+        ("mlm", "clm", "predicts masked tokens: add --objective mlm"),
+    ],
+)
+def test_a_base_cannot_go_on_with_the_other_objective(made, asked, says, story, tmp_path):
+    base = pretrain(data=[str(story)], objective=made, max_steps=1, out=str(tmp_path / "base"), **SMALL)
+    options = {"data": [str(story)], "max_steps": 1, "quiet": True, "out": str(tmp_path / "out")}
+    with pytest.raises(InputError, match=f"base {says}"):
+        pretrain(init_from=str(base), objective=asked, **options)

@@ -112,6 +112,7 @@ def test_every_choice_can_be_overridden():
         ({"text_bytes": 1e6, "minutes": 1, "tokens": 1e6}, "one budget"),
         ({"text_bytes": 1e6, "minutes": -1}, "above 0"),
         ({"minutes": 1}, "needs the training text: give --data"),
+        ({"text_bytes": 1e6, "data": ["x"]}, "--data and --text-bytes both give the size of the text"),
         ({"text_bytes": 1e6, "hidden_size": 100, "model_config": {"num_attention_heads": 7}}, "do not fit together"),
     ],
 )
