@@ -15,7 +15,7 @@ from groundup.cli.main import VERBS, find
 from groundup.cli.recipe import Ledger, Recipe, Stage, find_recipe, is_ledger_in, read_recipe
 from groundup.cli.settings import RunSettings
 from groundup.common.console import console, say
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, Interrupted, is_disk_full
 from groundup.common.output import claim, given_folder, holds_nothing, next_free, require_unused
 from groundup.common.settings import verb
 
@@ -97,9 +97,16 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     ledger.begin(stage)
     try:
         find(VERBS[stage.verb].function)(settings_class(**options))  # its minutes count from here
-    except BaseException:
+    except BaseException as error:
         if not os.path.lexists(folder):
             ledger.forget(stage)
+        # A stage says how to resume it by its own verb, which is not what was given.
+        if isinstance(error, Interrupted):
+            raise Interrupted(f"stopped in stage {stage.name}: give the command again to resume") from error
+        if isinstance(error, InputError) and is_disk_full(error):
+            raise InputError(
+                f"no space left on the disk of {folder}: make room, then give the command again"
+            ) from error
         raise
     ledger.finish(stage, time.monotonic() - started)
 

@@ -71,7 +71,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._leave(is_done=error is None)
-        if told := error and _disk_error(error, self.path, self._resume is not None):
+        if told := error and _disk_error(error, self.path, self._resume is not None and self._verb in GOING_ON):
             raise told from error
 
     def take_back(self, *names: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 
 import pytest
 
@@ -10,7 +11,7 @@ from groundup.cli.chain_report import write_report
 from groundup.cli.main import VERBS, find, main
 from groundup.cli.recipe import Ledger, Stage, read_recipe
 from groundup.cli.settings import RunSettings
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, Interrupted
 from groundup.common.options import what_is_read
 from groundup.common.output import claim
 from groundup.common.settings import hints_of
@@ -218,3 +219,23 @@ def test_a_stage_that_somebody_runs_by_hand_stops_the_chain_and_is_left_alone(
     assert len(done) == (when != "before")
     assert [path.name for path in (out / "base").iterdir()] == ["notes"]
     assert "base" not in json.loads((out / "stages.json").read_text()) if done else not (out / "stages.json").exists()
+
+
+@pytest.mark.parametrize("what", ["stopped", "a full disk in a stage", "a full disk in the chain"])
+def test_how_to_go_on_is_said_in_the_words_of_the_command_that_was_given(what, recipe, tmp_path, monkeypatch, capsys):
+    def stage(settings):
+        if what == "stopped":
+            raise Interrupted("stopped, and the state is saved: resume with --resume")
+        with claim(settings.out, "pretrain", "x", resume=False):
+            raise OSError(28, os.strerror(28))
+
+    def no_room(*_):
+        raise OSError(28, os.strerror(28))
+
+    find = run.find
+    monkeypatch.setattr(run, "find", lambda path: find(path) if "ettings" in path else stage)
+    if what.endswith("chain"):
+        monkeypatch.setattr(Ledger, "begin", no_room)
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--quiet"]) == (130 if what == "stopped" else 2)
+    said = capsys.readouterr().err
+    assert "give the command again" in said and "--resume" not in said and said.count("\n") == 1
