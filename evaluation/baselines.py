@@ -39,17 +39,15 @@ def unigram_score(
     """
     is_text = np.ones(vocab_size, dtype=bool)
     is_text[list(special_ids)] = False
-    weights = (_token_counts(train, vocab_size) + 1) * is_text
-    seen = _token_counts(validation, vocab_size) * is_text
+
+    def counts(stream: TokenStream) -> Ints:
+        return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size] * is_text
+
+    weights, seen = counts(train) + is_text, counts(validation)
     log_probabilities = np.log(weights[is_text] / weights.sum())
     bytes_, note = comparable_bytes(validation, special_ids, token_bytes)
     nats = -float((seen[is_text] * log_probabilities).sum())
     return LanguageScore(nats, int(seen.sum()), int(seen[weights.argmax()]), bytes_, None, note)
-
-
-def _token_counts(stream: TokenStream, vocab_size: int) -> np.ndarray:
-    """Return how often each id stands in a stream, shape (vocab_size,)."""
-    return np.pad(stream.counts, (0, max(0, vocab_size - len(stream.counts))))[:vocab_size]
 
 
 @dataclass(frozen=True)
@@ -83,22 +81,17 @@ class KneserNey:
             levels.append((keys, numbers, counts))
             contexts = np.concatenate([np.zeros(length, np.int64), numbers[:-1]])
         for level, (keys, _, counts) in enumerate(levels):
-            if level + 1 < order:  # lower orders serve where a longer context fails: count kinds, not occurrences
-                counts = self._kinds_before(*levels[level][:2], levels[level + 1][1])
-            self._orders.append(self._describe(keys, counts, len(levels[level - 1][0]) if level else 1))
-
-    @staticmethod
-    def _kinds_before(keys: Ints, numbers: Ints, longer: Ints) -> Ints:
-        """Count the different tokens that precede each n-gram: the different n + 1-grams that end in it."""
-        _, first = np.unique(longer, return_index=True)
-        return np.bincount(numbers[first + 1], minlength=len(keys))
-
-    def _describe(self, keys: Ints, counts: Ints, contexts: int) -> _Order:
-        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
-        discount = once / (once + 2 * twice) if once else 0.5
-        context = keys // self.vocab_size
-        kinds = np.bincount(context[counts > 0], minlength=contexts)
-        return _Order(keys, counts, np.bincount(context, counts, contexts).astype(np.int64), kinds, discount)
+            # Lower orders serve where a longer context fails: they count the different tokens before an n-gram, which
+            # are the different n + 1-grams that end in it.
+            if level + 1 < order:
+                _, first = np.unique(levels[level + 1][1], return_index=True)
+                counts = np.bincount(levels[level][1][first + 1], minlength=len(keys))
+            once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+            discount = once / (once + 2 * twice) if once else 0.5
+            context, size = keys // vocab_size, len(levels[level - 1][0]) if level else 1
+            kinds = np.bincount(context[counts > 0], minlength=size)
+            sums = np.bincount(context, counts, size).astype(np.int64)
+            self._orders.append(_Order(keys, counts, sums, kinds, discount))
 
     def probabilities(self, ids: npt.ArrayLike) -> Floats:
         """Return the probability of each id of a text but the first, given those before it: shape (N - 1,)."""
@@ -106,8 +99,10 @@ class KneserNey:
         result = np.full(len(ids), 1 / self.vocab_size)
         contexts = np.zeros(len(ids), np.int64)  # -1 where the training text has no such context
         for length, order in enumerate(self._orders, 1):
-            numbers = self._find(order, contexts, ids)
+            wanted = contexts * self.vocab_size + ids
+            found = np.minimum(np.searchsorted(order.keys, wanted), len(order.keys) - 1)
             known = contexts >= 0
+            numbers = np.where((order.keys[found] == wanted) & known, found, -1)  # -1: not in the training text
             total = np.where(known, order.context_counts[contexts], 0)
             known = total > 0
             total = np.maximum(total, 1)
@@ -118,12 +113,6 @@ class KneserNey:
             contexts = np.concatenate([np.full(1, -1), numbers[:-1]])
             contexts[:length] = -1
         return result[1:]
-
-    def _find(self, order: _Order, contexts: Ints, ids: Ints) -> Ints:
-        """Return the numbers of n-grams among those of the training text, -1 for one that is not there."""
-        wanted = contexts * self.vocab_size + ids
-        found = np.minimum(np.searchsorted(order.keys, wanted), len(order.keys) - 1)
-        return np.where((order.keys[found] == wanted) & (contexts >= 0), found, -1)
 
 
 def ngram_score(
@@ -157,7 +146,15 @@ def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = N
     `primed_with`, the training text, the size is what the documents add to the compressed training text, which shows
     how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
     """
-    before = [] if primed_with is None else _last_of(primed_with, PRIMING_BYTES)
+    # The last of the training documents, as many as fit, and at least one.
+    kept: deque[tuple[str, int]] = deque()
+    size = 0
+    for text in primed_with or ():
+        kept.append((text, len(text.encode())))
+        size += kept[-1][1]
+        while size > PRIMING_BYTES and len(kept) > 1:
+            size -= kept.popleft()[1]
+    before = [text for text, _ in kept]
     alone, raw_alone = _xz(before) if before else (0, 0)
     together, raw = _xz(itertools.chain(before, texts))
     return 8 * (together - alone) / (raw - raw_alone) if raw > raw_alone else None
@@ -173,15 +170,3 @@ def _xz(texts: Iterable[str]) -> tuple[int, int]:
         compressed += len(compressor.compress(joiner + document))
         joiner = b"\n"
     return compressed + len(compressor.flush()), raw
-
-
-def _last_of(texts: Iterable[str], most_bytes: int) -> list[str]:
-    """Return the last documents, as many as fit into `most_bytes`, and at least one."""
-    kept: deque[tuple[str, int]] = deque()
-    size = 0
-    for text in texts:
-        kept.append((text, len(text.encode())))
-        size += kept[-1][1]
-        while size > most_bytes and len(kept) > 1:
-            size -= kept.popleft()[1]
-    return [text for text, _ in kept]

@@ -74,15 +74,9 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 
 def as_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_rows: int) -> HFLM:
     """Return the model as lm-eval takes it, with the context it was made for."""
-    make: Any = HFLM
+    options: Any = {"backend": "causal", "batch_size": batch_rows, "max_length": context_of(model)}
     with quiet():
-        return make(
-            pretrained=model,
-            tokenizer=tokenizer,
-            backend="causal",
-            batch_size=batch_rows,
-            max_length=context_of(model),
-        )
+        return HFLM(pretrained=model, tokenizer=tokenizer, **options)
 
 
 def run_task(
@@ -162,11 +156,8 @@ def _add_rows(
         if rule != "none":
             row["filter"] = rule
         scores = [sample[measure] for sample in samples if sample.get("filter", "none") == rule and measure in sample]
-        if (
-            scores
-            and all(isinstance(score, int | float) for score in scores)
-            and (limits := mean_interval(scores, seed))
-        ):
+        are_numbers = bool(scores) and all(isinstance(score, int | float) for score in scores)
+        if are_numbers and (limits := mean_interval(scores, seed)):
             if math.isclose(value, math.fsum(scores) / len(scores), rel_tol=1e-6):
                 result.scores[task, row["name"]] = [float(score) for score in scores]
             elif measure == "perplexity":  # of scores that are log likelihoods
@@ -176,20 +167,13 @@ def _add_rows(
             row |= {"low": limits[0], "high": limits[1], "interval": "rows"} if limits else {}
         result.rows.append(row)
         if measure in _CHOOSING and samples:
-            name, chance = _baseline(samples)
-            result.rows.append(
-                {key: item for key, item in row.items() if key not in ("low", "high", "interval")}
-                | {"value": chance, "baseline": name}
-            )
-
-
-def _baseline(samples: list[dict[str, Any]]) -> tuple[str, float]:
-    """Return the name and score of a baseline without a model: chance among choices, or the most frequent answer."""
-    choices = [len(sample["arguments"]) for sample in samples]
-    if max(choices) > 1:
-        return "chance", sum(1 / count for count in choices) / len(choices)
-    answers = Counter(str(sample["target"]) for sample in samples)
-    return "most frequent answer", answers.most_common(1)[0][1] / len(samples)
+            choices = [len(sample["arguments"]) for sample in samples]
+            name, chance = "chance", sum(1 / count for count in choices) / len(choices)
+            if max(choices) == 1:
+                answers = Counter(str(sample["target"]) for sample in samples)
+                name, chance = "most frequent answer", answers.most_common(1)[0][1] / len(samples)
+            alike = {key: item for key, item in row.items() if key not in ("low", "high", "interval")}
+            result.rows.append(alike | {"value": chance, "baseline": name})
 
 
 @contextlib.contextmanager
@@ -241,7 +225,15 @@ def last_words(**_: Any) -> datasets.DatasetDict:
 
     After LAMBADA (Paperno et al. 2016), except that the word may be guessable from the sentence alone.
     """
-    return _splits(_last_words)
+
+    def rows(part: datasets.Dataset, _: random.Random) -> Iterator[dict[str, str]]:
+        for row in part.to_list():
+            sentence = _SENTENCE.match(_body(row["text"]))
+            words = sentence[0][:-1].split() if sentence else []
+            if len(words) >= 6 and words[-1].isalpha():
+                yield {"beginning": " ".join(words[:-1]), "word": words[-1]}
+
+    return _splits(rows)
 
 
 def modules(**_: Any) -> datasets.DatasetDict:
@@ -280,14 +272,6 @@ def _splits(rows: Any) -> datasets.DatasetDict:
             [row for row, _ in zip(rows(shuffled, random.Random(name)), range(count))]
         )
     return datasets.DatasetDict(made)
-
-
-def _last_words(part: datasets.Dataset, _: random.Random) -> Iterator[dict[str, str]]:
-    for row in part.to_list():
-        sentence = _SENTENCE.match(_body(row["text"]))
-        words = sentence[0][:-1].split() if sentence else []
-        if len(words) >= 6 and words[-1].isalpha():
-            yield {"beginning": " ".join(words[:-1]), "word": words[-1]}
 
 
 def _body(text: str) -> str:

@@ -265,17 +265,12 @@ def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np
     predicted = probabilities.argmax(1)
     wrong = [index for index, label in enumerate(examples.labels) if names[predicted[index]] != label]
     wrong.sort(key=lambda index: -probabilities[index].max())
-    lines = [
-        {
-            "label": examples.labels[index],
-            "predicted": names[predicted[index]],
-            "probability": round(float(probabilities[index].max()), 4),
-            "text": examples.texts[index][:TEXT_SHOWN],
-        }
-        for index in wrong[:MOST_MISTAKES]
-    ]
-    content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    path.write_text(content, encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        for index in wrong[:MOST_MISTAKES]:
+            line = {"label": examples.labels[index], "predicted": names[predicted[index]]}
+            line |= {"probability": round(float(probabilities[index].max()), 4)}
+            line |= {"text": examples.texts[index][:TEXT_SHOWN]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
     return len(wrong)
 
 
@@ -291,9 +286,8 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
     empty = sum(not text.strip() for text in texts)
     if empty:
         say(f"{empty:,} of {len(texts):,} texts are empty: their labels mean nothing")
-    model, tokenizer = load_model(
-        classifier, trust_remote_code=trust_remote_code, kind=AutoModelForSequenceClassification
-    )
+    kind = AutoModelForSequenceClassification
+    model, tokenizer = load_model(classifier, trust_remote_code=trust_remote_code, kind=kind)
     names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
     context = min(context_of(model), tokenizer.model_max_length)
     rows = encode_examples(texts, [""] * len(texts), names, tokenizer, context)

@@ -21,14 +21,7 @@ Interval = tuple[float, float]
 class UnitSums:
     """The sums of a model over each unit of a text: arrays of one length, of nats, tokens, right guesses and bytes."""
 
-    def __init__(
-        self,
-        kind: str,
-        nats: npt.ArrayLike,
-        tokens: npt.ArrayLike,
-        correct: npt.ArrayLike,
-        bytes: npt.ArrayLike | None,
-    ) -> None:
+    def __init__(self, kind: str, nats: Any, tokens: Any, correct: Any, bytes: Any) -> None:
         self.kind = kind
         self.nats, self.tokens, self.correct = np.asarray(nats), np.asarray(tokens), np.asarray(correct)
         self.bytes = None if bytes is None else np.asarray(bytes)
@@ -96,18 +89,14 @@ def compare_language(units: Mapping[str, UnitSums], reference: str, *, dataset: 
         elif sums.kind != of_reference.kind or not np.array_equal(sums.bytes, of_reference.bytes):
             rows.append(row | {"value": None, "note": "the models were not measured on the same bytes"})
         else:
-            rows.append(row | _difference(sums, of_reference, weights))
+            once, drawn = (
+                np.subtract(*(language_draws(units, chosen)["bits_per_byte"] for units in (sums, of_reference)))
+                for chosen in (np.ones((1, len(sums.tokens))), weights)
+            )
+            limits = interval(drawn) if len(sums.tokens) > 1 else None
+            note = {"note": "the text is too short for an interval"}
+            rows.append(row | {"value": float(once[0])} | ({"low": limits[0], "high": limits[1]} if limits else note))
     return rows
-
-
-def _difference(sums: UnitSums, reference: UnitSums, weights: np.ndarray) -> dict[str, Any]:
-    once = np.ones((1, len(sums.tokens)))
-    value = [float(language_draws(units, once)["bits_per_byte"][0]) for units in (sums, reference)]
-    both = [language_draws(units, weights)["bits_per_byte"] for units in (sums, reference)]
-    limits = interval(both[0] - both[1]) if len(sums.tokens) > 1 else None
-    if limits is None:
-        return {"value": value[0] - value[1], "note": "the text is too short for an interval"}
-    return {"value": value[0] - value[1], "low": limits[0], "high": limits[1]}
 
 
 def compare_tasks(

@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
-from groundup.common.errors import InputError, Interrupted, user_path
+from groundup.common.errors import InputError, Interrupted, public_name, user_path
 from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, content_of, digest, sha256_of
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
@@ -39,7 +39,7 @@ from groundup.evaluation.language import (
 )
 from groundup.evaluation.likelihood import Windows
 from groundup.evaluation.metrics_json import read_metrics, write_metrics
-from groundup.evaluation.parts import VERB, Key, Part, Parts, name_of, names_of
+from groundup.evaluation.parts import VERB, Key, Part, Parts, names_of
 from groundup.evaluation.report import write_page
 from groundup.evaluation.settings import EvaluateSettings
 from groundup.evaluation.table import TRAINED, summary_table
@@ -77,7 +77,7 @@ def evaluate(settings: EvaluateSettings) -> Path:
     with contextlib.ExitStack() as held:  # on the first process alone
 
         def claimed() -> Path:
-            name = name_of(settings.model[0]) if settings.model else "nothing"
+            name = public_name(settings.model[0]) if settings.model else "nothing"
             return held.enter_context(claim(settings.out, VERB, name, resume=settings.resume)).path
 
         return _evaluate(settings, Parts(agreed(state, claimed) if state else claimed()), state)
@@ -168,29 +168,22 @@ class Evaluation:
             for row in part.get("rows", [])
         ]
         if not rows:
-            raise InputError("; ".join(f"{part}: {reason}" for part, reason in self.parts.failures.items()))
+            raise InputError(self.parts.failed)
         rows += self._comparison(found) if several else []
         self._label_trained(rows)
         about = {name: self.parts.get(self._key(name, "about")) or {} for name in self.names}
         hashes = [values.pop("weights_sha256", None) for values in about.values()]
+        training, weights = ({"models": about}, None) if several else (about[self.names[0]], hashes[0])
+        samples = [sample for parts in found.values() for part in parts for sample in part.get("samples", [])]
         out = self.parts.out
-        write_metrics(
-            out,
-            rows,
-            {"models": about} if several else about[self.names[0]],
-            None if several else hashes[0],
-            samples=[sample for parts in found.values() for part in parts for sample in part.get("samples", [])],
-            failures=self.parts.failures,
-        )
+        write_metrics(out, rows, training, weights, samples, self.parts.failures)
         write_page(out)
         self.parts.end()
         console.print(summary_table(read_metrics(out)))
         say(f"written to {out}: metrics.json, report.html")
         if self.parts.failures:
-            failed = "; ".join(f"{part}: {reason}" for part, reason in self.parts.failures.items())
-            raise InputError(
-                f"all but this is written ({failed}): try it again: groundup evaluate --resume --out {out}"
-            )
+            again = f"try it again: groundup evaluate --resume --out {out}"
+            raise InputError(f"all but this is written ({self.parts.failed}): {again}")
         return out
 
     def _label_trained(self, rows: list[dict[str, Any]]) -> None:
@@ -241,16 +234,8 @@ class Evaluation:
 
     def _score(self, kind: str, loaded: "Loaded") -> tuple[TokenScores, Windows]:
         assert self.text is not None
-        return score_text(
-            loaded.model,
-            loaded.tokenizer,
-            self.text,
-            kind,
-            loaded.folder,
-            stride=self.settings.stride,
-            batch_rows=self.settings.batch_rows,
-            processes=self.processes,
-        )
+        options = {"stride": self.settings.stride, "batch_rows": self.settings.batch_rows, "processes": self.processes}
+        return score_text(loaded.model, loaded.tokenizer, self.text, kind, loaded.folder, **options)
 
     def _language(self, kind: str, loaded: "Loaded") -> Part:
         assert self.text is not None
@@ -263,16 +248,10 @@ class Evaluation:
     def _task(self, task: str, shots: int, loaded: "Loaded") -> Part:
         from groundup.evaluation.benchmarks import as_lm, run_task
 
+        options = {"manager": self.manager, "num_fewshot": shots, "limit": self.limit, "seed": self.settings.seed}
         with ProgressBar(f"{task}, {shots} examples in the prompt", total=1.0) as bar:
-            result = run_task(
-                as_lm(loaded.model, loaded.tokenizer, self.settings.batch_rows),
-                task,
-                manager=self.manager,
-                num_fewshot=shots,
-                limit=self.limit,
-                seed=self.settings.seed,
-                progress=bar.update,
-            )
+            lm = as_lm(loaded.model, loaded.tokenizer, self.settings.batch_rows)
+            result = run_task(lm, task, progress=bar.update, **options)
         scores = [[*key, shots, values] for key, values in result.scores.items()]
         return {"rows": result.rows, "scores": scores}
 
@@ -294,18 +273,13 @@ class Evaluation:
 
     def _comparison(self, found: dict[str, list[Part]]) -> list[dict[str, Any]]:
         """Return rows that compare other models with the first that has such scores, on the text and on the tasks."""
-        units = {
-            name: UnitSums(**part["units"]) for name, parts in found.items() for part in parts if part.get("units")
-        }
-        scores = {
-            name: {
-                (task, measure, shots): values
-                for part in parts
-                for task, measure, shots, values in part.get("scores", [])
-            }
-            for name, parts in found.items()
-        }
-        scores = {name: values for name, values in scores.items() if values}
+        units: dict[str, UnitSums] = {}
+        scores: dict[str, dict[tuple[str, str, int], list[float]]] = {}
+        for name, part in ((name, part) for name, parts in found.items() for part in parts):
+            if part.get("units"):
+                units[name] = UnitSums(**part["units"])
+            for task, measure, shots, values in part.get("scores", []):
+                scores.setdefault(name, {})[task, measure, shots] = values
         rows = []
         if self.text and len(units) > 1:
             rows += compare_language(units, next(iter(units)), dataset=self.text.dataset, seed=self.settings.seed)
@@ -343,7 +317,7 @@ def _read_text(settings: EvaluateSettings) -> Text:
     if settings.smoke:
         documents = sample(documents, SMOKE_BYTES)
         training = None if training is None else sample(training, 10 * SMOKE_BYTES)
-    return Text(documents, training, name_of(settings.data[0]), settings.seed, sources)
+    return Text(documents, training, public_name(settings.data[0]), settings.seed, sources)
 
 
 def other_tokenizers(sources: Sequence[str]) -> dict[str | None, PreTrainedTokenizerFast]:

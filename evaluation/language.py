@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from groundup.evaluation.baselines import ngram_score, unigram_score, xz_bits_pe
 from groundup.evaluation.comparison import UnitSums, draws, interval, language_draws
 from groundup.evaluation.likelihood import (
     LanguageScore,
+    ScoredBatch,
     Windows,
     bytes_by_id,
     comparable_bytes,
@@ -33,6 +34,7 @@ from groundup.evaluation.likelihood import (
     language_rows,
     score_windows,
     strided,
+    summed,
 )
 from groundup.inference.loading import context_of, device_of, evaluating
 from groundup.tokenization.folder import structure_ids
@@ -68,17 +70,16 @@ class Text:
             known = read_yaml(Path(model).expanduser() / RECIPE_FILE).get("sources")
         except InputError:  # none there, or one of another tool
             return []
+
+        def identity(source: Mapping[str, Any]) -> tuple[Any, ...] | None:  # a file's hash, or a Hub dataset's commit
+            if source.get("sha256"):
+                return (source["sha256"],)
+            return (source.get("name"), source["revision"]) if source.get("revision") else None
+
         rows = known if isinstance(known, list) else []
-        identities = {_identity(row) for row in rows if isinstance(row, dict)} - {None}
+        identities = {identity(row) for row in rows if isinstance(row, dict)} - {None}
         held_out = [row for row in self.sources if row["name"].startswith(f"{PYTHON_DOCS} (")]
-        return [row["name"] for row in self.sources if row not in held_out and _identity(row) in identities]
-
-
-def _identity(source: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Return what tells a source from any other: a file's hash, or a Hub dataset's name and revision."""
-    if source.get("sha256"):
-        return (source["sha256"],)
-    return (source.get("name"), source["revision"]) if source.get("revision") else None
+        return [row["name"] for row in self.sources if row not in held_out and identity(row) in identities]
 
 
 class TokenScores:
@@ -106,21 +107,19 @@ class TokenScores:
         progress: Callable[[float, str], None] | None = None,
     ) -> None:
         """Score the windows that are not done. `share` (k, n) takes only every n-th of them, from the k-th."""
-        left = self._left(windows, windows.by_length()[share[0] :: share[1]])
-        scored, nats, tokens = 0, 0.0, 0
-        for batch in score_windows(
-            model, self.stream, windows, left, special_ids=self.special_ids, batch_rows=batch_rows
-        ):
-            self.correct[batch.positions] = batch.correct
-            self.nats[batch.positions] = batch.nats
-            scored, nats, tokens = scored + len(batch.windows), nats + float(batch.nats.sum()), tokens + len(batch.nats)
-            if progress:
-                progress(scored / len(left), f"{nats / max(tokens, 1):.3f} nats/token")
-
-    def _left(self, windows: Windows, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return those windows of `numbers` in which a text target has no score."""
+        numbers = windows.by_length()[share[0] :: share[1]]
         missing = np.concatenate([[0], np.cumsum(np.isnan(self.nats) & self.is_text)])
-        return numbers[missing[windows.stops[numbers] + 1] > missing[windows.firsts[numbers]]]
+        left = numbers[missing[windows.stops[numbers] + 1] > missing[windows.firsts[numbers]]]
+
+        def kept() -> Iterator[ScoredBatch]:
+            for batch in score_windows(
+                model, self.stream, windows, left, special_ids=self.special_ids, batch_rows=batch_rows
+            ):
+                self.correct[batch.positions] = batch.correct
+                self.nats[batch.positions] = batch.nats
+                yield batch
+
+        summed(kept(), len(left), progress)
 
     @property
     def is_text(self) -> npt.NDArray[np.bool_]:
@@ -214,7 +213,13 @@ def score_text(
     if processes is not None:
         processes.wait_for_everyone()
         scores = _open(tokenizer, text, kind, folder)
-    windows = _windows(kind, scores, context_of(model), stride)
+    context, tokens = context_of(model), len(scores.stream)
+    if kind == STRIDED and (stride is None or not 1 <= stride <= context):
+        raise InputError(f"--stride {stride} must lie between 1 and the model's context of {context} tokens")
+    if kind == BY_DOCUMENT:
+        windows = each_document_alone(document_ends(scores.stream, scores.stream.meta["end_of_text"]), context)
+    else:
+        windows = strided(tokens, context, stride) if kind == STRIDED and stride else disjoint(tokens, context)
     check_causal(model)
     share = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
     with ProgressBar(kind, total=1.0) as bar:
@@ -227,16 +232,6 @@ def score_text(
 def _open(tokenizer: PreTrainedTokenizerFast, text: Text, kind: str, folder: Path) -> TokenScores:
     stream = write_shards(text.documents, tokenizer, folder / "shards")
     return TokenScores(folder / kind.replace(", ", "-").replace(" ", "-"), stream, structure_ids(tokenizer))
-
-
-def _windows(kind: str, scores: TokenScores, context: int, stride: int | None) -> Windows:
-    if kind == BY_DOCUMENT:
-        return each_document_alone(document_ends(scores.stream, scores.stream.meta["end_of_text"]), context)
-    if kind == STRIDED:
-        if stride is None or not 1 <= stride <= context:
-            raise InputError(f"--stride {stride} must lie between 1 and the model's context of {context} tokens")
-        return strided(len(scores.stream), context, stride)
-    return disjoint(len(scores.stream), context)
 
 
 @torch.inference_mode()
@@ -282,12 +277,20 @@ def language_part(
             baselines |= {"unigram": unigram_score(*known), "ngram": ngram_score(*known)}
     about = {"dataset": text.dataset, "split": "test", "seed": text.seed}
     rows = language_rows(scores.total(windows, token_bytes), **about, **baselines)
-    _add_intervals(rows, units, text.seed)
+    if len(units.tokens) > 1:
+        drawn = language_draws(units, draws(len(units.tokens), text.seed))
+        for row in rows:
+            is_own = row["baseline"] is None and row["value"] is not None
+            if is_own and row["name"] in drawn and (limits := interval(drawn[row["name"]])):
+                row |= {"low": limits[0], "high": limits[1], "interval": units.kind}
     if kind != HEADLINE:
         for row in rows:
             row |= {"stride": windows.stride, "windows": windows.label}
-        if kind == BY_DOCUMENT:
-            rows.append(_word_perplexity(rows[0], scores.total(windows, token_bytes).nats, text))
+        if kind == BY_DOCUMENT:  # words are counted as lm-eval counts them: the same whatever the tokenizer
+            words = sum(len(re.split(r"\s+", document)) for document in text.documents.texts())
+            like = {key: value for key, value in rows[0].items() if key not in ("low", "high", "interval", "note")}
+            value = math.exp(min(scores.total(windows, token_bytes).nats / words, 700)) if words else None
+            rows.append(like | {"name": "word_perplexity", "value": value, "count": words})
         return {"rows": rows}
     for first, last, nats, tokens in scores.by_position(windows):
         positions = f"{first:,}" if first == last else f"{first:,} to {last:,}"
@@ -295,28 +298,6 @@ def language_part(
         row |= {"context": windows.context, "stride": windows.stride, "baseline": None}
         rows.append(row)
     return {"rows": rows, "units": units.as_dict()}
-
-
-def _word_perplexity(like: dict[str, Any], nats: float, text: Text) -> dict[str, Any]:
-    """Return the perplexity per word of the text, whatever the tokenizer; words are counted as lm-eval counts them."""
-    words = sum(len(re.split(r"\s+", document)) for document in text.documents.texts())
-    row = {key: value for key, value in like.items() if key not in ("low", "high", "interval", "note")}
-    return row | {
-        "name": "word_perplexity",
-        "value": math.exp(min(nats / words, 700)) if words else None,
-        "count": words,
-    }
-
-
-def _add_intervals(rows: list[dict[str, Any]], units: UnitSums, seed: int) -> None:
-    """Put `low`, `high` and what was drawn beside the model's own numbers."""
-    if len(units.tokens) < 2:
-        return
-    drawn = language_draws(units, draws(len(units.tokens), seed))
-    for row in rows:
-        is_own = row["baseline"] is None and row["value"] is not None
-        if is_own and row["name"] in drawn and (limits := interval(drawn[row["name"]])):
-            row |= {"low": limits[0], "high": limits[1], "interval": units.kind}
 
 
 def xz_part(text: Text) -> dict[str, Any]:

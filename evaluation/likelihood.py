@@ -109,6 +109,7 @@ def document_ends(stream: TokenStream, end_of_text: int) -> npt.NDArray[np.int64
 
 BATCH_TOKENS = 2**15  # at most this many positions go through the blocks at once
 CHUNK_LOGITS = 2**24  # at most this many logits, 64 MiB in fp32, exist at once
+NOWHERE = np.zeros(0, np.int64)
 MASKED_NOTE = (
     "a masked token is seen from both sides: the sum is no likelihood of the text, so there are no bits per byte"
 )
@@ -177,32 +178,46 @@ def score_stream(
     """
     windows = disjoint(len(stream), context_length)
     chosen = _spread(len(windows), context_length, limit_tokens)
-    nats, tokens, correct, scored = 0.0, 0, 0, 0
     seen = None if len(chosen) == len(windows) else np.zeros(len(stream.counts), np.int64)
-    for batch in score_windows(model, stream, windows, chosen, special_ids=special_ids, batch_rows=batch_rows):
-        nats += batch.nats.sum(dtype=np.float64)
-        tokens += len(batch.nats)
-        correct += int(batch.correct.sum())
-        if seen is not None:
-            seen += np.bincount(batch.targets, minlength=len(seen))
-        scored += len(batch.windows)
-        if progress:
-            progress(scored / len(chosen), f"{nats / max(tokens, 1):.3f} nats/token")
+    batches = score_windows(model, stream, windows, chosen, special_ids=special_ids, batch_rows=batch_rows)
+    nats, tokens, correct = summed(batches, len(chosen), progress, seen)
     bytes_, note = comparable_bytes(stream, special_ids, token_bytes, seen)
     return LanguageScore(nats, tokens, correct, bytes_, context_length, note)
 
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A batch of windows: their numbers, and of each counted target, in arrays of shape (N,), its stream position,
+    """A number of windows, and of each target that counts in them, in arrays of shape (N,), its position in the stream,
     its id, its nats, and whether it was the likeliest.
     """
 
-    windows: np.ndarray
+    windows: int
     positions: np.ndarray
     targets: np.ndarray
     nats: np.ndarray
     correct: np.ndarray
+
+
+def summed(
+    batches: Iterable[ScoredBatch],
+    windows: int,
+    progress: Callable[[float, str], None] | None = None,
+    seen: np.ndarray | None = None,
+) -> tuple[float, int, int]:
+    """Return the nats, the tokens and the right guesses of `batches`, which hold so many `windows` in all.
+
+    Add to `seen` (V,), if it is given, how often each id was a target. `progress` is called with the share done (0 to
+    1) and the loss so far as a text.
+    """
+    nats, tokens, correct, done = 0.0, 0, 0, 0
+    for batch in batches:
+        nats, tokens = nats + float(batch.nats.sum(dtype=np.float64)), tokens + len(batch.nats)
+        correct, done = correct + int(batch.correct.sum()), done + batch.windows
+        if seen is not None:
+            seen += np.bincount(batch.targets, minlength=len(seen))
+        if progress:
+            progress(done / windows, f"{nats / max(tokens, 1):.3f} nats/token")
+    return nats, tokens, correct
 
 
 @torch.inference_mode()
@@ -228,7 +243,7 @@ def score_windows(
             nats, correct = score_batch(model, {"input_ids": input_ids}, labels, head, use_cache=False)
             row, column = (labels != IGNORED).nonzero(as_tuple=True)
             positions = windows.starts[numbers[row.numpy()]] + 1 + column.numpy()
-            yield ScoredBatch(numbers, positions, labels[row, column].numpy(), nats, correct)
+            yield ScoredBatch(len(numbers), positions, labels[row, column].numpy(), nats, correct)
 
 
 @torch.inference_mode()
@@ -241,12 +256,30 @@ def score_batch(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Return the nats of each label (B, T) but -100, in a row (N,), and whether it was the model's likeliest.
 
-    This alone turns logits into the nats of a text. `head` is what `plain_head` gives; `options` go to the model.
+    This alone turns logits into the nats of a text. `options` go to the model. With `head`, which `plain_head` gives,
+    the logits of a piece of the positions exist at once; a model that does more to its logits (a soft cap, a scale, an
+    adapter of the head) gives them itself, for as many rows as fit.
     """
     nats, correct = [np.zeros(0, np.float32)], [np.zeros(0, bool)]
-    for logits, targets in _logits_and_targets(model, inputs, labels, head, **options):
-        nats.append(functional.cross_entropy(logits, targets, reduction="none").cpu().numpy())
+
+    def count(logits: torch.Tensor, targets: torch.Tensor) -> None:  # (N, V), (N,)
+        nats.append(functional.cross_entropy(logits.float(), targets, reduction="none").cpu().numpy())
         correct.append((logits.argmax(-1) == targets).cpu().numpy())
+
+    piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+    inputs = {name: value.to(device_of(model)) for name, value in inputs.items()}
+    if head is None:
+        rows = max(1, piece // labels.shape[1])
+        for start in range(0, len(labels), rows):
+            logits = model(**{name: value[start : start + rows] for name, value in inputs.items()}, **options).logits
+            targets = labels[start : start + rows].to(logits.device)
+            count(logits[targets != IGNORED], targets[targets != IGNORED])
+    else:
+        hidden = model.base_model(**inputs, **options).last_hidden_state
+        targets = labels.to(hidden.device)
+        hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]  # (N, C), (N,)
+        for start in range(0, len(targets), piece):
+            count(head(hidden[start : start + piece]), targets[start : start + piece])
     return np.concatenate(nats), np.concatenate(correct)
 
 
@@ -268,7 +301,14 @@ def comparable_bytes(
     """
     if token_bytes is None:
         return None, None
-    if note := _lost(stream, token_bytes):
+    if lost := stream.meta.get("lost_bytes"):
+        note = f"{lost:,} of the text's {stream.meta['bytes']:,} bytes are in no token"
+        return None, f"{note}: bits per byte cannot be compared"
+    unknown = sum(int(stream.counts[index]) for index in token_bytes.unknown if index < len(stream.counts))
+    if stream.meta.get("end_of_text") in token_bytes.unknown:
+        unknown -= stream.meta.get("documents", unknown - 1) + 1
+    if unknown:
+        note = f"{unknown:,} of {len(stream):,} tokens stand for words the tokenizer does not know"
         return None, f"{note}: bits per byte cannot be compared"
     if stream.meta["bytes"] is None and not token_bytes.exact:
         return None, "the shards do not say how many bytes of text they hold: there are no bits per byte"
@@ -290,45 +330,6 @@ def bytes_by_id(stream: TokenStream, special_ids: Collection[int], token_bytes: 
     return lengths if known is None or not total else lengths * (known / total)
 
 
-def _lost(stream: TokenStream, token_bytes: TokenBytes) -> str | None:
-    """Return a note on what a tokenizer lost of its text, None where it kept all."""
-    if lost := stream.meta.get("lost_bytes"):
-        return f"{lost:,} of the text's {stream.meta['bytes']:,} bytes are in no token"
-    unknown = sum(int(stream.counts[index]) for index in token_bytes.unknown if index < len(stream.counts))
-    if stream.meta.get("end_of_text") in token_bytes.unknown:
-        unknown -= stream.meta.get("documents", unknown - 1) + 1
-    return f"{unknown:,} of {len(stream):,} tokens stand for words the tokenizer does not know" if unknown else None
-
-
-def _logits_and_targets(
-    model: PreTrainedModel,
-    inputs: Mapping[str, torch.Tensor],
-    labels: torch.Tensor,
-    head: nn.Module | None,
-    **options: Any,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield fp32 logits (N, V) and target ids (N,) of the labels of a batch (B, T) but -100, a piece at a time.
-
-    With a plain `head` the logits of a piece of the positions exist at once; a model that does more to its logits (a
-    soft cap, a scale, an adapter of the head) gives them itself, for as many rows as fit.
-    """
-    piece = max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
-    inputs = {name: value.to(device_of(model)) for name, value in inputs.items()}
-    if head is None:
-        rows = max(1, piece // labels.shape[1])
-        for start in range(0, len(labels), rows):
-            some = {name: value[start : start + rows] for name, value in inputs.items()}
-            logits = model(**some, **options).logits
-            targets = labels[start : start + rows].to(logits.device)
-            yield logits[targets != IGNORED].float(), targets[targets != IGNORED]
-        return
-    hidden = model.base_model(**inputs, **options).last_hidden_state
-    targets = labels.to(hidden.device)
-    hidden, targets = hidden[targets != IGNORED], targets[targets != IGNORED]  # (N, C), (N,)
-    for start in range(0, len(targets), piece):
-        yield head(hidden[start : start + piece]).float(), targets[start : start + piece]
-
-
 @torch.inference_mode()
 def score_masked(
     model: PreTrainedModel,
@@ -342,25 +343,20 @@ def score_masked(
 ) -> LanguageScore:
     """Sum an encoder's negative log likelihood of the tokens that `masking` hides in disjoint windows.
 
-    The same tokens are hidden each time. `limit_tokens` scores about so many positions only, in whole windows spread
-    evenly over the stream; `progress` is called with the share done and the loss so far as a text.
+    The same tokens are hidden each time. `limit_tokens` and `progress` are as in `score_stream`.
     """
     windows = SlidingWindow(stream, max(1, min(context_length, len(stream) - 1)))
-    wanted = len(windows) if limit_tokens is None else min(len(windows), -(-limit_tokens // context_length))
-    chosen = np.arange(wanted) * len(windows) // max(1, wanted)
-    nats, tokens, correct = 0.0, 0, 0
-    with evaluating(model):
-        for first in range(0, wanted, batch_rows):
+    chosen = _spread(len(windows), context_length, limit_tokens)
+
+    def batches() -> Iterator[ScoredBatch]:
+        for first in range(0, len(chosen), batch_rows):
             numbers = chosen[first : first + batch_rows]
             batch = masking.apply(windows.batch(numbers)["input_ids"], numbers)
-            scored, right = score_batch(model, {"input_ids": batch["input_ids"]}, batch["labels"])
-            nats, tokens, correct = (
-                nats + float(scored.sum(dtype=np.float64)),
-                tokens + len(scored),
-                correct + int(right.sum()),
-            )
-            if progress:
-                progress(min(1.0, (first + batch_rows) / wanted), f"{nats / max(tokens, 1):.3f} nats/token")
+            nats, correct = score_batch(model, {"input_ids": batch["input_ids"]}, batch["labels"])
+            yield ScoredBatch(len(numbers), NOWHERE, NOWHERE, nats, correct)
+
+    with evaluating(model):
+        nats, tokens, correct = summed(batches(), len(chosen), progress)
     return LanguageScore(nats, tokens, correct, None, context_length, MASKED_NOTE)
 
 

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, Interrupted, is_disk_full, user_path
+from groundup.common.errors import InputError, Interrupted, is_disk_full, public_name, user_path
 from groundup.common.files import METRICS_FILE, RECIPE_FILE, atomic_write, digest, remove
-from groundup.common.settings import default_of, differing, read_yaml, refuse, settings_from, write_yaml
+from groundup.common.settings import (
+    default_of,
+    differing,
+    public_settings,
+    read_yaml,
+    refuse,
+    settings_from,
+    write_yaml,
+)
 from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"
@@ -62,16 +70,14 @@ class Parts:
             now |= {"quiet": settings.quiet, "resume": True, "out": settings.out}
             return settings_from(kept, known | now, EvaluateSettings)
         if not settings.model or not (settings.data or settings.tasks):
-            missing = (
-                f"{self.out} holds nothing to resume" if settings.resume else "evaluate needs a model and test data"
-            )
+            empty = f"{self.out} holds nothing to resume"
+            missing = empty if settings.resume else "evaluate needs a model and test data"
             raise InputError(f"{missing}: give --model, and --data or --tasks")
         _refuse_unused(settings)
         self._is_new = True
         (self.work / "parts").mkdir(parents=True, exist_ok=True)
-        values = dataclasses.asdict(settings)
-        public = {"verb": VERB} | {key: _public(key, value) for key, value in values.items()}
-        write_yaml(self.out / RECIPE_FILE, public)
+        values, public = dataclasses.asdict(settings), public_settings(settings, PATHS)
+        write_yaml(self.out / RECIPE_FILE, {"verb": VERB} | public | {"out": None})
         atomic_write(kept, json.dumps(values, indent=2).encode())  # last: with it the evaluation has begun
         return settings
 
@@ -123,6 +129,11 @@ class Parts:
         self.failures[name] = reason
         say(f"{name} failed: {reason}")
 
+    @property
+    def failed(self) -> str:
+        """Return what failed and why, in one line."""
+        return "; ".join(f"{part}: {reason}" for part, reason in self.failures.items())
+
     def end(self) -> None:
         """Remove what only an evaluation that goes on needs; after a failure it is kept, for `--resume`."""
         if not self.failures:
@@ -147,15 +158,9 @@ def _refuse_unused(settings: EvaluateSettings) -> None:
                 raise InputError(f"--{name} has nothing to do without --{needed}: add that, or leave --{name} out")
 
 
-def name_of(source: str) -> str:
-    """Return a name that says no more of a path than its last part; a name on the Hub stays whole."""
-    path = user_path(source)
-    return path.resolve().name if path.exists() or path.is_absolute() else source
-
-
 def names_of(sources: Sequence[str]) -> list[str]:
     """Return a name for each source, with the folder above where two would be the same, then with a number."""
-    short = [name_of(source) for source in sources]
+    short = [public_name(source) for source in sources]
     names: list[str] = []
     for name, source in zip(short, sources):
         if short.count(name) > 1:
@@ -163,10 +168,3 @@ def names_of(sources: Sequence[str]) -> list[str]:
         numbered = (f"{name} ({number})" for number in itertools.count(2))
         names.append(name if name not in names else next(other for other in numbered if other not in names))
     return names
-
-
-def _public(name: str, value: Any) -> Any:
-    """Return a setting as it may be published."""
-    if name == "out":
-        return None
-    return [name_of(item) for item in value] if name in PATHS else value
