@@ -31,13 +31,8 @@ FORMS = (
 
 WEIGHT = "weight"
 _ROLES = {
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "ai": "assistant",
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "ai"), "assistant"),
     "developer": "system",
 }
 
@@ -55,22 +50,19 @@ def text_of(cell: Cell) -> str | None:
     if isinstance(cell, list):
         if len(cell) > 1 and all(isinstance(part, str) for part in cell):
             raise NoText(f"a list of {len(cell)} texts")
-        return "".join(map(_text_of_part, cell))
+        texts = []
+        for part in cell:
+            if not isinstance(part, str | dict):
+                raise NoText(f"a list with {kind_of_cell(part)} in it")
+            kind, text = ("text", part) if isinstance(part, str) else (part.get("type") or "text", part.get("text"))
+            if not (isinstance(text, str) and str(kind).endswith("text")):
+                raise NoText(f"a part of type {kind}")
+            texts.append(str(text))
+        return "".join(texts)
     try:
         return written(cell)
     except ValueError as error:
         raise NoText(str(error)) from error
-
-
-def _text_of_part(part: Cell) -> str:
-    if isinstance(part, str):
-        return str(part)
-    if not isinstance(part, dict):
-        raise NoText(f"a list with {kind_of_cell(part)} in it")
-    kind, text = part.get("type") or "text", part.get("text")
-    if isinstance(text, str) and str(kind).endswith("text"):
-        return str(text)
-    raise NoText(f"a part of type {kind}")
 
 
 @dataclass
@@ -154,7 +146,11 @@ class Form:
             messages = [self._message(message) for message in turns]
         else:
             history = self._past(row[self.history]) if self.history else []
-            messages = [*history, *self._turn("user", self._question(row, joint))]
+            asked = row[self.asked or ""]
+            if not _is_conversation(asked):
+                given = text_of(row[self.given]) if self.given else None
+                asked = joint.join(text for text in (text_of(asked), given) if text)
+            messages = [*history, *self._turn("user", asked)]
             answer = self._turn("assistant", row[self.answered or ""])
             if len(answer) > 1 and answer[: len(messages)] == messages:
                 messages = []  # the answer of a preference may be the whole conversation
@@ -168,14 +164,6 @@ class Form:
             else:
                 self.systems_not_read += first.strip() != system.strip()
         return messages
-
-    def _question(self, row: Row, joint: str) -> Any:
-        """Return the instruction with its input, and a list of messages as it is."""
-        asked = row[self.asked or ""]
-        if _is_conversation(asked):
-            return asked
-        texts = [text_of(asked), text_of(row[self.given]) if self.given else None]
-        return joint.join(text for text in texts if text)
 
     def _turn(self, role: str, cell: Any) -> list[Message]:
         """Return a text as one message of `role`, and a list of messages (TRL's conversational form) as it is."""
@@ -366,18 +354,14 @@ def load_conversations(
             conversations += _read(table, form, input_joint, counts)
             used.append({"name": name} | columns_read(form.read, table) | form.unread)
         say_columns(used)
-        sources += [row | _used_in(row["name"], used) for row in files]
+        for row in files:  # of an archive what was read of the first table in it
+            found = (one for one in used if one["name"] == row["name"] or one["name"].startswith(f"{row['name']}/"))
+            sources.append(row | next(found, {}) | {"name": row["name"]})
     once.say()
     if not conversations:
         why = "".join(f"; {line}" for line in counts.warnings())
         raise InputError(f"no row of {', '.join(data)} has an answer: there is nothing to learn or to test on{why}")
     return conversations, counts, sources
-
-
-def _used_in(name: str, used: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return what was read of a file, and for an archive what was read of the first table in it."""
-    found = next((one for one in used if one["name"] == name or one["name"].startswith(f"{name}/")), {})
-    return {key: value for key, value in found.items() if key != "name"}
 
 
 def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conversation]:

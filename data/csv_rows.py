@@ -65,7 +65,9 @@ def find_form(path: Path, kind: str, name: str) -> CsvForm:
     Raises `InputError` for rows that no form explains, for a header that is none, and for a file without rows.
     """
     usual = "\t" if kind == ".tsv" else ","
-    hint = _excel_hint(path)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        found = _EXCEL_HINT.fullmatch(file.readline(16).rstrip("\r\n"))
+    hint = found[1] if found else None
     skipped = int(hint is not None)
     separator = hint or _separator(path, usual)
     spaced = _spaced(path, separator, skipped)
@@ -81,7 +83,11 @@ def find_form(path: Path, kind: str, name: str) -> CsvForm:
     rows = _records(path, separator, quoted, skipped, spaced is not None)
     sample = [fields for _, fields in itertools.islice(rows, 1 + _SAMPLE)]
     doubt = _doubt_of(sample[0], [row for row in sample[1:] if not _is_repeat(row, sample[0])], name)
-    return CsvForm(separator, quoted, _columns(sample[0], name), fit.rows, skipped, spaced is not None, doubt)
+    columns = [field.strip() or f"column {number}" for number, field in enumerate(sample[0], 1)]
+    if twice := [column for column, count in Counter(columns).items() if count > 1]:
+        places = " and ".join(str(number) for number, column in enumerate(columns, 1) if column == twice[0])
+        raise InputError(f"{name}: its columns {places} are both named {twice[0]!r}: give each a name of its own")
+    return CsvForm(separator, quoted, columns, fit.rows, skipped, spaced is not None, doubt)
 
 
 def read_csv(path: Path, form: CsvForm) -> Iterator[tuple[int, dict[str, str]]]:
@@ -142,12 +148,6 @@ def _fit(
     return _Fit(width, max(rows - repeats, 0), within_lines, spaced, repeats=repeats)
 
 
-def _excel_hint(path: Path) -> str | None:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        found = _EXCEL_HINT.fullmatch(file.readline(16).rstrip("\r\n"))
-    return found[1] if found else None
-
-
 def _separator(path: Path, usual: str) -> str:
     """Return what separates the fields: the usual one if it explains the first rows, else another that does.
 
@@ -174,7 +174,15 @@ def _spaced(path: Path, separator: str, skipped: int) -> _Fit | None:
     if separator == "\t" or not (quoted.spaced or quoted.fault):
         return None
     fit = _fit(path, separator, True, skipped, skip_blanks=True)
-    if fit.fault or fit.width < 2 or not (quoted.fault or _has_blanks_before_quotes(path, separator, skipped)):
+    # Some quotes must open after blanks, rather than hold a text that begins with a blank and a quote.
+    as_written, skipping = (_records(path, separator, True, skipped, spaced) for spaced in (False, True))
+    if fit.fault or fit.width < 2:
+        return None
+    if not quoted.fault and not any(
+        _begins_with_blank_and_quote(field) and field != other
+        for (_, fields), (_, others) in zip(as_written, skipping)
+        for field, other in zip(fields, others)
+    ):
         return None
     if quoted.within_lines and not fit.within_lines:  # two lone quotes would hold together what is between
         return fit if quoted.fault and _fit(path, separator, False, skipped).fault else None
@@ -185,16 +193,6 @@ def _begins_with_blank_and_quote(field: str) -> bool:
     return field[:1] == " " and field.lstrip(" ")[:1] == '"'
 
 
-def _has_blanks_before_quotes(path: Path, separator: str, skipped: int) -> bool:
-    """Return whether some quotes open after blanks, rather than hold a text that begins with a blank and a quote."""
-    as_written, skipping = (_records(path, separator, True, skipped, spaced) for spaced in (False, True))
-    return any(
-        _begins_with_blank_and_quote(field) and field != other
-        for (_, fields), (_, others) in zip(as_written, skipping)
-        for field, other in zip(fields, others)
-    )
-
-
 def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, _Fit]:
     """Return whether quotes hold fields together, and the fit then. Raises `InputError` if the file fits neither way.
 
@@ -202,7 +200,9 @@ def _quotes(path: Path, separator: str, skipped: int, name: str) -> tuple[bool, 
     between. Commas often stand in such a text and the lines fit by chance; tabs do not.
     """
     quoted = _fit(path, separator, True, skipped)
-    if (not quoted.fault and (quoted.within_lines or quoted.width == 1)) or not _holds_quotes(path):
+    with path.open("rb") as file:
+        holds_quotes = any(b'"' in block for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
+    if (not quoted.fault and (quoted.within_lines or quoted.width == 1)) or not holds_quotes:
         if quoted.fault:
             raise _ragged(quoted, name)
         return True, quoted
@@ -223,21 +223,6 @@ def _ragged(fit: _Fit, name: str) -> InputError:
         'a text that holds a separator, a quote or the end of a line needs quotes (") around it, '
         "and a quote within them is written twice"
     )
-
-
-def _holds_quotes(path: Path) -> bool:
-    with path.open("rb") as file:
-        return any(b'"' in block for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
-
-
-def _columns(header: list[str], name: str) -> list[str]:
-    """Return the names of the columns. Raises `InputError` if two are the same."""
-    columns = [field.strip() or f"column {number}" for number, field in enumerate(header, 1)]
-    twice = [column for column, count in Counter(columns).items() if count > 1]
-    if twice:
-        places = " and ".join(str(number) for number, column in enumerate(columns, 1) if column == twice[0])
-        raise InputError(f"{name}: its columns {places} are both named {twice[0]!r}: give each a name of its own")
-    return columns
 
 
 def _doubt_of(header: list[str], rows: list[list[str]], name: str) -> str | None:

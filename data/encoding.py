@@ -77,10 +77,8 @@ def encode_examples(
     encoded = tokenizer(list(texts), truncation=True, max_length=context_length)["input_ids"] if texts else []
     ids = [np.asarray(row, np.int32) for row in encoded]
     full = [place for place, row in enumerate(ids) if len(row) == context_length]
-    lengths = (
-        [len(row) for row in tokenizer([texts[place] for place in full], verbose=False)["input_ids"]] if full else []
-    )
-    cut = sum(length > context_length for length in lengths)
+    whole = tokenizer([texts[place] for place in full], verbose=False)["input_ids"] if full else []
+    cut = sum(len(row) > context_length for row in whole)
     return ExampleRows(ids, np.array([numbers.get(label, IGNORED) for label in labels], np.int64), cut)
 
 
@@ -123,7 +121,6 @@ class ExampleBatches:
     ):
         self.rows, self.order, self.pad_id, self.micro_batch_tokens = rows, order, pad_id, micro_batch_tokens
         self.rank, self.processes = rank, processes
-
         self._group: tuple[int, list[npt.NDArray[np.int64]]] = (-1, [])
 
     def micro_batches(self, step: int) -> list[Batch]:

@@ -101,8 +101,10 @@ def _doubts(examples: Examples) -> list[str]:
     labels = examples.labels
     counts, said = Counter(labels), []
     alike: dict[str, list[str]] = {}
-    for label in counts:
-        alike.setdefault(_looks(label), []).append(label)
+    for label in counts:  # without what the eye misses: capitals, extra blanks, signs of no width, zeros ahead
+        plain = "".join(sign for sign in unicodedata.normalize("NFKC", label) if unicodedata.category(sign) != "Cf")
+        plain = same_text(plain)
+        alike.setdefault(str(int(plain)) if re.fullmatch(r"[-+]?[0-9]{1,18}", plain) else plain, []).append(label)
     if several := [_told_apart(same) for same in alike.values() if len(same) > 1]:
         what = "labels that differ in capitals or blanks alone, or in how a character or a number is written, "
         said.append(f"{what}count as different labels: {listed(several, 4)}")
@@ -126,13 +128,6 @@ def _doubts(examples: Examples) -> list[str]:
     if any(_FRACTION.fullmatch(label) for label in counts) and all(_NUMBER.fullmatch(label) for label in counts):
         said.append(f"{len(counts):,} numbers are taken as classes, of which none is nearer to another")
     return said
-
-
-def _looks(label: str) -> str:
-    """Return a label without what the eye misses: capitals, extra blanks, signs of no width, zeros ahead."""
-    plain = unicodedata.normalize("NFKC", label)
-    plain = same_text("".join(sign for sign in plain if unicodedata.category(sign) != "Cf"))
-    return str(int(plain)) if re.fullmatch(r"[-+]?[0-9]{1,18}", plain) else plain
 
 
 def _told_apart(labels: Sequence[str]) -> str:

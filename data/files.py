@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import datasets
 
@@ -211,7 +211,7 @@ def unpack(path: Path, sha256: str) -> Path:
                 if packing == ".zip":
                     _extract(path, temporary)
                 else:
-                    with _opener(packing)(path) as packed, (temporary / "content").open("wb") as plain:
+                    with _OPENERS[packing](path) as packed, (temporary / "content").open("wb") as plain:
                         shutil.copyfileobj(packed, plain, _BLOCK_BYTES)
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, ValueError) as error:
             raise InputError(f"{path} is damaged or no {packing} file: {error}") from error
@@ -233,14 +233,17 @@ def _extract(path: Path, folder: Path) -> None:
             raise ValueError("two of its files have the same name")
 
 
-def _opener(packing: str) -> Callable[[Path], IO[bytes]]:
-    if packing != ".zst":
-        return {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packing]  # type: ignore[return-value]
+def _open_zst(path: Path) -> IO[bytes]:
     try:
         import zstandard  # pyright: ignore[reportMissingImports] (optional)
     except ImportError as error:
         raise InputError(".zst files need the package zstandard: `pip install zstandard`, or unpack them") from error
-    return lambda path: zstandard.open(path, "rb")
+    return zstandard.open(path, "rb")
+
+
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _open_zst
+}  # fmt: skip
 
 
 def check_text(path: Path, name: str) -> None:

@@ -30,22 +30,19 @@ Instance = tuple[str, str, str]  # what is held out by, the input, the answer
 # Numbers in words
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-_ENGLISH = _words(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
+_ENGLISH, _ENGLISH_TENS, _FRENCH, _FRENCH_TENS, _GERMAN, _GERMAN_TENS = map(
+    str.split,
+    (
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen",
+        "- - twenty thirty forty fifty sixty seventy eighty ninety",
+        "zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize",
+        "- dix vingt trente quarante cinquante soixante soixante quatre-vingt quatre-vingt",
+        "null ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn "
+        "siebzehn achtzehn neunzehn",
+        "- - zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig",
+    ),
 )
-_ENGLISH_TENS = _words("- - twenty thirty forty fifty sixty seventy eighty ninety")
-_FRENCH = _words("zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze quinze seize")
-_FRENCH_TENS = _words("- dix vingt trente quarante cinquante soixante soixante quatre-vingt quatre-vingt")
-_GERMAN = _words(
-    "null ein zwei drei vier fünf sechs sieben acht neun zehn elf zwölf dreizehn vierzehn fünfzehn sechzehn siebzehn "
-    "achtzehn neunzehn"
-)
-_GERMAN_TENS = _words("- - zwanzig dreißig vierzig fünfzig sechzig siebzig achtzig neunzig")
 
 
 def english(number: int) -> str:
@@ -186,17 +183,12 @@ def _python_names(chance: random.Random) -> Iterator[Instance]:
     rows: list[Any] = [row for split in python_docs.load().values() for row in split]
     rows = [row for row in rows if not row["name"].startswith(("topics.", "_")) and "._" not in row["name"]]
     chance.shuffle(rows)
-    for row in itertools.chain(rows, rows, rows):  # the same name is asked for in several ways
-        yield row["name"], row["name"], _first_paragraph(row["text"])
-
-
-def _first_paragraph(text: str) -> str:
-    """Return the first paragraph of a document on one line, cut after the last whole sentence that fits."""
-    paragraph = " ".join(text.split("\n\n")[1].split())
-    if len(paragraph) <= LONGEST_ANSWER:
-        return paragraph
-    end = paragraph.rfind(". ", 0, LONGEST_ANSWER)
-    return paragraph[: end + 1] if end > 0 else paragraph[: paragraph.rfind(" ", 0, LONGEST_ANSWER)]
+    for row in rows * 3:  # the same name is asked for in several ways
+        paragraph = " ".join(row["text"].split("\n\n")[1].split())
+        if len(paragraph) > LONGEST_ANSWER:  # cut after the last whole sentence that fits
+            end = paragraph.rfind(". ", 0, LONGEST_ANSWER)
+            paragraph = paragraph[: end + 1 if end > 0 else paragraph.rfind(" ", 0, LONGEST_ANSWER)]
+        yield row["name"], row["name"], paragraph
 
 
 # ---------------------------------------------------------------------------------------------------------------------

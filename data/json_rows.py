@@ -95,7 +95,10 @@ def read_json(path: Path, kind: str, name: str) -> Iterator[tuple[int, Row]]:
             file.seek(0)
             values = _lines(file, name)
         for line, value in values:
-            yield line, _row_of(value, line, name)
+            row = {"text": value} if type(value) is str else value
+            if not isinstance(row, dict):
+                raise InputError(f"{name}, line {line}: a row is an object with names, not {kind_of_cell(value)}")
+            yield line, row
 
 
 def decode_json(text: str) -> Cell:
@@ -135,18 +138,17 @@ def _list_in(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
 
 def _no_single_object(buffer: "_Buffer") -> Iterator[tuple[int, Any]]:
     """Yield values one after another. Raises `InputError` for a single object that is no row."""
+
+    def of_a_row(key: str, value: Any) -> bool:  # a text or messages: with other lists the key is a column
+        conversation = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        return key.lower() in ROW_KEYS and (isinstance(value, str) or conversation)
+
     line, first = buffer.value()
-    if not buffer.letter() and isinstance(first, dict) and not any(map(_of_a_row, first, first.values())):
+    if not buffer.letter() and isinstance(first, dict) and not any(map(of_a_row, first, first.values())):
         raise InputError(f"{buffer.name} is one object, not a list of rows: give [{{...}}, {{...}}] or a row a line")
     yield line, first
     while buffer.letter():
         yield buffer.value()
-
-
-def _of_a_row(key: str, value: Any) -> bool:
-    """Return whether this key makes an object a row: with a text or messages. With other lists it is a column."""
-    conversation = isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    return key.lower() in ROW_KEYS and (isinstance(value, str) or conversation)
 
 
 class _Buffer:
@@ -196,13 +198,6 @@ class _Buffer:
 
 def _after_space(text: str, place: int) -> int:
     return _SPACE.match(text, place).end()  # type: ignore[union-attr]
-
-
-def _row_of(value: Any, line: int, name: str) -> Row:
-    row = {"text": value} if type(value) is str else value
-    if not isinstance(row, dict):
-        raise InputError(f"{name}, line {line}: a row is an object with names, not {kind_of_cell(value)}")
-    return row
 
 
 def _broken(name: str, line: int, error: Exception) -> InputError:

@@ -103,10 +103,16 @@ class KnownText:
         for number, content in enumerate(documents.contents()):
             units = [(0, len(content))] if len(content) <= LONG_BYTES else _passages(content)
             unit = "passages" if len(units) > 1 else unit
-            whole_is_known = _is_in(self.wholes, np.array([_whole(content)], np.uint64))[0]
+            digest = hashlib.blake2b(digest_size=8)
+            for block in blocks(content):
+                digest.update(_letters(block).tobytes())
+            whole = int.from_bytes(digest.digest(), "little")
+            whole_is_known = _is_in(self.wholes, np.array([whole], np.uint64))[0]
             for start, stop in units:
                 count, all_bytes = count + 1, all_bytes + stop - start
-                if whole_is_known or self._is_copy(stretch(content, start, stop)):
+                hashes = self.windows[:0] if whole_is_known else _hashes(stretch(content, start, stop), self.every)[1]
+                is_alike = len(hashes) >= FEW_HASHES and float(_is_in(self.windows, hashes).mean()) >= ALIKE
+                if whole_is_known or is_alike:
                     copies += 1
                     continue
                 fresh_bytes += stop - start
@@ -117,10 +123,6 @@ class KnownText:
         fresh = Documents([Stretches(documents, kept)]) if copies else documents
         return Apart(fresh, count, copies, all_bytes, fresh_bytes, unit)
 
-    def _is_copy(self, content: Content) -> bool:
-        _, hashes = _hashes(content, self.every)
-        return len(hashes) >= FEW_HASHES and float(_is_in(self.windows, hashes).mean()) >= ALIKE
-
 
 def held_apart(corpus: Corpus) -> tuple[Corpus, KnownText, dict[str, Any]]:
     """Return a corpus whose validation text its training text has not, the training text's hashes, and how much it was.
@@ -130,25 +132,19 @@ def held_apart(corpus: Corpus) -> tuple[Corpus, KnownText, dict[str, Any]]:
     """
     known = KnownText.of(corpus.train)
     found = known.apart(corpus.validation)
-    left_out = None
+    left_out, outcome = None, "almost none would be left without them, so the score includes text that was trained on"
+    if found.copies and found.fresh_bytes >= LEAST_FRESH * found.bytes:
+        corpus, left_out, outcome = dataclasses.replace(corpus, validation=found.fresh), "score", "not scored"
+    elif found.copies:
+        back = KnownText.of(corpus.validation).apart(corpus.train)
+        if back.fresh_bytes >= LEAST_KEPT * back.bytes:
+            corpus, left_out = dataclasses.replace(corpus, train=back.fresh), "training"
+            outcome = f"{back.said} of that text are left out, so that it is not trained on"
+            known = KnownText.of(corpus.train)
     if found.copies:
-        corpus, left_out, outcome = _without_copies(corpus, found)
         say(f"validation: {found.said} are in the training text too, verbatim or nearly so: {outcome}")
-    if left_out == "training":
-        known = KnownText.of(corpus.train)
     overlap = {"count": found.count, "unit": found.unit, "copies": found.copies, "left_out_of": left_out}
     return corpus, known, overlap
-
-
-def _without_copies(corpus: Corpus, found: Apart) -> tuple[Corpus, str | None, str]:
-    """Return the corpus, what the copies were left out of, and that in words."""
-    if found.fresh_bytes >= LEAST_FRESH * found.bytes:
-        return dataclasses.replace(corpus, validation=found.fresh), "score", "not scored"
-    back = KnownText.of(corpus.validation).apart(corpus.train)
-    if back.fresh_bytes >= LEAST_KEPT * back.bytes:
-        outcome = f"{back.said} of that text are left out, so that it is not trained on"
-        return dataclasses.replace(corpus, train=back.fresh), "training", outcome
-    return corpus, None, "almost none would be left without them, so the score includes text that was trained on"
 
 
 class Stretches(Part):
@@ -178,13 +174,6 @@ def _letters(block: bytes | memoryview) -> npt.NDArray[np.uint8]:
     """Return the letters and digits of a UTF-8 text, in lower case where they are ASCII."""
     mapped = _LETTERS[np.frombuffer(block, np.uint8)]
     return mapped[mapped > 0]
-
-
-def _whole(content: Content) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for block in blocks(content):
-        digest.update(_letters(block).tobytes())
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _hashes(content: Content, every: int) -> tuple[int, npt.NDArray[np.uint64]]:

@@ -74,17 +74,27 @@ def open_prepared_data(folder: Path, tokenizer: str | None = None, base: str | N
     cannot be found. Raises `InputError` for shards that are not whole, parts that are missing, another tokenizer than
     the shards were made with, and ids that are not those of `base`.
     """
-    data = _open(folder, tokenizer, base)
+    if not _parts(folder) and not (folder / TRAIN).is_dir():
+        data = PreparedData(*open_datatrove(folder, tokenizer or base), folder.resolve().name)
+    else:
+        data = _open(folder, tokenizer)
     if base is not None:
         require_ids_of(base, data.tokenizer, f"what {folder} was prepared with")
     return data
 
 
-def _open(folder: Path, tokenizer: str | None, base: str | None) -> PreparedData:
-    parts = _parts(folder)
-    if not parts and not (folder / TRAIN).is_dir():
-        return PreparedData(*open_datatrove(folder, tokenizer or base), folder.resolve().name)
-    folders = [parts[share] for share in _whole_set(folder, parts)] if parts else [folder]
+def _open(folder: Path, tokenizer: str | None) -> PreparedData:
+    """Open what `prepare` wrote, all parts of it in their order."""
+    folders, parts = [folder], _parts(folder)
+    if parts:
+        counts = sorted({share.count for share in parts})
+        if len(counts) > 1:
+            raise InputError(f"{folder} holds parts of {' and of '.join(map(str, counts))}: keep one set in a folder")
+        wanted = [Share(number, counts[0]) for number in range(1, counts[0] + 1)]
+        if missing := [f"{share.number}/{share.count}" for share in wanted if share not in parts]:
+            lacking = f"{folder} lacks the parts {', '.join(missing[:8])}"
+            raise InputError(f"{lacking}: run `groundup prepare --part` for them")
+        folders = [parts[share] for share in wanted]
     recipes = [read_yaml(part / RECIPE_FILE) for part in folders]
     own = load_tokenizer(folders[0] / TOKENIZER)
     if tokenizer is not None and fingerprint(load_tokenizer(tokenizer)) != fingerprint(own):
@@ -94,41 +104,24 @@ def _open(folder: Path, tokenizer: str | None, base: str | None) -> PreparedData
         if stream.meta["tokenizer"] != fingerprint(own):
             raise InputError(f"{part} was prepared with another tokenizer than {folders[0].name}: prepare it again")
     sources = [row for recipe in recipes for row in recipe["sources"]]
+    overlap, overlaps = None, [recipe.get("overlap") for recipe in recipes]  # each part was held apart in itself
+    if None not in overlaps:
+        sums = {name: sum(each[name] for each in overlaps) for name in ("count", "copies")}
+        overlap = max(overlaps, key=lambda each: each["copies"]) | sums
     return PreparedData(
         TokenStream.joined(streams[TRAIN]),
         TokenStream.joined(streams[VALIDATION]),
         own,
         [row for number, row in enumerate(sources) if row not in sources[:number]],
         recipes[0]["name"],
-        _together([recipe.get("overlap") for recipe in recipes]),
+        overlap,
     )
-
-
-def _together(overlaps: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the overlap of all parts, each of which was held apart in itself; None if one is unknown."""
-    if None in overlaps:
-        return None
-    known = [overlap for overlap in overlaps if overlap is not None]
-    sums = {name: sum(overlap[name] for overlap in known) for name in ("count", "copies")}
-    return max(known, key=lambda overlap: overlap["copies"]) | sums
 
 
 def _parts(folder: Path) -> dict[Share, Path]:
     """Return the folders of parts in a folder, by the share that each holds."""
     found = ((Share.of_folder(path.name), path) for path in folder.iterdir() if path.is_dir())
     return {share: path for share, path in found if share is not None}
-
-
-def _whole_set(folder: Path, parts: dict[Share, Path]) -> list[Share]:
-    """Return the shares in order. Raises `InputError` naming those that are missing."""
-    counts = sorted({share.count for share in parts})
-    if len(counts) > 1:
-        raise InputError(f"{folder} holds parts of {' and of '.join(map(str, counts))}: keep one set in a folder")
-    wanted = [Share(number, counts[0]) for number in range(1, counts[0] + 1)]
-    missing = [f"{share.number}/{share.count}" for share in wanted if share not in parts]
-    if missing:
-        raise InputError(f"{folder} lacks the parts {', '.join(missing[:8])}: run `groundup prepare --part` for them")
-    return wanted
 
 
 def open_datatrove(
@@ -147,7 +140,12 @@ def open_datatrove(
         raise InputError(f"{folder} does not say which tokenizer made it: give --tokenizer")
     known = load_tokenizer(tokenizer or name or "")
     if tokenizer is not None and name is not None:
-        _require_same(folder, known, tokenizer, name)
+        here = Path(name).exists() or isinstance(try_to_load_from_cache(name, TOKENIZER_FILE), str)
+        made = f"{folder} was tokenised with {name}"
+        if here and load_tokenizer(name).get_vocab() != known.get_vocab():
+            raise InputError(f"{made}, whose ids are not those of {tokenizer}: leave {tokenizer} out")
+        if not here and name != tokenizer:
+            say(f"{made}, which is not on this machine: its ids are taken to be {tokenizer}'s")
     size = id_bytes or (2 if len(known) <= 2**16 else 4)
     shards = [_ids(path, size, len(known)) for path in paths]
     ends = [_document_ends(path, shard) for path, shard in zip(paths, shards)]
@@ -169,15 +167,6 @@ def open_datatrove(
     opening = np.array([end_of_text], shards[0].dtype)  # so that the first document begins like the others
     streams = [TokenStream([opening, *part], meta | {"tokens": 1 + sum(map(len, part))}) for part in (before, after)]
     return streams[0], streams[1], known, rows
-
-
-def _require_same(folder: Path, known: PreTrainedTokenizerFast, given: str, named: str) -> None:
-    """Raise `InputError` if another tokenizer was given than the files name, where that one is on this machine."""
-    here = Path(named).exists() or isinstance(try_to_load_from_cache(named, TOKENIZER_FILE), str)
-    if here and load_tokenizer(named).get_vocab() != known.get_vocab():
-        raise InputError(f"{folder} was tokenised with {named}, whose ids are not those of {given}: leave {given} out")
-    if not here and named != given:
-        say(f"{folder} was tokenised with {named}, which is not on this machine: its ids are taken to be {given}'s")
 
 
 def _metadata(path: Path) -> tuple[str | None, int | None]:
@@ -241,8 +230,15 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     """
     console.quiet = settings.quiet
     with claim(settings.out, "tokenizer", short_name(settings.data)) as output:
-        corpus = _corpus(settings)
-        tokenizer = _train(settings, corpus)
+        corpus, wanted = _corpus(settings), settings.vocab_size
+        train = train_bpe if settings.kind == "bpe" else train_word_level
+        size = suitable_vocab_size(text_bytes(corpus.train)) if wanted is None else wanted
+        tokenizer = train(sample_texts(corpus.train, TRAINING_BYTES), size)
+        if wanted is not None and len(tokenizer) < wanted:
+            raise InputError(
+                f"the text is enough for a vocabulary of {len(tokenizer):,} tokens, not {wanted:,}: "
+                f"give more --data, or at most --vocab-size {len(tokenizer)}"
+            )
         held_back = sample(corpus.validation, REPORT_BYTES).texts()
         rows = tokenizer_report(tokenizer, sample_texts(corpus.train, TRAINING_BYTES), held_back)
         with output.filled() as folder:
@@ -315,18 +311,6 @@ def _corpus(settings: TokenizerSettings | PrepareSettings, share: Share | None =
         return corpus
     train, validation = sample(corpus.train, SMOKE_BYTES), sample(corpus.validation, SMOKE_BYTES)
     return dataclasses.replace(corpus, train=train, validation=validation)
-
-
-def _train(settings: TokenizerSettings, corpus: Corpus) -> PreTrainedTokenizerFast:
-    size = suitable_vocab_size(text_bytes(corpus.train)) if settings.vocab_size is None else settings.vocab_size
-    train = train_bpe if settings.kind == "bpe" else train_word_level
-    tokenizer = train(sample_texts(corpus.train, TRAINING_BYTES), size)
-    if settings.vocab_size is not None and len(tokenizer) < settings.vocab_size:
-        raise InputError(
-            f"the text is enough for a vocabulary of {len(tokenizer):,} tokens, not {settings.vocab_size:,}: "
-            f"give more --data, or at most --vocab-size {len(tokenizer)}"
-        )
-    return tokenizer
 
 
 def _recipe(name: str, settings: TokenizerSettings | PrepareSettings, corpus: Corpus) -> dict[str, Any]:

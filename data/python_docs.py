@@ -113,19 +113,16 @@ def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str, str]]:
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node, clean=False)
         if text:
-            yield name, _heading(node, name), inspect.cleandoc(text).strip()
+            heading = f"module {name}"
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                heading = f"{name}({ast.unparse(node.args)})"
+            elif isinstance(node, ast.ClassDef):
+                heading = f"class {name}" + (f"({', '.join(map(ast.unparse, node.bases))})" if node.bases else "")
+            yield name, heading, inspect.cleandoc(text).strip()
     blocks = (getattr(node, block, []) for block in ("body", "handlers", "orelse", "finalbody"))
     for child in itertools.chain.from_iterable(block for block in blocks if isinstance(block, list)):
         named = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         yield from _walk(child, f"{name}.{child.name}" if named else name)
-
-
-def _heading(node: ast.AST, name: str) -> str:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return f"{name}({ast.unparse(node.args)})"
-    if isinstance(node, ast.ClassDef):
-        return f"class {name}({', '.join(map(ast.unparse, node.bases))})" if node.bases else f"class {name}"
-    return f"module {name}"
 
 
 @functools.lru_cache(maxsize=1)

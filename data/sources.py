@@ -264,7 +264,10 @@ def _open(path: Path, name: str) -> list[Source]:
         sha256 = open_saved_dataset(path, name)[0].content or ""
         return [Source(path, name, SAVED, path, sha256, sha256)]
     try:
-        _check_fetched(path, name)
+        with path.open("rb") as file:
+            if file.read(len(_LFS_NOTE)) == _LFS_NOTE:
+                note = f"{name} is not the file itself but a note of Git LFS about it"
+                raise InputError(f"{note}: run `git lfs pull` first")
         sha256 = sha256_of(path)
         plain = unpack(path, sha256)
     except OSError as error:
@@ -275,13 +278,6 @@ def _open(path: Path, name: str) -> list[Source]:
         inner = [source for file, below in list_folder(plain, name) for source in _open(file, below)]
         return [dataclasses.replace(source, path=path, name=f"{name}/{source.name}", sha256=sha256) for source in inner]
     return [Source(path, name, kind_of(path) or ".txt", plain, sha256, sha256)]
-
-
-def _check_fetched(path: Path, name: str) -> None:
-    """Raise `InputError` for the note that Git LFS leaves in the place of a file that it has not fetched."""
-    with path.open("rb") as file:
-        if file.read(len(_LFS_NOTE)) == _LFS_NOTE:
-            raise InputError(f"{name} is not the file itself but a note of Git LFS about it: run `git lfs pull` first")
 
 
 def _read_file(source: Source, text_column: str | None) -> tuple[Part, dict[str, Any]]:

@@ -240,10 +240,8 @@ def _kinds_of(kind: pa.DataType) -> set[type]:
         return {str}
     if pa.types.is_boolean(kind):
         return {bool}
-    if pa.types.is_struct(kind) or pa.types.is_map(kind):
-        return {dict}
     if pa.types.is_nested(kind):
-        return {list}
+        return {dict} if pa.types.is_struct(kind) or pa.types.is_map(kind) else {list}
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return {bytes}
     return {Number}
@@ -272,7 +270,12 @@ def open_table(path: Path, kind: str, name: str, sha256: str) -> Table:
     if path.stat().st_size == 0:
         raise InputError(f"{name} is empty: it has no rows")
     if kind == ".parquet":
-        return _parquet_table(path, name, sha256)
+        try:
+            with pq.ParquetFile(path) as file:
+                schema, length = file.schema_arrow, file.metadata.num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+        return ArrowTable(name, schema, length, partial(_read_parquet, path, name), sha256)
     check_text(path, name)
     if kind in (".csv", ".tsv"):
         form = find_form(path, kind, name)
@@ -306,15 +309,6 @@ def open_saved_dataset(folder: Path, name: str, aloud: bool = False) -> tuple[Ar
     files = [Path(entry["filename"]) for entry in saved.cache_files]
     sha256 = hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
     return ArrowTable.stored(saved, name, sha256), files
-
-
-def _parquet_table(path: Path, name: str, sha256: str) -> ArrowTable:
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, length = file.schema_arrow, file.metadata.num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
-    return ArrowTable(name, schema, length, partial(_read_parquet, path, name), sha256)
 
 
 def _read_parquet(path: Path, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -89,20 +89,15 @@ def find_text_column(table: Table, without: Sequence[str] = ()) -> str:
     lengths = {}
     for column in texts:
         values = [cell for row in sample if isinstance(cell := row[column], str) and cell.strip()]
-        if len(table.column_names) == 1 or not (_NO_TEXT_NAMES.fullmatch(column) or _are_no_texts(values)):
+        # Identifiers (words of ASCII, some with a digit or a mark) and JSON are no texts.
+        as_json = all(re.fullmatch(r"\s*(\{.*\}|\[.*\])\s*", value, re.DOTALL) for value in values)
+        words = all(value.isascii() and len(value.split()) == 1 for value in values)
+        are_no_texts = bool(values) and (as_json or (words and any(not value.isalpha() for value in values)))
+        if len(table.column_names) == 1 or not (_NO_TEXT_NAMES.fullmatch(column) or are_no_texts):
             lengths[column] = sum(map(len, values))
     if not lengths:
         raise InputError(f"which column of {table.name} holds the text? {described(table)}: give --text-column")
     return max(lengths, key=lambda column: lengths[column])
-
-
-def _are_no_texts(values: Sequence[str]) -> bool:
-    """Return whether these are identifiers (words of ASCII, some with a digit or a mark) or JSON."""
-    if not values:
-        return False
-    as_json = all(re.fullmatch(r"\s*(\{.*\}|\[.*\])\s*", value, re.DOTALL) for value in values)
-    words = all(value.isascii() and len(value.split()) == 1 for value in values)
-    return as_json or (words and any(not value.isalpha() for value in values))
 
 
 def conversation_text(cell: Cell) -> str | None:
@@ -210,9 +205,15 @@ def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> tu
     key = hashlib.sha256("\0".join([table.content, column, read.__name__, "keys"]).encode()).hexdigest()
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "groundup-texts" / key
     if not folder.is_dir():
+        schema = pa.schema([("text", pa.large_string())])
         with quiet_datasets(), atomic_folder(folder) as temporary:
             unread: set[str] = set()
-            _write(_texts(table, column, read, unread), temporary / "texts.arrow")
+            with (
+                pa.OSFile(str(temporary / "texts.arrow"), "wb") as file,
+                pa.ipc.new_stream(file, schema) as writer,
+            ):
+                for batch in _batches(_texts(table, column, read, unread)):
+                    writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
             (temporary / "keys_not_read.json").write_text(json.dumps(sorted(unread)), encoding="utf-8")
     unread_keys = json.loads((folder / "keys_not_read.json").read_text(encoding="utf-8"))
     return Rows(partial(read_batches, [str(folder / "texts.arrow")]), "text"), unread_keys
@@ -231,16 +232,14 @@ def _texts(table: Table, column: str, read: Callable[[Cell], str | None], unread
             yield text
 
 
-def _write(texts: Iterator[str], path: Path) -> None:
-    """Write texts as a stream of batches of some megabytes each."""
-    schema = pa.schema([("text", pa.large_string())])
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        batch: list[str] = []
-        size = 0
-        for text in texts:
-            batch.append(text)
-            size += len(text)
-            if size >= _BATCH_BYTES:
-                writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
-                batch, size = [], 0
-        writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Yield lists of texts of some megabytes each; the last may be empty."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    yield batch

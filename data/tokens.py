@@ -8,6 +8,7 @@ lie in a hidden folder, with a line in `progress.jsonl` for each, and an interru
 """
 
 import bisect
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -55,8 +56,10 @@ class TokenStream:
     @classmethod
     def open(cls, folder: Path) -> "TokenStream":
         """Open a folder that `write_shards` wrote. Raises `InputError` when it is none or not whole."""
-        meta = _read_meta(folder)
-        if meta is None:
+        meta = None
+        with contextlib.suppress(OSError, ValueError):
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if not isinstance(meta, dict) or "shards" not in meta:
             raise InputError(f"{folder} holds no shards of tokens: make them with `groundup prepare`")
         try:
             shards = [np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in meta["shards"]]
@@ -143,8 +146,10 @@ def write_shards(
     }
     if lost := bytes_lost(tokenizer, (piece.text for piece in documents.pieces())):
         meta["lost_bytes"] = lost
-    if known := _unchanged(folder, meta):
-        return known
+    with contextlib.suppress(InputError):  # for none there, or one that is not whole
+        stream = TokenStream.open(folder)
+        if stream.meta.items() >= meta.items():
+            return stream
     with _ShardWriter(folder, meta) as writer, ProgressBar("tokenising", meta["bytes"] - writer.bytes) as bar:
         done, started, before = writer.bytes, time.perf_counter(), writer.tokens
         for first, ids, text_bytes in _encode(documents, plain_backend(tokenizer), end_of_text, writer.pieces):
@@ -154,15 +159,6 @@ def write_shards(
             bar.update(done - writer.bytes, f"{speed / 1e6:.2f} M tokens/s")
         writer.finish()
     return TokenStream.open(folder)
-
-
-def _unchanged(folder: Path, meta: dict[str, Any]) -> TokenStream | None:
-    """Open the shards in `folder` if they are whole and hold these documents in the ids of this tokenizer."""
-    try:
-        stream = TokenStream.open(folder)
-    except InputError:
-        return None
-    return stream if stream.meta.items() >= meta.items() else None
 
 
 def _encode(
@@ -227,14 +223,6 @@ def content_of_texts(documents: Documents) -> dict[str, Any]:
     return {"documents": len(documents), "bytes": total, "sha256": digest}
 
 
-def _read_meta(folder: Path) -> dict[str, Any] | None:
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return meta if isinstance(meta, dict) and "shards" in meta else None
-
-
 class _ShardWriter:
     """A collector of ids that writes a file whenever it has `SHARD_TOKENS` of them.
 
@@ -279,7 +267,13 @@ class _ShardWriter:
             if self._filled == len(self._buffer):
                 self._save()
                 row = {"name": self.names[-1], "tokens": len(self._buffer)}
-                self._keep(row | {"pieces": first, "bytes": text_bytes, "written": used})
+                row |= {"pieces": first, "bytes": text_bytes, "written": used}
+                # The newest shard must outlive a crash, and with it where to go on after it.
+                sync_file(self._folder / row["name"])
+                with self._progress.open("ab") as file:
+                    file.write(_line(row) if file.tell() else self._opening + _line(row))
+                sync_file(self._progress)
+                sync_folder(self._folder)
 
     def finish(self) -> None:
         """Write what is left and put the folder in its place."""
@@ -295,14 +289,6 @@ class _ShardWriter:
         np.save(self._folder / self.names[-1], self._buffer[: self._filled], allow_pickle=False)
         self._filled = 0
 
-    def _keep(self, row: dict[str, Any]) -> None:
-        """Make sure that the newest shard outlives a crash, and note where to go on after it."""
-        sync_file(self._folder / row["name"])
-        with self._progress.open("ab") as file:
-            file.write(_line(row) if file.tell() else self._opening + _line(row))
-        sync_file(self._progress)
-        sync_folder(self._folder)
-
     def _whole_shards(self) -> list[dict[str, Any]]:
         """Return the rows of the shards that are whole, up to the first that is not; none if they are of other text."""
         try:
@@ -312,17 +298,13 @@ class _ShardWriter:
         rows = []
         if lines and lines[0] == self._opening:
             for line in itertools.takewhile(lambda line: line.endswith(b"\n"), lines[1:]):
-                row = json.loads(line)
-                if row["tokens"] != len(self._buffer) or not self._is_whole(row["name"]):
+                row, there = json.loads(line), 0
+                with contextlib.suppress(OSError, ValueError):
+                    there = len(np.load(self._folder / row["name"], mmap_mode="r", allow_pickle=False))
+                if not row["tokens"] == there == len(self._buffer):
                     break
                 rows.append(row)
         return rows
-
-    def _is_whole(self, name: str) -> bool:
-        try:
-            return len(np.load(self._folder / name, mmap_mode="r", allow_pickle=False)) == len(self._buffer)
-        except (OSError, ValueError):
-            return False
 
 
 def _line(row: dict[str, Any]) -> bytes:
