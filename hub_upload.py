@@ -45,7 +45,11 @@ def publish(settings: PublishSettings) -> Pushed | None:
     if settings.base_model is not None and not HUB_NAME.fullmatch(settings.base_model):
         raise InputError(f"--base-model {settings.base_model} is no name on the Hub: give OWNER/NAME")
     if settings.space:
-        _check_space(settings)
+        folder = user_path(settings.checkpoint)
+        if settings.pull_request:
+            raise InputError("--space shows a model that is on the Hub: leave out --pull-request")
+        if (folder / GGUF_WEIGHTS).is_file() or auto_class_of(folder) != "AutoModelForCausalLM":
+            raise InputError("--space shows a causal language model, this is another: leave it out")
     if not settings.dry_run:
         require_token()  # before the gate takes its time
     with contextlib.ExitStack() as stack:
@@ -75,13 +79,8 @@ def _gate(
     settings: PublishSettings, folder: Path, repo_id: str, **more: Any
 ) -> contextlib.AbstractContextManager[Parcel]:
     additions = {"license": settings.license, "language": settings.language, "base_model": settings.base_model}
-    return through_the_gate(
-        folder,
-        additions | more,
-        repo_id=repo_id,
-        fetch_base=fetch_model,
-        trust_remote_code=settings.trust_remote_code,
-    )
+    options: Any = {"fetch_base": fetch_model, "trust_remote_code": settings.trust_remote_code}
+    return through_the_gate(folder, additions | more, repo_id=repo_id, **options)
 
 
 @contextlib.contextmanager
@@ -93,14 +92,6 @@ def _twin(settings: PublishSettings, original: Path, kind: Any, repo_id: str) ->
         with _gate(settings, folder, repo_id, base_model=settings.repo_id) as parcel:
             shutil.rmtree(folder)  # the gate has its own copy: not two of them on the disk while others are made
             yield parcel
-
-
-def _check_space(settings: PublishSettings) -> None:
-    folder = user_path(settings.checkpoint)
-    if settings.pull_request:
-        raise InputError("--space shows a model that is on the Hub: leave out --pull-request")
-    if (folder / GGUF_WEIGHTS).is_file() or auto_class_of(folder) != "AutoModelForCausalLM":
-        raise InputError("--space shows a causal language model, this is another: leave it out")
 
 
 @contextlib.contextmanager

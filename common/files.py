@@ -142,7 +142,17 @@ def files_of(folder: Path, without: Collection[str] = ()) -> dict[str, str]:
 
     `without` are names of folders right under it to leave out.
     """
-    return {path.relative_to(folder).as_posix(): _sha256(path) for path in _walk(folder, without)}
+    found, seen = {}, set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:  # a link back up
+            folders.clear()
+            continue
+        seen.add(place)
+        apart = without if Path(root) == folder else ()
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in apart)
+        for path in (Path(root, name) for name in sorted(names) if not name.startswith(".")):
+            found[path.relative_to(folder).as_posix()] = _sha256(path)
+    return found
 
 
 def content_of(name: str, kind: str = "file") -> Any:
@@ -153,7 +163,11 @@ def content_of(name: str, kind: str = "file") -> Any:
     cache. An adapter's folder holds its base as well, and a YAML file the files that it names.
     """
     if (place := _here(name)) is not None and place.is_dir():
-        return files_of(place, () if kind == "dataset" else KEPT_APART) | _base_of(place)
+        found: dict[str, Any] = files_of(place, () if kind == "dataset" else KEPT_APART)
+        if (base := _base_named(place)) is not None:
+            there = _here(base)
+            found[_BASE] = _commit_of(base, "model") if there is None else files_of(there, KEPT_APART)
+        return found
     if place is not None:
         return [_sha256(place), *_named_in(place)]
     if kind == "dataset":
@@ -171,18 +185,6 @@ def weights_of(name: str) -> Any:
     own = {path.name: _sha256(path) for path in sorted(place.glob("*.safetensors"))}
     base = _base_named(place)
     return own if base is None else own | {_BASE: weights_of(base)}
-
-
-def _walk(folder: Path, without: Collection[str]) -> Iterator[Path]:
-    seen = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(root)) in seen:  # a link back up
-            folders.clear()
-            continue
-        seen.add(place)
-        apart = without if Path(root) == folder else ()
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in apart)
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _sha256(path: Path) -> str:
@@ -207,15 +209,6 @@ def _here(name: str) -> Path | None:
         return place if (place := _path_of(name)).exists() else None
     except (OSError, ValueError):
         return None
-
-
-def _base_of(folder: Path) -> dict[str, Any]:
-    """Return the content of the base that an adapter's folder names; empty for any other folder."""
-    base = _base_named(folder)
-    if base is None:
-        return {}
-    place = _here(base)
-    return {_BASE: _commit_of(base, "model") if place is None else files_of(place, KEPT_APART)}
 
 
 def _base_named(folder: Path) -> str | None:

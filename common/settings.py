@@ -5,6 +5,7 @@ field, units with it. `Settings` holds every caller to that. Beside `--resume` a
 with; others are obeyed or refused by name. Importing this costs nothing; checking imports pydantic.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -143,7 +144,8 @@ def checked(name: str, value: Any, hint: Any) -> Any:
             found, hint = found[int(where[0])], parts_of(hint)[1]
         kind, choices, _ = parts_of(hint)
         meant = near(found, choices) if kind is typing.Literal and isinstance(found, str) else ""
-        raise SettingError(name, f"{_shortened(found)}: {wanted_by(hint, found)} is wanted{meant}") from error
+        shown = repr(found) if len(repr(found)) <= 80 else repr(found)[:77] + "..."
+        raise SettingError(name, f"{shown}: {wanted_by(hint, found)} is wanted{meant}") from error
 
 
 @functools.cache
@@ -189,8 +191,10 @@ def items_of(value: Any, hint: Any) -> list[Any]:
         return list(value)
     if not isinstance(value, str):
         return [value]
-    is_text = parts_of(parts_of(hint)[1])[0] in (str, typing.Literal)
-    if value.startswith("[") and value.endswith("]") and not (is_text and _exists(value)):
+    is_text, exists = parts_of(parts_of(hint)[1])[0] in (str, typing.Literal), False
+    with contextlib.suppress(OSError, ValueError):
+        exists = Path(value).exists()
+    if value.startswith("[") and value.endswith("]") and not (is_text and exists):
         found = _yaml_or_text(value)
         if isinstance(found, list):
             return found
@@ -202,13 +206,6 @@ def _yaml_or_text(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def parts_of(hint: Any) -> tuple[Any, Any, list[Any]]:
@@ -248,11 +245,6 @@ def wanted_by(hint: Any, value: Any = None) -> str:
                 limits.append(f"{words} {limit:,}")
     of = "of " if limits and limits[0].startswith("at ") else ""
     return _KINDS.get(kind, "text") + (f" {of}{' and '.join(limits)}" if limits else "")
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_names(options: dict[str, Any], settings_class: type) -> dict[str, Any]:
@@ -358,12 +350,11 @@ def is_longer(name: str, value: Any, kept: Mapping[str, Any]) -> bool:
 def refuse(others: Mapping[str, Any], kept: Mapping[str, Any], out: Path, why: str, instead: str) -> None:
     """Raise `InputError` if there are settings that the run in `out` cannot take, naming each and what the run has."""
     if others:
-        named = [f"{option} {_said(value)} (it has {_said(kept.get(name))})" for name, value, option in _named(others)]
+        named = [
+            f"--{name.replace('_', '-')} {_said(value)} (it has {_said(kept.get(name))})"
+            for name, value in others.items()
+        ]
         raise InputError(f"{out} {why}: leave out {', '.join(named)}, or {instead}")
-
-
-def _named(settings: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
-    return [(name, value, f"--{name.replace('_', '-')}") for name, value in settings.items()]
 
 
 def _same(value: Any, kept: Any, public: bool) -> bool:

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
+from transformers.dynamic_module_utils import get_relative_imports
 
 import groundup
 from groundup.common.errors import InputError, one_line
@@ -32,12 +33,22 @@ from groundup.common.files import (
     MODEL_WEIGHTS,
     RECIPE_FILE,
     TOKENIZER_FILE,
+    TOKENIZER_SETTINGS_FILE,
     sha256_of,
 )
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.inference.folder import BASE_SHA256, auto_class_of, read_json
 from groundup.publishing.card import write_card
-from groundup.publishing.gate_folder import CODE, SETTINGS_FILES, WEIGHTS, Findings, copy_files, shown, sort_files
+from groundup.publishing.gate_folder import (
+    CODE,
+    OWN_CODE,
+    SETTINGS_FILES,
+    WEIGHTS,
+    Findings,
+    copy_files,
+    shown,
+    sort_files,
+)
 from groundup.publishing.hub_client import SECRET
 from groundup.publishing.proof import PROBE, Proof, prove
 from groundup.tokenization.folder import load_tokenizer
@@ -91,7 +102,10 @@ def through_the_gate(
         copy = Path(temporary) / (checkpoint.resolve().name or "checkpoint")
         with _named(checkpoint, copy):
             copy_files(checkpoint, copy, files)
-        _rename_base(copy, (additions or {}).get("base_model"))
+        if (name := (additions or {}).get("base_model")) and (copy / ADAPTER_FILE).is_file():  # as others know it
+            settings = read_json(copy / ADAPTER_FILE) | {"base_model_name_or_path": name, "revision": None}
+            written = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+            (copy / ADAPTER_FILE).write_text(written, encoding="utf-8")
         with _named(checkpoint, copy):
             sha256 = check_content(copy, additions or {}, trust_remote_code)
         base = _base_of(copy, fetch_base, trust_remote_code)
@@ -185,17 +199,12 @@ def _check_weights(path: Path, findings: Findings) -> None:
             if not (names := list(tensors.keys())):
                 findings.add(f"{path.name} holds no tensor", "save the model again")
             for name in names:
-                if not bool(_all_finite(tensors.get_tensor(name))):
+                tensor = tensors.get_tensor(name)
+                parts = tensor.flatten().split(2**24) if tensor.is_floating_point() else ()
+                if not all(bool(torch.isfinite(part.float()).all()) for part in parts):
                     findings.add(f"{shown(name)} in {path.name} has numbers that are not finite", "train it again")
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeError) as error:
         findings.add(f"{path.name} is no whole safetensors file ({one_line(error)})", "save the model again")
-
-
-def _all_finite(tensor: torch.Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return True
-    parts = tensor.flatten().split(2**24)
-    return all(bool(torch.isfinite(part.float()).all()) for part in parts)
 
 
 def _check_config(folder: Path, weights: str, values: dict[str, dict[str, Any] | None], findings: Findings) -> None:
@@ -211,26 +220,39 @@ def _check_config(folder: Path, weights: str, values: dict[str, dict[str, Any] |
         layers = config.get("num_hidden_layers", 0)
         if not findings.found and isinstance(layers, int):
             with safe_open(folder / weights, "pt") as tensors:
-                if layers > len(list(tensors.keys())):
-                    findings.add(
-                        f"{name} claims {layers:,} layers, more than there are tensors", "save the model again"
-                    )
+                count = len(list(tensors.keys()))
+            if layers > count:
+                findings.add(f"{name} claims {layers:,} layers, more than there are tensors", "save the model again")
 
 
 def _check_code(folder: Path, config: dict[str, Any], findings: Findings, trust_remote_code: bool) -> None:
-    """Check that code comes from this folder alone, and is this package's own unless the user trusts it."""
-    auto_map = config.get("auto_map") or {}
-    places = list(auto_map.values()) if isinstance(auto_map, dict) else [auto_map]
-    for place in places:
-        match = _CODE_PLACE.fullmatch(place) if isinstance(place, str) else None
-        if match is None:
-            findings.add(f"auto_map names {shown(str(place)[:80])}, no class in this folder", "save the model again")
-        elif not (folder / f"{match[1]}.py").is_file():
-            findings.add(f"{match[1]}.py, which auto_map names, is missing", "save the model again")
-    own = Path(groundup.__file__).parent / "modeling"
-    for name in CODE:
-        path = folder / name
-        if path.is_file() and not trust_remote_code and path.read_bytes() != (own / name).read_bytes():
+    """Check that code comes from this folder alone, and is this package's own unless the user trusts it.
+
+    The code is what `auto_map` names, and what that imports from the folder.
+    """
+    auto_map, again = config.get("auto_map") or {}, "save the model again"
+    named_by: dict[str, str] = {}  # what names each file
+    for place in auto_map.values() if isinstance(auto_map, dict) else [auto_map]:
+        if match := _CODE_PLACE.fullmatch(place) if isinstance(place, str) else None:
+            named_by[f"{match[1]}.py"] = "which auto_map names"
+        else:
+            findings.add(f"auto_map names {shown(str(place)[:80])}, no class in this folder", again)
+    waiting = [*named_by]
+    while waiting:
+        name = waiting.pop(0)
+        if not (folder / name).is_file():
+            findings.add(f"{name}, {named_by[name]}, is missing", again)
+            continue
+        with contextlib.suppress(UnicodeDecodeError):  # Python cannot read it either: it is none of ours
+            for module in get_relative_imports(folder / name):
+                if not module.isidentifier():
+                    findings.add(f"{name} imports .{module[:80]}, no file of this folder", again)
+                elif f"{module}.py" not in named_by:
+                    named_by[f"{module}.py"] = f"which {name} imports"
+                    waiting.append(f"{module}.py")
+    for name in sorted({*CODE, *named_by}):
+        path, own = folder / name, OWN_CODE / name
+        if path.is_file() and not trust_remote_code and not (own.is_file() and path.read_bytes() == own.read_bytes()):
             findings.add(
                 f"{name} is not the one of groundup {groundup.__version__}",
                 "load the model with this version and save it again, or add --trust-remote-code",
@@ -239,7 +261,7 @@ def _check_code(folder: Path, config: dict[str, Any], findings: Findings, trust_
 
 def _check_tokenizer(folder: Path, values: dict[str, Any], findings: Findings) -> None:
     """Check that the tokenizer loads, gives back the text it was given, and has no code of its own."""
-    if (values.get("tokenizer_config.json") or {}).get("auto_map"):
+    if (values.get(TOKENIZER_SETTINGS_FILE) or {}).get("auto_map"):
         findings.add("tokenizer_config.json names code", "save a tokenizer that needs none")
         return
     path = folder / TOKENIZER_FILE
@@ -275,19 +297,19 @@ def _check_metrics(folder: Path, sha256: str, findings: Findings) -> None:
     if (metrics := _json(path, findings)) is None:
         return
     rows = metrics.get("metrics")
-    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+
+    def is_row(row: Any) -> bool:
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("name", "dataset", "split")):
+            return False
+        value = row.get("value")
+        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+
+    if not isinstance(rows, list) or not all(map(is_row, rows)):
         findings.add(f"{METRICS_FILE} has no list of rows with name, value, dataset and split", mend)
     if not all(isinstance(metrics.get(name), dict) for name in ("training", "versions")):
         findings.add(f"{METRICS_FILE} does not say how and with which versions it was made", mend)
     if metrics.get("weights_sha256") != sha256:
         findings.add(f"{METRICS_FILE} was not made from these weights", mend)
-
-
-def _is_row(row: Any) -> bool:
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("name", "dataset", "split")):
-        return False
-    value = row.get("value")
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
 
 
 def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -> None:
@@ -308,9 +330,8 @@ def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -
         write_card(folder)
     except (InputError, ValueError, TypeError, KeyError, AttributeError, RecursionError, UnicodeError) as error:
         if not findings.found:
-            findings.add(
-                f"no card can be made of {RECIPE_FILE} and {METRICS_FILE} ({one_line(error)})", "train it again"
-            )
+            made = f"no card can be made of {RECIPE_FILE} and {METRICS_FILE}"
+            findings.add(f"{made} ({one_line(error)})", "train it again")
 
 
 def _check_paths(folder: Path, findings: Findings) -> None:
@@ -325,14 +346,6 @@ def _check_paths(folder: Path, findings: Findings) -> None:
         if (len(home) > len("/root") and home in text) or generic:
             place = generic[0].decode("utf-8", "replace") if generic else "your home folder"
             findings.add(f"{path.name} names a place on your machine ({shown(place[:80])})", "put a name in its stead")
-
-
-def _rename_base(copy: Path, name: str | None) -> None:
-    """Make an adapter name its base as others know it."""
-    path = copy / ADAPTER_FILE
-    if name and path.is_file():
-        settings = read_json(path) | {"base_model_name_or_path": name, "revision": None}
-        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _base_of(copy: Path, fetch_base: Callable[[str], Path] | None, trust_remote_code: bool) -> Path | None:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import get_token
+from transformers.dynamic_module_utils import get_relative_import_files
 
+import groundup
 from groundup.common.errors import InputError, is_disk_full
 from groundup.common.files import (
     ADAPTER_FILE,
@@ -26,13 +28,17 @@ from groundup.common.files import (
     OVERRIDES_FILE,
     RECIPE_FILE,
     TOKENIZER_FILE,
+    TOKENIZER_SETTINGS_FILE,
 )
 from groundup.common.output import STATE
 from groundup.publishing.hub_client import SECRET
 
 WEIGHTS = (MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS)
-CODE = ("configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py")
-SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, GENERATION_FILE, "tokenizer_config.json")
+OWN_CODE = Path(groundup.__file__).parent / "modeling"
+# The network's file and those that it imports from its folder: the code that travels.
+_NETWORK = OWN_CODE / "modeling_groundup.py"
+CODE = tuple(sorted(Path(path).name for path in [_NETWORK, *get_relative_import_files(_NETWORK)]))
+SETTINGS_FILES = (CONFIG_FILE, ADAPTER_FILE, OVERRIDES_FILE, GENERATION_FILE, TOKENIZER_SETTINGS_FILE)
 # The files of the contract: what a checkpoint's repository holds, and nothing else.
 CONTRACT = (
     *WEIGHTS,
@@ -75,7 +81,9 @@ def sort_files(checkpoint: Path) -> tuple[list[str], list[str]]:
     findings, chosen, left_out = Findings(checkpoint), [], []
     for path in sorted(checkpoint.iterdir()):
         name = path.name
-        if not _is_plain_name(name):
+        # One that means the same file in git, in a URL, on any system and on a terminal.
+        is_plain = len(name) <= 200 and re.fullmatch(r"[\w.][\w. +()=@,-]*", name, re.ASCII) and ".." not in name
+        if not is_plain:
             findings.add(f"the file name {shown(name)} is not a plain one", "remove or rename it")
         elif path.is_symlink() and not path.resolve().is_relative_to(checkpoint.resolve()):
             findings.add(f"{name} is a link out of the folder", "put the file itself there")
@@ -105,37 +113,25 @@ def _look_for_dangers(path: Path, findings: Findings) -> None:
     name = shown(path.relative_to(findings.folder).as_posix())
     with path.open("rb") as file:
         start = file.read(4096)
-    if path.suffix.lower() in PICKLES or _is_pickle(start) or _is_torch_archive(start):
+    # A safetensors header of some lengths begins as a pickle does.
+    is_pickle = re.match(rb"\x80[\x02-\x05]", start) is not None and start[3:9] != b"\0\0\0\0\0{"
+    is_torch_archive = start.startswith(b"PK\x03\x04") and b"data.pkl" in start
+    if path.suffix.lower() in PICKLES or is_pickle or is_torch_archive:
         findings.add(f"{name} is or may be a pickle, which can run code", "remove it")
     if path.name.lower() in TOKEN_FILES:
         findings.add(f"{name} is a file for secrets", "remove it")
-    elif path.suffix not in (".safetensors", ".gguf", ".png") and _holds(path, SECRET):
+    elif path.suffix not in (".safetensors", ".gguf", ".png") and _holds_a_token(path):
         findings.add(f"{name} holds something like a token", "take it out, and make the token invalid")
 
 
-def _is_pickle(start: bytes) -> bool:
-    """Return whether bytes begin as a pickle does, and not as a safetensors header of some lengths also does."""
-    is_header = start[3:9] == b"\0\0\0\0\0{"
-    return re.match(rb"\x80[\x02-\x05]", start) is not None and not is_header
-
-
-def _is_torch_archive(start: bytes) -> bool:
-    return start.startswith(b"PK\x03\x04") and b"data.pkl" in start
-
-
-def _is_plain_name(name: str) -> bool:
-    """Return whether a name means the same file in git, in a URL, on any system and on a terminal."""
-    return len(name) <= 200 and re.fullmatch(r"[\w.][\w. +()=@,-]*", name, re.ASCII) is not None and ".." not in name
-
-
-def _holds(path: Path, pattern: re.Pattern[bytes]) -> bool:
-    """Return whether a file holds a pattern, or the token in use, read in pieces that overlap."""
+def _holds_a_token(path: Path) -> bool:
+    """Return whether a file holds what looks like a token, or the one in use, read in pieces that overlap."""
     token = (get_token() or "").encode()
     with path.open("rb") as file:
         tail = b""
         while piece := file.read(_SCAN):
             text = tail + piece
-            if pattern.search(text) or (token and token in text):
+            if SECRET.search(text) or (token and token in text):
                 return True
             tail = text[-256:]
     return False

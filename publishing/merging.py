@@ -67,13 +67,10 @@ def merge(settings: MergeSettings) -> Path:
 def _describe(folder: Path, model: PreTrainedModel, settings: MergeSettings) -> None:
     """Write recipe, log, scores, curve and card: the adapter's own, which made this model, and how it was merged."""
     base = settings.base or adapter_settings(settings.adapter)["base_model_name_or_path"]
-    merged = dataclasses.asdict(settings) | {
-        "adapter": public_name(settings.adapter),
-        "base": public_name(base),
-        "out": None,
-    }
+    names = {"adapter": public_name(settings.adapter), "base": public_name(base), "out": None}
+    merged = dataclasses.asdict(settings) | names
     recipe = file_of(settings.adapter, RECIPE_FILE)
-    own = read_yaml(recipe) if recipe else {"name": merged["adapter"]}
+    own = read_yaml(recipe) if recipe else {"name": names["adapter"]}
     write_yaml(folder / RECIPE_FILE, {"verb": "merge"} | own | {"merged": merged})
     for name in (LOG_FILE, CURVE_FILE):
         if file := file_of(settings.adapter, name):

@@ -74,21 +74,16 @@ def prove(folder: Path, prompt: str, new_tokens: int = 20, *, base: Path | None 
         "is_encoder_decoder": bool(model.config.is_encoder_decoder),
         "new_tokens": min(new_tokens, context_of(model) - len(ids)) if auto_class in WRITERS else 0,
     }
+    return _compare(folder, model, tokenizer, question)
+
+
+def _compare(folder: Path, model: Any, tokenizer: Any, question: dict[str, Any]) -> Proof:
+    """Put the question to a clean process and to `model`. Raises `InputError` where they answer otherwise."""
     answer = _ask_a_clean_process(folder, question)
-    return _compare(folder, model, tokenizer, question, answer)
-
-
-def _compare(
-    folder: Path, model: Any, tokenizer: Any, question: dict[str, Any], answer: dict[str, torch.Tensor]
-) -> Proof:
     ids = torch.tensor([question["ids"]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    difference = require_same(
-        logits_of(model, inputs),
-        answer["logits"],
-        TOLERANCE,
-        lambda by: f"{folder} gives other logits without this package, by {by}: do not publish it",
-    )
+    told = f"{folder} gives other logits without this package, by {{}}: do not publish it"
+    difference = require_same(logits_of(model, inputs), answer["logits"], TOLERANCE, told.format)
     if not question["new_tokens"]:
         return Proof(difference, "")
     written = model.generate(
@@ -107,9 +102,8 @@ def _compare(
 def probe_of(model: Any) -> dict[str, torch.Tensor]:
     """Return a fixed row of ids (1, T) that a model can read, as the input of its forward pass."""
     length = min(_PROBE_TOKENS, context_of(model))
-    return {
-        "input_ids": torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-    }
+    chance = torch.Generator().manual_seed(0)
+    return {"input_ids": torch.randint(model.config.vocab_size, (1, length), generator=chance)}
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
@@ -77,14 +78,8 @@ class Pusher:
             return None
         states = random_state()
         try:
-            gate = through_the_gate(
-                folder,
-                self.additions,
-                repo_id=self.target.repo_id,
-                fetch_base=fetch_model,
-                trust_remote_code=self.trust_remote_code,
-            )
-            with gate as parcel:
+            options: Any = {"fetch_base": fetch_model, "trust_remote_code": self.trust_remote_code}
+            with through_the_gate(folder, self.additions, repo_id=self.target.repo_id, **options) as parcel:
                 pushed = push_folder(parcel.folder, self.target, name, is_ours, parcel.proven)
         except (InputError, Unavailable, OSError) as error:
             say(f"{name} was not published, and the run continues: {error}")

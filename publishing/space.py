@@ -56,18 +56,9 @@ def build_space(folder: Path, model: str, license: str | None) -> None:
     gradio = needs.pop("gradio")
     (folder / NEEDS_FILE).write_text("".join(f"{name}=={needs[name]}\n" for name in sorted(needs)), encoding="utf-8")
     title = f"{model.split('/')[-1]} playground"
-    data = SpaceCardData(
-        title=title,
-        emoji="🔤",
-        colorFrom="blue",
-        colorTo="gray",
-        sdk="gradio",
-        sdk_version=gradio,
-        python_version="3.11",
-        app_file=APP_FILE,
-        license=license,
-        models=[model],
-    )
+    looks = {"emoji": "🔤", "colorFrom": "blue", "colorTo": "gray"}
+    runs = {"sdk": "gradio", "sdk_version": gradio, "python_version": "3.11", "app_file": APP_FILE}
+    data = SpaceCardData(title=title, **looks, **runs, license=license, models=[model])
     text = _CARD.format(title=title, model=model, version=groundup.__version__)
     SpaceCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / CARD_FILE)
 

@@ -183,6 +183,14 @@ BAD = {
         "evil/repo--m.C",
     ),
     "code that is missing": (lambda f: (f / "modeling_groundup.py").unlink(), "which auto_map names, is missing"),
+    "code that other code imports": (
+        lambda f: (f / "generation_groundup.py").unlink(),
+        "generation_groundup.py, which modeling_groundup.py imports, is missing",
+    ),
+    "code that imports from elsewhere": (
+        lambda f: (f / "generation_groundup.py").write_text("from ..elsewhere import x"),
+        "generation_groundup.py imports ..elsewhere, no file of this folder",
+    ),
     "code that was changed": (lambda f: (f / "modeling_groundup.py").write_text("import os"), "--trust-remote-code"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     "a broken tokenizer": (lambda f: cut(f / "tokenizer.json"), "tokenizer.json cannot be used"),
