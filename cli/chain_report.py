@@ -1,17 +1,18 @@
 """The report of a recipe: verify and show the last model, and write `report.html` for all stages."""
 
 import base64
-import html
 import itertools
 import json
 import re
 from pathlib import Path
 
-from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe, Stage
+from markupsafe import Markup
+
+from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe
 from groundup.common.console import console, say
 from groundup.common.files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS, atomic_write
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.report import document, sections, table
+from groundup.evaluation.report import bullets, document, sections, table
 from groundup.evaluation.table import summary_table
 from groundup.inference.folder import WRITERS, auto_class_of, read_json
 from groundup.inference.generation import Sampling, complete
@@ -25,16 +26,12 @@ TEXT_SHOWN = 200  # characters of a mistaken text or an answer
 
 def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
     """Verify that the last model loads elsewhere, print its scores and samples, and write the report of all stages."""
-    folders = [out / stage.name for stage in recipe.stages if _is_model(out / stage.name)]
-    samples: list[tuple[str, str]] = []
-    if folders:
-        samples = _show_model(folders[-1], recipe.prompts, seconds)
+    weights = (MODEL_WEIGHTS, ADAPTER_WEIGHTS)
+    folders = [out / stage.name for stage in recipe.stages]
+    models = [folder for folder in folders if any((folder / name).is_file() for name in weights)]
+    samples = _show_model(models[-1], recipe.prompts, seconds) if models else []
     path = write_report(recipe, out, ledger, samples)
     say(f"\ndone in {seconds:.0f} s; report of all stages: {path}")
-
-
-def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS))
 
 
 def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[tuple[str, str]]:
@@ -64,20 +61,7 @@ def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[
 
 def write_report(recipe: Recipe, out: Path, ledger: Ledger, samples: list[tuple[str, str]]) -> Path:
     """Write `report.html`, a single file that needs no network: the tree of stages and the results of each."""
-    body = "<h2>Stages</h2>\n" + _tree(recipe, ledger)
-    for stage in recipe.stages:
-        body += _stage_section(out / stage.name, stage)
-    if samples:
-        written = (f"<pre><b>{html.escape(prompt)}</b>{html.escape(text)}</pre>" for prompt, text in samples)
-        body += "<h2>What the last model writes</h2>\n" + "\n".join(written)
-    path = out / PAGE_FILE
-    atomic_write(path, document(recipe.name, body).encode())
-    return path
-
-
-def _tree(recipe: Recipe, ledger: Ledger) -> str:
-    """Return the tree of stages as HTML, each stage indented below those that it uses."""
-    lines = []
+    lines = []  # of the tree: each stage indented below those that it uses
     depths: dict[str, int] = {}
     for stage in recipe.stages:
         parents = sorted(set(stage.references()))
@@ -86,47 +70,40 @@ def _tree(recipe: Recipe, ledger: Ledger) -> str:
         facts = [f"groundup {stage.verb}", f"{seconds:.0f} s" if seconds is not None else "not done"]
         facts += [f"from {' and '.join(parents)}"] if parents else []
         lines.append("    " * depths[stage.name] + f"{stage.name}  ({', '.join(facts)})")
-    return f"<pre>{html.escape(chr(10).join(lines))}</pre>\n"
+    body = Markup("<h2>Stages</h2>\n<pre>{}</pre>\n").format("\n".join(lines))
+    for stage in recipe.stages:
+        if parts := _results(out / stage.name):
+            body += Markup("<h2>{}</h2>\n{}\n").format(stage.name, Markup("\n").join(parts))
+    if samples:
+        written = (Markup("<pre><b>{}</b>{}</pre>").format(prompt, text) for prompt, text in samples)
+        body += Markup("<h2>What the last model writes</h2>\n") + Markup("\n").join(written)
+    path = out / PAGE_FILE
+    atomic_write(path, document(recipe.name, body).encode())
+    return path
 
 
-def _stage_section(folder: Path, stage: Stage) -> str:
-    """Return the results of a stage as HTML: pictures, scores, or a tokenizer's report."""
+def _results(folder: Path) -> list[Markup]:
+    """Return the results of a stage as HTML: pictures, scores, mistakes, answers, or a tokenizer's report."""
     parts = []
     for picture in sorted(folder.glob("*.png")):
         data = base64.b64encode(picture.read_bytes()).decode()
-        parts.append(
-            f'<img alt="{html.escape(picture.stem)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
-        )
+        image = Markup('<img alt="{}" style="max-width: 100%" src="data:image/png;base64,{}">')
+        parts.append(image.format(picture.stem, data))
     if (folder / METRICS_FILE).is_file():
         parts.append(sections(read_metrics(folder), level=3))
-    if (folder / "mistakes.jsonl").is_file():
-        parts.append(_mistakes(folder / "mistakes.jsonl"))
-    if (folder / "samples.md").is_file():
-        parts.append(_answers(folder / "samples.md"))
-    if (folder / "tokenizer_report.json").is_file():
-        rows = json.loads((folder / "tokenizer_report.json").read_text(encoding="utf-8"))
-        items = (
-            f"<li>{html.escape(', '.join(f'{name}: {value}' for name, value in row.items()))}</li>" for row in rows
-        )
-        parts.append("<ul>" + "".join(items) + "</ul>")
-    if not parts:
-        return ""
-    return f"<h2>{html.escape(stage.name)}</h2>\n" + "\n".join(parts) + "\n"
-
-
-def _mistakes(path: Path) -> str:
-    """Return a classifier's mistakes with the highest probability as an HTML table."""
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in itertools.islice(file, MISTAKES)]
-    lines = [[row["label"], row["predicted"], f"{row['probability']:.2f}", row["text"][:TEXT_SHOWN]] for row in rows]
-    content = table(["is", "was taken for", "probability", "text"], lines, kind="words")
-    return f"<h3>Its surest mistakes</h3>\n{content}" if lines else ""
-
-
-def _answers(path: Path) -> str:
-    """Return the Markdown table of answers before and after training as HTML."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    cells = [
-        [cell.strip().replace("\\|", "|")[:TEXT_SHOWN] for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines
-    ]
-    return f"<h3>Answers</h3>\n{table(cells[0], cells[2:], kind='words')}"
+    if (path := folder / "mistakes.jsonl").is_file():
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in itertools.islice(file, MISTAKES)]
+        lines = [
+            [row["label"], row["predicted"], f"{row['probability']:.2f}", row["text"][:TEXT_SHOWN]] for row in rows
+        ]
+        content = table(["is", "was taken for", "probability", "text"], lines, kind="words")
+        parts.append(Markup("<h3>Its surest mistakes</h3>\n") + content if lines else Markup())
+    if (path := folder / "samples.md").is_file():  # a Markdown table of answers before and after training
+        lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in path.read_text(encoding="utf-8").splitlines()]
+        cells = [[cell.strip().replace("\\|", "|")[:TEXT_SHOWN] for cell in line] for line in lines]
+        parts.append(Markup("<h3>Answers</h3>\n") + table(cells[0], cells[2:], kind="words"))
+    if (path := folder / "tokenizer_report.json").is_file():
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        parts.append(bullets([", ".join(f"{name}: {value}" for name, value in row.items()) for row in rows]))
+    return parts

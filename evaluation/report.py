@@ -1,17 +1,17 @@
 """Make `report.html` of `metrics.json` alone, one file that opens without a network, and `curve.png` of a log."""
 
 import contextlib
-import html
 import io
 import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -57,53 +57,65 @@ def page(metrics: dict[str, Any]) -> str:
     return document("Evaluation", sections(metrics))
 
 
-def document(title: str, body: str) -> str:
+_PAGE = Markup("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}</body>
+</html>
+""")
+
+
+def document(title: str, body: Markup) -> str:
     """Return a whole page in HTML, with its style inside, around `body`."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<h1>{html.escape(title)}</h1>\n{body}</body>\n</html>\n"
-    )
+    return str(_PAGE.format(title=title, style=Markup(_STYLE), body=body))
 
 
-def sections(metrics: dict[str, Any], level: int = 2) -> str:
+def sections(metrics: dict[str, Any], level: int = 2) -> Markup:
     """Return what `metrics.json` holds in HTML, each part under a heading of this level."""
     rows = metrics["metrics"]
     results = [*section(rows, "results"), *section(rows, "comparison")]
+    said = each('<p class="note">{}</p>\n', [*notes(results), *_how(results)])
+    sample = '<p class="note">{model}, seed {seed}</p>\n<pre><b>{prompt}</b>{text}</pre>\n'
+    failures = [f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()]
     parts = [
-        ("Results", table(*result_lines(results), kind="text") + _paragraphs([*notes(results), *_how(results)])),
+        ("Results", table(*result_lines(results), kind="text") + said),
         ("Results by family", table(*family_lines(section(rows, "families")), kind="text")),
         ("Loss by position", _positions_plot(section(rows, "positions"))),
         ("Few-shot accuracy", _fewshot_plot(results)),
-        ("Samples", "".join(map(_sample, metrics.get("samples", [])))),
+        ("Samples", Markup().join(Markup(sample).format(**values) for values in metrics.get("samples", []))),
         ("Tokenizer", _tokenizer_tables(section(rows, "tokenizer"))),
-        ("Not measured", _list([f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()])),
+        ("Not measured", bullets(failures)),
         ("Training and versions", _facts(metrics)),
     ]
-    return "".join(f"<h{level}>{html.escape(title)}</h{level}>\n{content}\n" for title, content in parts if content)
+    shown = [(level, title, content) for title, content in parts if content]
+    return Markup().join(Markup("<h{0}>{1}</h{0}>\n{2}\n").format(*part) for part in shown)
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> str:
+def each(html: str, texts: Iterable[str]) -> Markup:
+    """Return HTML once for each text, which is escaped and put where `{}` stands."""
+    return Markup().join(Markup(html).format(text) for text in texts)
+
+
+def bullets(texts: Sequence[str]) -> Markup:
+    """Return a list in HTML, nothing for no texts."""
+    return Markup("<ul>") + each("<li>{}</li>\n", texts) + Markup("</ul>") if texts else Markup()
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> Markup:
     """Return a table in HTML; of the `kind` "text" its second column is text too, of "words" all are."""
-    if not lines:
-        return ""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
-    body = "".join(
-        ('<tr class="note">' if line[0].startswith(BESIDE) else "<tr>")
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in line)
-        + "</tr>\n"
-        for line in lines
-    )
-    return f'<table class="{kind}">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>'
-
-
-def _paragraphs(texts: Sequence[str]) -> str:
-    return "".join(f'<p class="note">{html.escape(text)}</p>\n' for text in texts)
-
-
-def _list(texts: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{html.escape(text)}</li>\n" for text in texts) + "</ul>" if texts else ""
+    body = Markup()
+    for line in lines:
+        note = Markup(' class="note"' if line[0].startswith(BESIDE) else "")
+        body += Markup("<tr{}>{}</tr>\n").format(note, each("<td>{}</td>", line))
+    whole = Markup('<table class="{}">\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody>\n</table>')
+    return whole.format(kind, each("<th>{}</th>", header), body) if lines else Markup()
 
 
 def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -114,21 +126,14 @@ def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
             continue
         if row.get("context"):
             stride = f", one every {row['stride']:,}" if row.get("stride") else ", each document alone"
-            said.append(
-                f"{row['dataset']}: windows of {row['context']:,} tokens{stride}; {row['count']:,} tokens counted."
-            )
+            windows = f"windows of {row['context']:,} tokens{stride}; {row['count']:,} tokens counted"
+            said.append(f"{row['dataset']}: {windows}.")
         if row.get("interval"):
             said.append(f"Brackets: 95 % bootstrap interval over {row['interval']}.")
     return list(dict.fromkeys(said))
 
 
-def _sample(sample: dict[str, Any]) -> str:
-    origin = f"{sample['model']}, seed {sample['seed']}"
-    text = f"<b>{html.escape(sample['prompt'])}</b>{html.escape(sample['text'])}"
-    return f'<p class="note">{html.escape(origin)}</p>\n<pre>{text}</pre>\n'
-
-
-def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> str:
+def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> Markup:
     """Return a table for each measure: a line for each kind of text, a column for each tokenizer."""
     tables = []
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -140,7 +145,7 @@ def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> str:
             for kind in dict.fromkeys(row["dataset"] for row in some)
         ]
         tables.append(table([title(some[0]), *columns.values()], lines))
-    return "\n".join(tables)
+    return Markup("\n").join(tables)
 
 
 def _column(row: dict[str, Any]) -> str:
@@ -150,7 +155,7 @@ def _column(row: dict[str, Any]) -> str:
     return f"{row['baseline']} ({row['model']})" if row.get("model") else row["baseline"]
 
 
-def _facts(metrics: dict[str, Any]) -> str:
+def _facts(metrics: dict[str, Any]) -> Markup:
     """Return what the file says of the models and of the packages, as one table."""
     training, models = dict(metrics["training"]), metrics["training"].get("models", {})
     training.pop("models", None)
@@ -171,13 +176,13 @@ def _fact(value: Any) -> str:
 # Plots
 
 
-def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
+def _positions_plot(rows: Sequence[dict[str, Any]]) -> Markup:
     """Plot the loss by the tokens of context that a prediction had."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         lines.setdefault(row.get("model", "this model"), []).append(row)
     if not lines:
-        return ""
+        return Markup()
     by_position = {(row["positions"], name): row for name, line in lines.items() for row in line}
     positions = dict.fromkeys(position for position, _ in by_position)
     header = ["tokens of context", *lines]
@@ -189,7 +194,7 @@ def _positions_plot(rows: Sequence[dict[str, Any]]) -> str:
     ) + table(header, values)
 
 
-def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> str:
+def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> Markup:
     """Plot accuracy by the number of examples, for each task and model that has several."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -201,10 +206,10 @@ def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> str:
         for name, line in lines.items()
         if len(line) > 1
     }
-    return _plot(curves, "examples in the prompt", "accuracy") if curves else ""
+    return _plot(curves, "examples in the prompt", "accuracy") if curves else Markup()
 
 
-def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_label: str) -> str:
+def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_label: str) -> Markup:
     """Return lines over named steps, as an SVG to stand in the page."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -212,15 +217,13 @@ def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_labe
         axes.plot(steps, values, marker="o", color=_COLOURS[number % len(_COLOURS)], label=name)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    _set_style(axes)
     axes.legend(frameon=False, loc="upper right")
     file = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "groundup", "svg.fonttype": "none"}):  # the same numbers give the same page
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     drawing = file.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
+    return Markup(re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL))
 
 
 def log_rows(path: Path) -> list[dict[str, Any]]:
@@ -260,11 +263,15 @@ def plot_curve(log_path: Path, png_path: Path) -> None:
     rates.xaxis.set_major_locator(MaxNLocator(integer=True))
     rates.yaxis.set_major_locator(MaxNLocator(2))
     for axes in (losses, rates):
-        axes.grid(color="#eeeeee")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        _set_style(axes)
     figure.align_ylabels()
     figure.savefig(png_path)
+
+
+def _set_style(axes: Axes) -> None:
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
