@@ -54,9 +54,8 @@ def chat(settings: ChatSettings) -> Messages:
     sampling = sampling_of(settings)
     model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
     lay_out_for_decoding(model)
-    conversation = Conversation(
-        model, tokenizer, sampling, settings.system, answers=can_converse(settings.model, tokenizer)
-    )
+    answers = can_converse(settings.model, tokenizer)
+    conversation = Conversation(model, tokenizer, sampling, settings.system, answers=answers)
     if not conversation.answers:
         say("this model was not trained on conversations: it continues what you write")
     say("/help lists the commands; an empty line ends the conversation")
@@ -64,11 +63,14 @@ def chat(settings: ChatSettings) -> Messages:
         sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte is a message's error, not the end of the talk
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401 (arrow keys edit the line and bring earlier ones back)
-    while line := _read_line():
+    while True:
         try:
-            if line == "/quit":
+            line = input("> ").strip()
+            if line in ("", "/quit"):
                 break
             conversation.obey(line) if line.startswith("/") else conversation.answer(line)
+        except EOFError:
+            break
         except InputError as error:
             say(str(error))
     return conversation.messages
@@ -178,10 +180,3 @@ def show(writing: Writing) -> None:
         sys.stdout.flush()
     if writing.ending:
         say(writing.ending)
-
-
-def _read_line() -> str:
-    try:
-        return input("> ").strip()
-    except EOFError:
-        return ""

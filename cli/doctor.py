@@ -52,10 +52,8 @@ def versions() -> list[Finding]:
     """Return the versions of Python, groundup and the libraries, with a fix for a missing or outdated one."""
     found = [Finding("python", f"{platform.python_version()}, {platform.system()} {platform.machine()}")]
     for name in ("groundup", *SHOWN):
-        try:
-            found.append(Finding(name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            found.append(Finding(name, "not installed", f"pip install {name}"))
+        version = installed(name)
+        found.append(Finding(name, version or "not installed", "" if version else f"pip install {name}"))
     for line in importlib.metadata.requires("groundup") or []:
         requirement = Requirement(line)
         if requirement.marker is not None:
@@ -94,9 +92,8 @@ def devices() -> list[Finding]:
 
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores, threads = len(allowed), torch.get_num_threads()
-    mend = (
-        f"there are more threads than cores, which is slow: export OMP_NUM_THREADS={cores}" if threads > cores else ""
-    )
+    slow = f"there are more threads than cores, which is slow: export OMP_NUM_THREADS={cores}"
+    mend = slow if threads > cores else ""
     found = [Finding("processor", f"{cores} cores, {threads} threads", mend)]
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None:

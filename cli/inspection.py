@@ -83,10 +83,9 @@ class Lens:
         ids = encode_prompt(self.tokenizer, text)
         require_known(self.model, max(ids))
         kept = ids[: min(LONGEST, context_of(self.model))]
+        read = torch.tensor([kept], device=device_of(self.model))
         with evaluating(self.model):
-            outputs = self.model(
-                input_ids=torch.tensor([kept], device=device_of(self.model)), use_cache=False, output_attentions=True
-            )
+            outputs = self.model(input_ids=read, use_cache=False, output_attentions=True)
         maps = [weights for weights in outputs.attentions or () if weights is not None]
         attention = torch.stack([(layer[0] * 255).round().byte().cpu() for layer in maps]).numpy() if maps else None
         return Inspection(self._tokens(kept, outputs.logits[0].float().cpu()), attention, len(ids) - len(kept))
@@ -98,14 +97,17 @@ class Lens:
         ranks = (logits[:-1] > logits[:-1].gather(1, targets[:, None])).sum(1).add(1).tolist()
         probabilities, likeliest = logits.softmax(-1).topk(min(CANDIDATES, logits.shape[1]))
         return [
-            Token(token, self.text_of(token), loss, rank, list(map(self._candidate, row_ids, row)))
+            Token(
+                token,
+                self.text_of(token),
+                loss,
+                rank,
+                [Candidate(self.text_of(one), p) for one, p in zip(row_ids, row)],
+            )
             for token, loss, rank, row_ids, row in zip(
                 ids, [None, *losses], [None, *ranks], likeliest.tolist(), probabilities.tolist()
             )
         ]
-
-    def _candidate(self, token: int, probability: float) -> Candidate:
-        return Candidate(self.text_of(token), probability)
 
     def text_of(self, token: int) -> str:
         """Return the text of a token with its spaces; bytes that are no whole character become ⟨E2 82⟩."""

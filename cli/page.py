@@ -50,7 +50,8 @@ class Player:
 def build_page(players: list[Player]) -> gr.Blocks:
     """Return the page. Nothing is loaded or computed before a visitor asks for it."""
     with gr.Blocks(title="groundup playground", analytics_enabled=False) as page:
-        gr.Markdown(f"## groundup playground\n{' · '.join(_headline(player) for player in players)}")
+        models = " · ".join(f"**{player.name}**, {player.model.num_parameters():,} parameters" for player in players)
+        gr.Markdown(f"## groundup playground\n{models}")
         with gr.Tabs() as tabs:
             with gr.Tab("Complete", id="complete"):
                 text, see_inside = _complete_tab(players)
@@ -63,10 +64,6 @@ def build_page(players: list[Player]) -> gr.Blocks:
         see_inside.click(lambda: gr.Tabs(selected="inside"), None, tabs)
         bring_inside(see_inside, text)
     return page
-
-
-def _headline(player: Player) -> str:
-    return f"**{player.name}**, {player.model.num_parameters():,} parameters"
 
 
 def _sampling_controls(tokens: int, temperature: float) -> list[gr.components.Component]:
@@ -106,21 +103,20 @@ def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
     with gr.Row():
         for player in players:
             with gr.Column(min_width=300):  # on a phone one below the other
-                columns.append(gr.HTML(_empty(player if len(players) > 1 else None)))
+                columns.append(gr.HTML(_text_and_note(player if len(players) > 1 else None)))
     controls = _sampling_controls(tokens=200, temperature=0.8)
     text = gr.State("")
 
     def complete(prompt: str, *values: Any) -> Iterator[list[Any]]:
         sampling = _sampling(*values)
-        writings = [
-            _begin(player, lambda p: encode_prompt(p.tokenizer, prompt), sampling, past_context=True)
-            for player in players
-        ]
+
+        def ids_of(player: Player) -> list[int]:
+            return encode_prompt(player.tokenizer, prompt)
+
+        writings = [_begin(player, ids_of, sampling, past_context=True) for player in players]
+        titled = players if len(players) > 1 else [None]
         for _ in _rounds(writings):
-            shown = [
-                _written(player if len(players) > 1 else None, prompt, writing, sampling)
-                for player, writing in zip(players, writings)
-            ]
+            shown = [_written(player, prompt, writing, sampling) for player, writing in zip(titled, writings)]
             yield [*shown, prompt + getattr(writings[0], "text", "")]
 
     events: list[Any] = [on(complete, [prompt, *controls], [*columns, text]) for on in (prompt.submit, write.click)]
@@ -156,20 +152,16 @@ def _rounds(writings: list[Writing | str]) -> Iterator[None]:
 def _written(player: Player | None, prompt: str, writing: Writing | str, sampling: Sampling) -> str:
     """Return a prompt and its continuation as HTML."""
     if isinstance(writing, str):
-        return _empty(player, writing)
-    notes = f"{writing.summary}, seed {sampling.seed}" + (f"; {writing.ending}" if writing.ending else "")
-    return (
-        f"{_title(player)}<div class='written'><span class='prompt'>{html.escape(prompt)}</span>"
-        f"{html.escape(writing.text)}</div><p class='note'>{html.escape(notes)}</p>"
+        return _text_and_note(player, note=writing)
+    notes = _notes(writing, sampling)
+    return _text_and_note(
+        player, f"<span class='prompt'>{html.escape(prompt)}</span>{html.escape(writing.text)}", notes
     )
 
 
-def _empty(player: Player | None, note: str = "") -> str:
-    return f"{_title(player)}<div class='written'></div><p class='note'>{html.escape(note)}</p>"
-
-
-def _title(player: Player | None) -> str:
-    return f"<p><b>{html.escape(player.name)}</b></p>" if player else ""
+def _text_and_note(player: Player | None, text: str = "", note: str = "") -> str:
+    title = f"<p><b>{html.escape(player.name)}</b></p>" if player else ""
+    return f"{title}<div class='written'>{text}</div><p class='note'>{html.escape(note)}</p>"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,12 +176,7 @@ def _chat_tab(players: list[Player]) -> None:
     with gr.Row():
         talks = [
             gr.Chatbot(
-                label=player.name,
-                height=420,
-                render_markdown=False,
-                buttons=[],
-                feedback_options=None,
-                min_width=300,
+                label=player.name, height=420, render_markdown=False, buttons=[], feedback_options=None, min_width=300
             )
             for player in players
         ]
@@ -211,9 +198,11 @@ def _chat_tab(players: list[Player]) -> None:
         starts = [_begin(player, _asking(system, talk), sampling) for player, talk in zip(players, asked)]
         cleared = ""  # once: what is typed while a model answers is kept
         for _ in _rounds(starts):
-            now = [_answered(talk, start) for talk, start in zip(asked, starts)]
-            said = [_note(player, start, sampling) for player, start in zip(players, starts)]
-            yield [cleared, *map(_shown, now), *now, "".join(said)]
+            texts = [start.text if isinstance(start, Writing) else start for start in starts]
+            now = [[*talk, {"role": "assistant", "content": text}] for talk, text in zip(asked, texts)]
+            written = [(player, start) for player, start in zip(players, starts) if isinstance(start, Writing)]
+            said = (html.escape(f"{player.name}: {_notes(writing, sampling)}") for player, writing in written)
+            yield [cleared, *map(_shown, now), *now, "".join(f"<p class='note'>{note}</p>" for note in said)]
             cleared = gr.skip()
 
     everything = [line, *talks, *histories, notes]
@@ -237,20 +226,13 @@ def _asking(system: str, talk: Messages) -> Callable[[Player], list[int]]:
     return ids_of
 
 
-def _answered(talk: Messages, start: Writing | str) -> Messages:
-    return [*talk, {"role": "assistant", "content": start.text if isinstance(start, Writing) else start}]
-
-
 def _shown(talk: Messages) -> Messages:
     """Return a conversation with its messages escaped, because gradio's chatbot interprets them as HTML."""
     return [message | {"content": html.escape(message["content"], quote=False)} for message in talk]
 
 
-def _note(player: Player, start: Writing | str, sampling: Sampling) -> str:
-    if isinstance(start, str):
-        return ""
-    notes = f"{player.name}: {start.summary}, seed {sampling.seed}" + (f"; {start.ending}" if start.ending else "")
-    return f"<p class='note'>{html.escape(notes)}</p>"
+def _notes(writing: Writing, sampling: Sampling) -> str:
+    return f"{writing.summary}, seed {sampling.seed}" + (f"; {writing.ending}" if writing.ending else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,7 +303,9 @@ def _about_tab(players: list[Player]) -> None:
         for player in players:
             with gr.Column(min_width=320):
                 gr.HTML(about_html(player))
-                if card := _card(user_path(player.source)):
+                path = user_path(player.source) / CARD_FILE
+                text = path.read_text(encoding="utf-8") if path.is_file() else ""
+                if card := re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL):  # without its YAML header
                     with gr.Accordion("The card", open=len(players) == 1):
                         gr.Markdown(card, latex_delimiters=[], header_links=False)
 
@@ -348,11 +332,3 @@ def about_html(player: Player) -> str:
         data = base64.b64encode(curve.read_bytes()).decode()
         image = f"<img class='curve' alt='training curve' src='data:image/png;base64,{data}'>"
     return f"<h3>{html.escape(player.name)}</h3><table class='facts'>{rows}</table>{image}"
-
-
-def _card(folder: Path) -> str:
-    """Return a model's card without its YAML header, or "" if there is none."""
-    path = folder / CARD_FILE
-    if not path.is_file():
-        return ""
-    return re.sub(r"\A---\n.*?\n---\n", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)

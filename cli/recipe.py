@@ -43,12 +43,10 @@ class Stage:
 
     def references(self) -> Iterator[str]:
         """Yield the earlier stages that the options name, as in "{pretrain}/checkpoints"."""
-        values = [
-            value for option in self.options.values() for value in (option if isinstance(option, list) else [option])
-        ]
-        for value in values:
-            if isinstance(value, str) and value.startswith("{") and "}" in value:
-                yield value[1:].split("}", 1)[0]
+        for option in self.options.values():
+            for value in option if isinstance(option, list) else [option]:
+                if isinstance(value, str) and value.startswith("{") and "}" in value:
+                    yield value[1:].split("}", 1)[0]
 
     def filled(self, out: Path) -> dict[str, Any]:
         """Return the options with `{stage}` replaced by that stage's folder under `out`."""
@@ -96,14 +94,12 @@ def read_recipe(path: Path) -> Recipe:
         stage = _read_stage(path, name, options)
         earlier = [known.name for known in stages]
         if taken := _same_name(name, [LEDGER_FILE, PAGE_FILE, *earlier]):
-            raise InputError(
-                f"{path}, stage {name}: {taken} has almost the same name, and some disks ignore case: rename one"
-            )
+            alike = f"{taken} has almost the same name, and some disks ignore case"
+            raise InputError(f"{path}, stage {name}: {alike}: rename one")
         for reference in stage.references():
             if reference not in earlier:
-                raise InputError(
-                    f"{path}, stage {name}: {{{reference}}} is not an earlier stage{near(reference, earlier)}"
-                )
+                hint = near(reference, earlier)
+                raise InputError(f"{path}, stage {name}: {{{reference}}} is not an earlier stage{hint}")
         stages.append(stage)
     return Recipe(given.name or path.stem, stages, tuple(given.prompts))
 
