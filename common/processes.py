@@ -41,7 +41,7 @@ def agreed(state: PartialState, action: Callable[[], T]) -> T:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """The random states of this process: the CPU's and the current accelerator's."""
+    """Return the random states of this process: the CPU's and the current accelerator's."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.evaluation.language import Text
-from groundup.evaluation.standard_metrics import units
+from groundup.evaluation.standard_metrics import ngrams, units
 from groundup.inference.generation import Sampling, encode_prompt, stream_tokens
 from groundup.inference.loading import context_of
 
@@ -71,17 +71,13 @@ def quality(texts: Sequence[str], stopped: Sequence[bool]) -> dict[str, float]:
     `distinct_1`, `distinct_2` share of different words and pairs over all texts together; `words` mean length.
     """
     words = [units(text) for text in texts]
-    fours = [_ngrams(text, 4) for text in words]
+    fours = [ngrams(text, 4) for text in words]
     repeated, total = sum(len(some) - len(set(some)) for some in fours), sum(map(len, fours))
     measures = {"stopped": sum(stopped) / len(texts), "repeated_4grams": repeated / max(1, total)}
     for length in (1, 2):
-        every = [gram for text in words for gram in _ngrams(text, length)]
+        every = [gram for text in words for gram in ngrams(text, length)]
         measures[f"distinct_{length}"] = len(set(every)) / max(1, len(every))
     return measures | {"words": sum(map(len, words)) / len(words)}
-
-
-def _ngrams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[start:] for start in range(length))))
 
 
 def copied_shares(texts: Sequence[str], training: Iterable[str], run: int = COPIED_BYTES) -> list[float]:
@@ -94,8 +90,10 @@ def copied_shares(texts: Sequence[str], training: Iterable[str], run: int = COPI
     hashes = [_run_hashes(content, run) for content in contents]
     wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     found = np.zeros(len(wanted), bool)
-    for block in _blocks(training, run):
-        _mark(wanted, found, _run_hashes(block, run))
+    for block in _blocks(training, run) if len(wanted) else ():
+        seen = _run_hashes(block, run)
+        indices = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
+        found[indices[wanted[indices] == seen]] = True
     shares = []
     for content, runs in zip(contents, hashes):
         covered = np.zeros(len(content) + 1, np.int64)
@@ -124,13 +122,6 @@ def _run_hashes(content: npt.NDArray[np.uint8], run: int) -> npt.NDArray[np.uint
     for index, factor in enumerate(factors):
         total += wide[index : index + count] * factor
     return total
-
-
-def _mark(wanted: npt.NDArray[np.uint64], found: npt.NDArray[np.bool_], seen: npt.NDArray[np.uint64]) -> None:
-    """Note which of the sorted hashes `wanted` are among `seen`."""
-    if len(wanted):
-        indices = np.minimum(np.searchsorted(wanted, seen), len(wanted) - 1)
-        found[indices[wanted[indices] == seen]] = True
 
 
 def continued_share(
@@ -185,7 +176,11 @@ def writing_part(
     values["the text itself"] = quality(real, [True] * len(real))
     counts = dict.fromkeys([*values[None], "copied"], len(written))
     if text.training is not None:
-        values[None]["copied"], values["the text itself"]["copied"] = _copied(own, real, text.training.texts())
+        texts = [*own, *real]
+        shares, sizes = copied_shares(texts, text.training.texts()), [len(content.encode()) for content in texts]
+        for baseline, part in ((None, slice(0, len(own))), ("the text itself", slice(len(own), None))):
+            copied = sum(share * size for share, size in zip(shares[part], sizes[part]))
+            values[baseline]["copied"] = copied / max(1, sum(sizes[part]))
         for baseline, kind in ((None, text.training), ("the text itself", text.documents)):
             if (continued := continued_share(model, tokenizer, kind.texts(), count)) is not None:
                 values[baseline]["continued_word_for_word"], counts["continued_word_for_word"] = continued
@@ -197,16 +192,3 @@ def writing_part(
     ]
     samples = [{"model": name, **asdict(sample)} for sample in written]
     return {"rows": rows, "samples": samples}
-
-
-def _copied(own: Sequence[str], real: Sequence[str], training: Iterable[str]) -> tuple[float, float]:
-    """Return the copied share of all bytes of the model's texts, and of the real ones."""
-    texts = [*own, *real]
-    shares = copied_shares(texts, training)
-    sizes = [len(text.encode()) for text in texts]
-
-    def mean(part: slice) -> float:
-        whole = sum(sizes[part])
-        return sum(share * size for share, size in zip(shares[part], sizes[part])) / whole if whole else 0.0
-
-    return mean(slice(0, len(own))), mean(slice(len(own), None))

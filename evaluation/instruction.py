@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.data.conversations import Conversation
 from groundup.data.encoding import ConversationRows
 from groundup.evaluation.likelihood import score_batch
-from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, rouge, units
+from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, ngrams, rouge, units
 from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once
@@ -105,7 +105,9 @@ def write_answers(
             room = context + 1 - (0 if model.config.is_encoder_decoder else max(map(len, part)))
             written = _generate(model, part, stop_ids, min(longest, room))
             for index, ids in zip(fitting[start : start + BATCH_PROMPTS], written):
-                answers[index] = _read(tokenizer, ids, stop_ids)
+                end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
+                text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
+                answers[index] = Answer(text, stopped=end is not None)
             if progress:
                 progress((start + len(part)) / len(fitting), f"{start + len(part):,} answers")
     return answers
@@ -121,21 +123,9 @@ def _generate(
     ids = torch.tensor([[fill] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     generate: Any = model.generate
-    written = generate(
-        input_ids=ids,
-        attention_mask=mask,
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        eos_token_id=sorted(stop_ids),
-        pad_token_id=fill,
-    )
+    ends = {"max_new_tokens": new_tokens, "eos_token_id": sorted(stop_ids), "pad_token_id": fill}
+    written = generate(input_ids=ids, attention_mask=mask, do_sample=False, **ends)
     return written[:, 1 if model.config.is_encoder_decoder else length :].tolist()
-
-
-def _read(tokenizer: PreTrainedTokenizerFast, ids: list[int], stop_ids: Collection[int]) -> Answer:
-    """Return the text before the first end token."""
-    end = next((index for index, token in enumerate(ids) if token in stop_ids), None)
-    return Answer(str(tokenizer.decode(ids[:end], skip_special_tokens=True)), stopped=end is not None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -167,8 +157,7 @@ def score_answers(
 
 def repetition(text: str, length: int = 4) -> float:
     """Return the share of sequences of `length` units that stood before in the same text; 0 for a shorter text."""
-    words = units(text)
-    sequences = [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
+    sequences = ngrams(units(text), length)
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
 
 

@@ -39,6 +39,11 @@ def units(text: str) -> list[str]:
     return found
 
 
+def ngrams(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
+    """Return all `length` units in a row."""
+    return list(zip(*(words[start:] for start in range(length))))
+
+
 def as_compared(text: str) -> str:
     """Return a text as it is compared: composed letters (NFC), no white space around it."""
     return unicodedata.normalize("NFC", text).strip()

@@ -58,17 +58,13 @@ def summary_table(metrics: dict[str, Any]) -> Table:
 
 def section(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """Return the rows of one section: "results", "comparison", "families", "positions" or "tokenizer"."""
-    return [row for row in rows if _section_of(row) == name]
+    marks = {"against": "comparison", "family": "families", "positions": "positions"}
 
+    def section_of(row: dict[str, Any]) -> str:
+        usual = "tokenizer" if row["split"] == "tokenizer" else "results"
+        return next((found for mark, found in marks.items() if row.get(mark)), usual)
 
-def _section_of(row: dict[str, Any]) -> str:
-    if row.get("against"):
-        return "comparison"
-    if row.get("family"):
-        return "families"
-    if row.get("positions"):
-        return "positions"
-    return "tokenizer" if row["split"] == "tokenizer" else "results"
+    return [row for row in rows if section_of(row) == name]
 
 
 def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

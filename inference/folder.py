@@ -239,16 +239,6 @@ def _plain(layer: Any) -> Any:
 
 def file_of(source: str | Path, name: str) -> Path | None:
     """Return a file of an adapter's folder or repository, None where it has none of that name."""
-    path = cached_file(
-        str(user_path(source)),
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    path = cached_file(str(user_path(source)), name, **missing)
     return None if path is None else Path(path)
-
-
-def json_of(source: str | Path, name: str) -> dict[str, Any]:
-    """Return what a JSON file of an adapter's folder or repository says; nothing where there is none."""
-    path = file_of(source, name)
-    return {} if path is None else read_json(path)

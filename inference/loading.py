@@ -83,8 +83,14 @@ def load_writer(
     source: str | Path, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load what `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
-    check_place(source)
-    kind = AutoModelForSeq2SeqLM if _is_pair(source) else AutoModelForCausalLM
+    path, is_pair = str(check_place(source)), False
+    # Names nothing that can be read, or holds no names and values: `load_model` says what is wrong.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if adapter := find_adapter_config_file(path):
+            is_pair = json.loads(Path(adapter).read_text(encoding="utf-8")).get("task_type") == "SEQ_2_SEQ_LM"
+        else:
+            is_pair = bool(PreTrainedConfig.get_config_dict(path)[0].get("is_encoder_decoder"))
+    kind = AutoModelForSeq2SeqLM if is_pair else AutoModelForCausalLM
     return load_model(source, trust_remote_code=trust_remote_code, kind=kind)
 
 
@@ -96,7 +102,9 @@ def load_network(
     Weights that are missing are drawn at random; `new_modules` says of the result where. Raises `InputError` as
     `load_model` does.
     """
-    _check_folder(source)
+    path = check_place(source)
+    if path.is_dir() and not (path / CONFIG_NAME).is_file():
+        raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
     wanted = "a language model or an encoder" if new_head else _WANTED.get(kind, f"a whole {kind.__name__}")
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     try:
@@ -112,7 +120,10 @@ def load_network(
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"cannot load a language model from {source}: {_reason(error, wanted)}") from error
     model, info = loaded
-    if kind is AutoModelForCausalLM and _sees_ahead(model):
+    # An encoder of transformers that its head alone makes a language model loads in silence; our own refuse it.
+    is_both = type(model.config) in MODEL_FOR_MASKED_LM_MAPPING and not isinstance(model.config, GroundupConfig)
+    sees_ahead = is_both and getattr(model.config, "is_decoder", None) is False
+    if kind is AutoModelForCausalLM and sees_ahead:
         raise InputError(f"cannot load a language model from {source}: {_reason(ValueError(_ENCODER), wanted)}")
     if info["missing_keys"] and not new_head:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -163,17 +174,6 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
     return stored
 
 
-def _is_pair(source: str | Path) -> bool:
-    """Return whether a model, or the base of an adapter, has an encoder and a decoder; False where there is none."""
-    path = str(user_path(source))
-    try:
-        if adapter := find_adapter_config_file(path):
-            return json.loads(Path(adapter).read_text(encoding="utf-8")).get("task_type") == "SEQ_2_SEQ_LM"
-        return bool(PreTrainedConfig.get_config_dict(path)[0].get("is_encoder_decoder"))
-    except (OSError, ValueError, AttributeError):  # the last for a config.json that holds no names and values
-        return False  # `load_model` says what is wrong
-
-
 def new_modules(model: PreTrainedModel) -> list[str]:
     """Return the names of the modules for which `load_network` found no weights: a classifier's head, perhaps a pooler.
 
@@ -189,16 +189,6 @@ def new_modules(model: PreTrainedModel) -> list[str]:
             name = parent
         names.add(name)
     return sorted(names)
-
-
-def _sees_ahead(model: PreTrainedModel) -> bool:
-    """Return whether it is an encoder of transformers that its head alone makes a language model: it loads in silence.
-
-    Our own refuse that themselves.
-    """
-    config: Any = model.config
-    is_both = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not isinstance(config, GroundupConfig)
-    return is_both and getattr(config, "is_decoder", None) is False
 
 
 def check_place(source: str | Path) -> Path:
@@ -221,13 +211,6 @@ def check_place(source: str | Path) -> Path:
         ) from error
     _say_where(str(source))
     return path
-
-
-def _check_folder(source: str | Path) -> None:
-    """Raise `InputError` for a path that is clearly not a model's folder; a name with no folder may be on the Hub."""
-    path = check_place(source)
-    if path.is_dir() and not (path / CONFIG_NAME).is_file():
-        raise InputError(f"{source} has no config.json: give the folder of a model, one that save_pretrained wrote")
 
 
 @functools.cache  # once for a name, however many of its files are asked for

@@ -15,7 +15,7 @@ from groundup.publishing.settings import PushOptions
 
 
 def push_target(options: PushOptions, save_every: int | None = None, adapted: str | None = None) -> Target | None:
-    """Where the checkpoints of a run go; None where they stay. `adapted` is the model that `--lora` adapts.
+    """Return where the checkpoints of a run go; None where they stay. `adapted` is the model that `--lora` adapts.
 
     Raises `InputError` for options that do not go together, a name that no repository can have, and a missing token:
     before the first step, not after the last.
@@ -44,7 +44,7 @@ def push_target(options: PushOptions, save_every: int | None = None, adapted: st
 
 
 class Pusher:
-    """Sends the checkpoints of one run where its options say.
+    """Push the checkpoints of one run where its options say.
 
     A run is worth more than a push: what goes wrong on the way is said and the training goes on, as it would have
     gone without the push, bit for bit. Whatever is on the Hub is whole. A push takes the time of the gate, some ten

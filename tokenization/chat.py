@@ -143,7 +143,11 @@ class ChatEncoder:
         return shielded
 
     def _segments(self, messages: list[Message]) -> list[Segment]:
-        text, spans = self._render_marked(messages)
+        text, spans = "", []
+        if self.is_marked:
+            (text,), (spans,) = self._call(messages, return_assistant_tokens_mask=True)
+        else:
+            text = self._render(messages)
         turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
         begins = []
         for turn in turns:
@@ -162,13 +166,6 @@ class ChatEncoder:
             segments += [Segment(text[at:begin], spoken=False), Segment(text[begin:end], spoken=True)]
             at = end
         return [*segments, Segment(text[at:], spoken=False)] if at < len(text) else segments
-
-    def _render_marked(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text of a conversation, and the spans between generation marks (characters)."""
-        if not self.is_marked:
-            return self._render(messages), []
-        texts, spans = self._call(messages, return_assistant_tokens_mask=True)
-        return texts[0], spans[0]
 
     def _render(self, messages: list[Message], prompt: bool = False) -> str:
         return self._call(messages, add_generation_prompt=prompt)[0][0]

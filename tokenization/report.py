@@ -87,7 +87,7 @@ def report_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def kinds_of_text(own: Mapping[str, str]) -> dict[str, str]:
-    """The texts to measure on: `own` (the data, by name), Python code, numbers, and the languages."""
+    """Return the texts to measure on: `own` (the data, by name), Python code, numbers, and the languages."""
     numbers = "\n".join(f"{number * 7919 % 100_003}, {number * 0.37:.2f}" for number in range(500))
     return {**own, "Python code": inspect.getsource(json), "numbers": numbers, **LANGUAGES}
 
@@ -95,7 +95,7 @@ def kinds_of_text(own: Mapping[str, str]) -> dict[str, str]:
 def tokenizer_rows(
     tokenizers: Mapping[str | None, PreTrainedTokenizerFast], kinds: Mapping[str, str], seed: int
 ) -> list[dict[str, Any]]:
-    """Rows for metrics.json: of each kind of text and tokenizer `bytes_per_token` and, where it is known, the
+    """Return rows for metrics.json: of each kind of text and tokenizer `bytes_per_token` and, where it is known, the
     `unknown_rate` of its tokens; of each language also `tokens_against_english`, for the same meaning.
 
     `tokenizers` has the model's own under None, the others under the name of a baseline.

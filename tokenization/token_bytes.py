@@ -44,9 +44,12 @@ class TokenBytes:
         added = {token["content"] for token in state["added_tokens"]}
         letters = is_byte_level(tokenizer)
         lengths = np.zeros(max(vocabulary.values(), default=-1) + 1, np.int64)
+        model = state["model"]
         for piece, index in vocabulary.items():
-            lengths[index] = len(piece.encode()) if piece in added else _length(piece, state["model"], letters)
-        return cls(lengths, _unknown_ids(state["model"], vocabulary), letters)
+            lengths[index] = len(piece.encode()) if piece in added else _length(piece, model, letters)
+        # The id that a model of `tokenizers` writes for what it does not know, if it has one.
+        unknown = model.get("unk_id") if model["type"] == "Unigram" else vocabulary.get(model.get("unk_token") or "")
+        return cls(lengths, frozenset() if unknown is None else frozenset([unknown]), letters)
 
 
 def is_byte_level(tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -66,7 +69,9 @@ def bytes_lost(tokenizer: PreTrainedTokenizerFast, pieces: Iterable[str]) -> int
     backend, vocabulary = plain_backend(tokenizer), tokenizer.get_vocab()
     if is_byte_level(tokenizer):
         missing = [byte for letter, byte in BYTE_OF_LETTER.items() if letter not in vocabulary]
-        return sum(_count(backend, piece, missing) for piece in pieces)
+        as_read = (backend.normalizer.normalize_str(piece) if backend.normalizer else piece for piece in pieces)
+        counts = (np.bincount(np.frombuffer(piece.encode(), np.uint8), minlength=256) for piece in as_read)
+        return sum(int(count[missing].sum()) for count in counts)
     lost, batch = 0, []
     for piece in pieces:
         batch.append(piece)
@@ -88,12 +93,6 @@ def _length(piece: str, model: dict[str, Any], letters: bool) -> int:
     return len(piece.replace("▁", " ").encode())
 
 
-def _unknown_ids(model: dict[str, Any], vocabulary: dict[str, int]) -> frozenset[int]:
-    """Return the id that a model of `tokenizers` writes for what it does not know, if it has one."""
-    index = model.get("unk_id") if model["type"] == "Unigram" else vocabulary.get(model.get("unk_token") or "")
-    return frozenset() if index is None else frozenset([index])
-
-
 def _passes_over(tokenizer: PreTrainedTokenizerFast) -> bool:
     """Return whether a tokenizer may drop a part of a text in silence."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
@@ -103,12 +102,6 @@ def _passes_over(tokenizer: PreTrainedTokenizerFast) -> bool:
     if is_byte_level(tokenizer):
         return not all(letter in vocabulary for letter in BYTE_OF_LETTER)
     return not (model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)))
-
-
-def _count(backend: Tokenizer, text: str, wanted: list[int]) -> int:
-    """Return how often certain bytes stand in a text as a backend normalises it."""
-    text = backend.normalizer.normalize_str(text) if backend.normalizer else text
-    return int(np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)[wanted].sum())
 
 
 def _uncovered(backend: Tokenizer, texts: list[str]) -> int:
