@@ -1,4 +1,4 @@
-"""The report of a recipe: verify and show the last model, and write `report.html` for all stages."""
+"""Verify and show the last model of a recipe, and write `report.html` for all stages."""
 
 import base64
 import itertools

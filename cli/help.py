@@ -1,4 +1,4 @@
-"""The text of `--help`: what a verb does, examples, and every option with its unit and default.
+"""Write the text of `--help`: what a verb does, examples, and every option with its unit and default.
 
 Read from the settings themselves: the string under each field is its help. Nothing heavy is imported for it.
 """

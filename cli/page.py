@@ -1,4 +1,4 @@
-"""The page of the playground: four tabs of gradio components. `cli/playground.py` loads the models and serves it.
+"""Build the page of the playground: four tabs of gradio components. `cli/playground.py` loads models and serves it.
 
 User input and generated text reach the page escaped, or as data that `lens.js` inserts as text, because gradio
 evaluates templates.

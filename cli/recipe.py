@@ -1,4 +1,4 @@
-"""Recipes: the stages of a file, their dependencies, and which of them are done."""
+"""Read recipes: the stages of a file, their dependencies, and which of them are done."""
 
 import json
 import platform

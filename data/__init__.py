@@ -1,1 +1,1 @@
-"""Documents to batches: where texts come from, how they become shards of ids, and how rows are made of those."""
+"""Turn documents into batches: find texts, tokenise them into shards of ids, and cut rows from those."""

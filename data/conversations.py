@@ -1,4 +1,4 @@
-"""Instructions and conversations, in all the forms in which people share them -> messages of role and content.
+"""Read instructions and conversations, in all forms in which people share them, as messages of role and content.
 
 Which columns a form reads is decided by their names, and what is not read is said. Everything that would train a model
 on nothing, or on the wrong thing, is an error or is counted and said.

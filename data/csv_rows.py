@@ -1,4 +1,4 @@
-"""CSV and TSV, a row at a time: separator, quotes and header are found together, by what makes all of the file agree.
+"""Read CSV and TSV a row at a time; find separator, quotes and header together, by what makes all of the file agree.
 
 `csv.Sniffer` looks at letters that repeat; here a form is right if every row has as many fields as the header. What
 no form explains is an error that names its line, so that no row is ever swallowed by the one before.

@@ -1,4 +1,4 @@
-"""Documents that are read only when they are used, a piece at a time, so that memory stays flat whatever their size.
+"""Read documents only when they are used, a piece at a time, so that memory stays flat whatever their size.
 
 A document is the UTF-8 of one text. Texts of files stay in their files, texts of rows in the cache of `datasets`. Both
 are read, not mapped: the system keeps pages of a map in the memory of the process until it wants them back. pyarrow is

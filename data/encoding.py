@@ -1,4 +1,4 @@
-"""Rows of ids and what is to be learnt of each: of labelled texts a label, of conversations what the assistant says.
+"""Encode labelled texts and conversations as rows of ids, with what is to be learnt: a label, or what was answered.
 
 texts ──encode_examples──> ExampleRows ──ExampleBatches──> batches in which little is padding
 conversations ──chat template──> segments ──encode_conversations──> ConversationRows ──> batches

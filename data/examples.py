@@ -1,4 +1,4 @@
-"""Tables of labelled texts: found columns, labels as words, splits by seed, and rows that stand on both sides.
+"""Read tables of labelled texts: find columns, take labels as words, split by seed, find rows on both sides.
 
 --data ──load_examples──> Examples ──split──> training, selection, test ──(encoding)──> ids ──> batches
 """

@@ -1,4 +1,4 @@
-"""From a name of `--data` to files: found, unpacked, checked.
+"""Find, unpack and check the files that a name of `--data` stands for.
 
 What exists is itself, whatever its name; only what does not exist is a pattern. Nothing is passed over silently: files
 of other kinds, hidden files and links that lead nowhere are counted. Unpacked files go to the cache of `datasets`,

@@ -1,4 +1,4 @@
-"""Built-in instructions whose answers a program can check, so that a model can be taught with no file at hand.
+"""Make instructions whose answers a program can check, so that a model can be taught with no file at hand.
 
 Numbers in words between English, French and German; letters and words; and what a name of the standard library does,
 from the built-in corpus. An instance (a number, a word, a set of words, a name) is held out by its sha256, so that no

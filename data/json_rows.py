@@ -1,4 +1,4 @@
-"""Cells of tables as they were written, and JSON and JSONL, decoded a row at a time; an error names its line.
+"""Read JSON and JSONL a row at a time, and keep each cell of a table as it was written; an error names its line.
 
 A library that finds a type for a column turns the one number among forty texts into forty JSON texts, 007 into 7 and a
 large number into another. Here each cell is decoded alone, whatever stands in the other rows.

@@ -1,4 +1,4 @@
-"""Held-out text that also stands in the training text, word for word or nearly: found by hashes, in flat memory.
+"""Find held-out text that also stands in the training text, verbatim or nearly: by hashes, in flat memory.
 
 Of a text only letters and digits count, capitals aside. Every stretch of `WINDOW` of them has a hash, and a sample of
 the hashes, the same for both texts because a hash itself decides (Broder 1997, section 4), says how much of a document

@@ -1,4 +1,4 @@
-"""The built-in corpus, `python-docs`, and labelled texts made of it, so that a first run needs no file.
+"""Make the built-in corpus, `python-docs`, and labelled texts of it, so that a first run needs no file.
 
 The corpus is the documentation of the running Python: topics of the language reference (`pydoc_data.topics`) and the
 docstrings of the standard library's modules, classes and functions, read from their source with `ast`; nothing is

@@ -1,4 +1,4 @@
-"""What `--data` may be, and how it becomes documents: files, folders, globs, Hub datasets and `python-docs`.
+"""Turn what `--data` names into documents: files, folders, globs, Hub datasets and `python-docs`.
 
     names ──find──> files ──readers──> rows ──text column──> documents ──split──> Corpus
 

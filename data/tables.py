@@ -1,4 +1,4 @@
-"""Tables: rows with named cells from any kind of file or dataset, read a few at a time, each cell as it was written.
+"""Read rows with named cells from any kind of file or dataset, a few at a time, each cell as it was written.
 
 No file is given to `datasets` to load: its cache goes by path and time, it takes a name with brackets or `::` for a
 pattern or an address, and it decides on the types of a column.

@@ -1,4 +1,4 @@
-"""The column of a table that is the text to learn from, said and kept for the recipe; and its texts as documents.
+"""Find the column of a table that is the text to learn from, say which it is, and give its texts as documents.
 
 Identifiers, JSON in a text and numbers are never taken for text unasked. Of a conversation what is said in it is read.
 The texts of files that are decoded row by row are kept in the cache, named by content.

@@ -1,4 +1,4 @@
-"""Documents to shards of ids: tokenised once, in parallel, read back through memory maps.
+"""Tokenise documents into shards of ids: once, in parallel, read back through memory maps.
 
     [end of text] document 1 [end of text] document 2 ... [end of text]
 

@@ -1,4 +1,4 @@
-"""Rows of ids cut from a long stream: sliding windows, packed documents, hidden tokens, and the order of training."""
+"""Cut a long stream into rows of ids: sliding windows, packed documents, hidden tokens, and the order of training."""
 
 from array import array
 from collections.abc import Collection, Sequence

@@ -1,4 +1,4 @@
-"""A folder or a name on the Hub -> a model and its tokenizer, ready to be measured or to write; and what it is asked.
+"""Load a model and its tokenizer from a folder or a name on the Hub, and ask a model for what it can do.
 
 Whatever fails on the way is told in one line.
 """

@@ -1,4 +1,4 @@
-"""Writing with transformers' `generate`: the cache by either of its names, where a text ends, every thread at work.
+"""Write with transformers' `generate`: the cache by either of its names, where a text ends, every thread at work.
 
 `modeling_groundup` takes its generation mixin from here; the two files travel together.
 """

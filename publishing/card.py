@@ -1,4 +1,4 @@
-"""The model card (`README.md`), made from `metrics.json` and `recipe.yaml` alone: it can be made again at any time.
+"""Write the model card (`README.md`) from `metrics.json` and `recipe.yaml` alone: it can be made again at any time.
 
 The gate runs the Python code on it as it stands there: it loads the model and uses it once.
 """

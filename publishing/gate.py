@@ -1,4 +1,4 @@
-"""The gate before the Hub: what is in a checkpoint's folder, whether it is whole, honest and safe, and a clean copy.
+"""Check a checkpoint's folder before the Hub: that it is whole, honest and safe; and make a clean copy of it.
 
 Every failure is named with its mend. Only the files of the contract pass; what stays behind is listed. Last comes the
 proof (`proof.py`): a process without this package loads the copy, and nothing but the copy.

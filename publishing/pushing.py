@@ -1,4 +1,4 @@
-"""Checkpoints to the Hub while a run goes on: the gate and the one commit of `groundup publish`, after a save."""
+"""Push checkpoints to the Hub while a run goes on: the gate and the one commit of `groundup publish`, after a save."""
 
 import re
 from dataclasses import fields

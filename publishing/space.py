@@ -1,4 +1,4 @@
-"""The playground as a Space: a repository that the Hub runs as a web page, for one model by its name there.
+"""Build the playground as a Space: a repository that the Hub runs as a web page, for one model by its name there.
 
 It holds app.py, the packages to install, a card, and of this package the files that the page uses: nobody has to have
 groundup installed.

@@ -1,4 +1,4 @@
-"""Conversations as text and as ids: the chat templates, and what in their text the assistant says.
+"""Turn conversations into text and ids: the chat templates, and what in their text the assistant says.
 
 A template marks what the assistant says by `{% generation %}`; the loss of `instruct` counts there and nowhere else.
 `ChatEncoder` is the one way from messages to ids, for training, `generate` and `chat` alike.

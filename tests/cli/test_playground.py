@@ -60,9 +60,9 @@ def test_the_page_answers_on_this_machine_alone_and_forbids_the_network(player):
         assert url.startswith("http://127.0.0.1:")
         with urllib.request.urlopen(url, timeout=60) as answer:
             assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
-        stranger = urllib.request.Request(url, headers={"Host": "rebound.test"})
+        foreign = urllib.request.Request(url, headers={"Host": "rebound.test"})
         with pytest.raises(urllib.error.HTTPError, match="400"):
-            urllib.request.urlopen(stranger, timeout=60)
+            urllib.request.urlopen(foreign, timeout=60)
     finally:
         page.close(verbose=False)
 

@@ -26,7 +26,7 @@ HEADS = {
 CODE = {"configuration_groundup.py", "generation_groundup.py", "modeling_groundup.py"}
 
 # What a reader with nothing but torch and transformers does; AutoModel last, since other heads must not need it.
-STRANGER = """
+CLEAN_PROCESS = """
 import sys, json
 sys.modules["groundup"] = None
 import torch, transformers
@@ -64,9 +64,9 @@ def model_of(build):
     return model_of
 
 
-def read_by_a_stranger(folder, home, *heads):
+def read_by_a_clean_process(folder, home, *heads):
     done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, folder, *heads],
+        [sys.executable, "-I", "-c", CLEAN_PROCESS, folder, *heads],
         capture_output=True, text=True, env={"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -91,16 +91,16 @@ def save_all(model_of, tokenizer, folder, heads=HEADS):
 
 def test_every_head_is_read_with_this_package_and_without_it(model_of, tokenizer, tmp_path):
     numbers = save_all(model_of, tokenizer, tmp_path)
-    found = read_by_a_stranger(tmp_path / "again", tmp_path / "home", *HEADS)
+    found = read_by_a_clean_process(tmp_path / "again", tmp_path / "home", *HEADS)
     for head in HEADS:
         torch.testing.assert_close(torch.tensor(found[head]), numbers[head], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_is_the_first_thing_that_a_stranger_may_read(head, model_of, tokenizer, tmp_path):
+def test_every_head_is_the_first_thing_that_a_clean_process_may_read(head, model_of, tokenizer, tmp_path):
     numbers = save_all(model_of, tokenizer, tmp_path, [head])
-    found = read_by_a_stranger(tmp_path / "again", tmp_path / "home", head)
+    found = read_by_a_clean_process(tmp_path / "again", tmp_path / "home", head)
     torch.testing.assert_close(torch.tensor(found[head]), numbers[head], rtol=1e-4, atol=1e-4)
 
 
