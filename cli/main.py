@@ -120,11 +120,7 @@ VERBS = {
         example="groundup playground --model runs/pretrain-my_texts\n"
         "groundup playground --model runs/pretrain-my_texts runs/another",
     ),
-    "doctor": Verb(
-        "groundup.cli.settings:DoctorSettings",
-        "groundup.cli.doctor:doctor",
-        example="groundup doctor",
-    ),
+    "doctor": Verb("groundup.cli.settings:DoctorSettings", "groundup.cli.doctor:doctor", example="groundup doctor"),
     "completion": Verb(
         "groundup.cli.settings:CompletionSettings",
         "groundup.cli.completion:completion",

@@ -17,7 +17,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import numpy.typing as npt
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -26,7 +25,7 @@ from groundup.common.errors import InputError, is_disk_full, printable, user_pat
 from groundup.common.errors import listed as listed_names
 from groundup.common.files import sha256_of
 from groundup.data import python_docs
-from groundup.data.documents import BLOCK_BYTES, Content, Documents, FileText, Part, Share, Texts, blocks, stretch
+from groundup.data.documents import Documents, FileText, Part, Share, Texts, border_of, character_begins, stretch
 from groundup.data.files import (
     PACKINGS,
     ROW_KINDS,
@@ -218,7 +217,7 @@ def sample(documents: Documents, limit: int) -> Documents:
         return chosen
     (content,) = chosen.contents()
     first = max(0, limit - 3)
-    begins = np.flatnonzero(_character_begins(content[first : limit + 1]))
+    begins = np.flatnonzero(character_begins(content[first : limit + 1]))
     return Documents([Texts([stretch(content, 0, first + int(begins[-1]))])])
 
 
@@ -332,7 +331,7 @@ def _file_rows(sources: list[Source], columns: Sequence[dict[str, Any]] = ()) ->
 def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents, Documents]:
     if len(documents) == 1:
         (content,) = documents.contents()
-        border = _border(content, fraction)
+        border = border_of(content, fraction)
         parts = [stretch(content, 0, border)], [stretch(content, border, len(content))]
         train, validation = (Documents([Texts(part)]) for part in parts)
     else:
@@ -346,24 +345,6 @@ def _split(documents: Documents, fraction: float, name: str) -> tuple[Documents,
     if not (len(train) and len(validation)):
         raise InputError(f"{name} has too little text to hold out a part for validation: give more")
     return train, validation
-
-
-def _border(content: Content, fraction: float) -> int:
-    """Return the byte at which the character `int(length · (1 - fraction))` of a document begins.
-
-    Found block by block: as a Python string a large text would need up to four times its size.
-    """
-    before = np.cumsum([0, *(int(_character_begins(block).sum()) for block in blocks(content))])
-    cut = int(before[-1] * (1 - fraction))
-    number = int(np.searchsorted(before, cut, side="right")) - 1
-    start = number * BLOCK_BYTES
-    begins = np.flatnonzero(_character_begins(content[start : start + BLOCK_BYTES]))
-    return start + int(begins[cut - before[number]])
-
-
-def _character_begins(content: bytes | memoryview) -> npt.NDArray[np.bool_]:
-    """Return which bytes of a UTF-8 text begin a character: all but 10xxxxxx."""
-    return np.frombuffer(content, np.uint8) & 0xC0 != 0x80
 
 
 def is_hub_name(item: str) -> bool:

@@ -208,10 +208,7 @@ def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> tu
         schema = pa.schema([("text", pa.large_string())])
         with quiet_datasets(), atomic_folder(folder) as temporary:
             unread: set[str] = set()
-            with (
-                pa.OSFile(str(temporary / "texts.arrow"), "wb") as file,
-                pa.ipc.new_stream(file, schema) as writer,
-            ):
+            with pa.OSFile(str(temporary / "texts.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
                 for batch in _batches(_texts(table, column, read, unread)):
                     writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
             (temporary / "keys_not_read.json").write_text(json.dumps(sorted(unread)), encoding="utf-8")

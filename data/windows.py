@@ -41,11 +41,7 @@ class SlidingWindow(_Rows):
     """
 
     def __init__(
-        self,
-        tokens: TokenStream | npt.NDArray[Any],
-        context_length: int,
-        stride: int | None = None,
-        pad_id: int = 0,
+        self, tokens: TokenStream | npt.NDArray[Any], context_length: int, stride: int | None = None, pad_id: int = 0
     ) -> None:
         self.stream = tokens if isinstance(tokens, TokenStream) else TokenStream([tokens], {})
         self.context_length, self.pad_id = context_length, pad_id

@@ -139,12 +139,7 @@ def _cut_off(lm: HFLM, samples: list[dict[str, Any]]) -> int:
 
 
 def _add_rows(
-    result: TaskResult,
-    task: str,
-    values: dict[str, Any],
-    samples: list[dict[str, Any]],
-    num_fewshot: int,
-    seed: int,
+    result: TaskResult, task: str, values: dict[str, Any], samples: list[dict[str, Any]], num_fewshot: int, seed: int
 ) -> None:
     """Add the rows of one task: a number each, with an interval where it is a mean over rows, and its baseline."""
     for key, value in values.items():

@@ -162,10 +162,7 @@ def repetition(text: str, length: int = 4) -> float:
 
 
 def answer_rows(
-    conversations: Sequence[Conversation],
-    answers: Sequence[Answer],
-    trained: Collection[str],
-    about: dict[str, Any],
+    conversations: Sequence[Conversation], answers: Sequence[Answer], trained: Collection[str], about: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return rows for metrics.json: the measures over all conversations, then of each family where there are several.
 

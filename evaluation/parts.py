@@ -29,10 +29,7 @@ from groundup.evaluation.settings import EvaluateSettings
 VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")
 
-NEEDING = {
-    "data": ("text_column", "train_data", "stride", "by_document"),
-    "tasks": ("num_fewshot", "limit"),
-}
+NEEDING = {"data": ("text_column", "train_data", "stride", "by_document"), "tasks": ("num_fewshot", "limit")}
 CHANGEABLE = ("batch_rows", "trust_remote_code")  # no score depends on these
 
 Part = dict[str, Any]  # "rows" for metrics.json and what a later part needs, in types that JSON has

@@ -62,10 +62,7 @@ class WordTokenizer:
 
 
 def exact_match(
-    predictions: Sequence[str],
-    references: Sequence[str],
-    ignore_case: bool = False,
-    ignore_punctuation: bool = False,
+    predictions: Sequence[str], references: Sequence[str], ignore_case: bool = False, ignore_punctuation: bool = False
 ) -> dict[str, float]:
     """Return the share of texts that equal their reference, letter for letter."""
     without = str.maketrans("", "", string.punctuation if ignore_punctuation else "")

@@ -209,7 +209,7 @@ _HOLDS = "The numbers above hold for text like the one they were taken on: measu
 _MEMORISED = ("copied", "continued_word_for_word")
 _SHOWN_SAMPLES = 3
 _SHOWN_ELSEWHERE = ("name", "license", "language", "base_model", "sources")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
@@ -287,7 +287,7 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
     settings = recipe.get("settings") or {}
     named = (settings.get(option) for option in ("model", "init_from", "source"))
     candidates = (recipe.get("base_model"), kind.base, *named)
-    base = next((name for name in candidates if isinstance(name, str) and _HUB_NAME.fullmatch(name)), None)
+    base = next((name for name in candidates if isinstance(name, str) and HUB_NAME.fullmatch(name)), None)
     # Of a twin the Hub has no word that fits: its weights are the same, only the class is another.
     made = None if recipe.get("verb") in ("export", "import") else "finetune"
     relation = "adapter" if kind.base is not None else "quantized" if kind.is_gguf else made
@@ -396,10 +396,8 @@ def _plain(value: Any) -> str:
     """Return a value as it stands in a cell of a table."""
     if isinstance(value, bool | None):
         return {True: "yes", False: "no", None: ""}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if isinstance(value, int | float):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     if isinstance(value, dict):
         value = [f"{name}: {inner}" for name, inner in value.items()]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -38,7 +38,7 @@ from groundup.common.files import (
 )
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.inference.folder import BASE_SHA256, auto_class_of, read_json
-from groundup.publishing.card import write_card
+from groundup.publishing.card import HUB_NAME, write_card
 from groundup.publishing.gate_folder import (
     CODE,
     OWN_CODE,
@@ -56,7 +56,6 @@ from groundup.tokenization.folder import load_tokenizer
 LARGEST_FILE = 50 * 10**9  # bytes; the Hub asks to cut what is larger (docs/hub/storage-limits)
 LARGEST_TEXT = 100 * 10**6  # bytes of a text file that is read whole
 LARGEST_SETTINGS = 10 * 10**6  # bytes of a file of settings
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 LICENSE = r"[a-z0-9][a-z0-9.+-]*"  # how the Hub's identifiers of licences look
 _PERSONAL = re.compile(rb"(?<![\w/.])(?:/home/|/Users/|/root/|[A-Za-z]:\\\\?Users\\)[^\s\"',:;)]*")
 _CODE_PLACE = re.compile(r"(\w+)\.\w+")

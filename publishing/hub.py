@@ -26,10 +26,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import (
-    get_session,
-    validate_repo_id,
-)
+from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from groundup.common.console import ProgressBar, say
@@ -87,11 +84,7 @@ class Pushed:
 
 
 def push_folder(
-    folder: Path,
-    target: Target,
-    message: str,
-    is_ours: Callable[[str], bool],
-    proven: Mapping[str, str] | None = None,
+    folder: Path, target: Target, message: str, is_ours: Callable[[str], bool], proven: Mapping[str, str] | None = None
 ) -> Pushed:
     """Make a repository hold the files of `folder`, by one commit, and read them back.
 

@@ -8,7 +8,8 @@ from typing import Any
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
 from groundup.common.processes import random_state, set_random_state
-from groundup.publishing.gate import HUB_NAME, LICENSE, through_the_gate
+from groundup.publishing.card import HUB_NAME
+from groundup.publishing.gate import LICENSE, through_the_gate
 from groundup.publishing.gate_folder import is_ours
 from groundup.publishing.hub import Pushed, Target, fetch_model, push_folder, require_token
 from groundup.publishing.settings import PushOptions
