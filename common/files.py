@@ -163,11 +163,11 @@ def content_of(name: str, kind: str = "file") -> Any:
     cache. An adapter's folder holds its base as well, and a YAML file the files that it names.
     """
     if (place := _here(name)) is not None and place.is_dir():
-        found: dict[str, Any] = files_of(place, () if kind == "dataset" else KEPT_APART)
+        content: dict[str, Any] = files_of(place, () if kind == "dataset" else KEPT_APART)
         if (base := _base_named(place)) is not None:
             there = _here(base)
-            found[_BASE] = _commit_of(base, "model") if there is None else files_of(there, KEPT_APART)
-        return found
+            content[_BASE] = _commit_of(base, "model") if there is None else files_of(there, KEPT_APART)
+        return content
     if place is not None:
         return [_sha256(place), *_named_in(place)]
     if kind == "dataset":

@@ -104,7 +104,8 @@ def _open(folder: Path, tokenizer: str | None) -> PreparedData:
         if stream.meta["tokenizer"] != fingerprint(own):
             raise InputError(f"{part} was prepared with another tokenizer than {folders[0].name}: prepare it again")
     sources = [row for recipe in recipes for row in recipe["sources"]]
-    overlap, overlaps = None, [recipe.get("overlap") for recipe in recipes]  # each part was held apart in itself
+    overlap = None
+    overlaps: list[Any] = [recipe.get("overlap") for recipe in recipes]  # each part was held apart in itself
     if None not in overlaps:
         sums = {name: sum(each[name] for each in overlaps) for name in ("count", "copies")}
         overlap = max(overlaps, key=lambda each: each["copies"]) | sums
