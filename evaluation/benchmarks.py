@@ -74,9 +74,9 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 
 def as_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_rows: int) -> HFLM:
     """Return the model as lm-eval takes it, with the context it was made for."""
-    options: Any = {"backend": "causal", "batch_size": batch_rows, "max_length": context_of(model)}
+    options: Any = {"pretrained": model, "tokenizer": tokenizer, "backend": "causal", "batch_size": batch_rows}
     with quiet():
-        return HFLM(pretrained=model, tokenizer=tokenizer, **options)
+        return HFLM(**options, max_length=context_of(model))
 
 
 def run_task(
