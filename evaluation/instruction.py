@@ -18,6 +18,7 @@ from groundup.data.conversations import Conversation
 from groundup.data.encoding import ConversationRows
 from groundup.evaluation.likelihood import score_batch
 from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, ngrams, rouge, units
+from groundup.evaluation.table import markdown_table
 from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once
@@ -187,9 +188,9 @@ def answer_rows(
 
 def sample_table(conversations: Iterable[Conversation], before: Iterable[Answer], after: Iterable[Answer]) -> str:
     """Return a Markdown table of prompts, right answers, and a model's answers before and after training."""
-    lines = ["| asked | right | before | after |", "|---|---|---|---|"]
+    rows = []
     for conversation, old, new in zip(conversations, before, after):
         cells = (conversation.prompt[-1]["content"] if conversation.prompt else "", conversation.answer)
         texts = [*cells, *(answer.text + ("" if answer.stopped else " …") for answer in (old, new))]
-        lines.append("| " + " | ".join(" ".join(text[:400].replace("|", "\\|").split()) for text in texts) + " |")
-    return "\n".join(lines) + "\n"
+        rows.append([" ".join(text[:400].replace("|", "\\|").split()) for text in texts])
+    return markdown_table(["asked", "right", "before", "after"], rows)

@@ -1,7 +1,7 @@
 """Turn the rows of metrics.json into the table that a person reads, in the terminal, the page and the card."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -156,6 +156,12 @@ def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
         if row["name"] == "exact_match":
             splits.setdefault(row["split"], []).append(f"{row['family']} {shown(row)}")
     return [f"exact match by family, {split_title(split)}: {', '.join(said)}" for split, said in splits.items()]
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], right_from: int = 99) -> str:
+    """Return a table in Markdown; columns from number `right_from` on are aligned to the right."""
+    marks = ["---:" if column >= right_from else "---" for column in range(len(header))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, marks, *lines))
 
 
 def split_title(split: str) -> str:

@@ -6,7 +6,7 @@ The gate runs the Python code on it as it stands there: it loads the model and u
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from groundup.common.files import (
 )
 from groundup.common.settings import read_yaml, write_yaml
 from groundup.evaluation.metrics_json import own_metrics, read_metrics, write_metrics
-from groundup.evaluation.table import family_lines, notes, result_lines, section, shown, title
+from groundup.evaluation.table import family_lines, markdown_table, notes, result_lines, section, shown, title
 from groundup.inference.folder import auto_class_of, overrides_of, read_json
 
 _CODE = Template(
@@ -222,11 +222,14 @@ def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
     folder = Path(folder)
     metrics, recipe = read_metrics(folder), read_yaml(folder / RECIPE_FILE)
     name, kind = recipe.get("name") or "groundup", kind_of(folder, base)
+    sources = recipe.get("sources") or []
+    header = list(dict.fromkeys(key for source in sources for key in source if key != "columns_not_read"))
+    rows = [[_plain(source.get(key)) for key in header] for source in sources]
     sections = {
         "Use": how_to_use(kind, path),
         "Results": _results(metrics),
         "Samples": _samples(metrics),
-        "Training data": _training_data(recipe),
+        "Training data": markdown_table(header, rows) if sources else "Not recorded.",
         "Training": _training(metrics, recipe, (folder / CURVE_FILE).is_file()),
         "Limits": _limits(kind, metrics, recipe),
     }
@@ -350,7 +353,7 @@ def _results(metrics: dict[str, Any]) -> str:
     header, lines = result_lines(rows)
     if not lines:
         return "Not yet measured."
-    text = _markdown_table(header, lines, right_from=2)
+    text = markdown_table(header, lines, right_from=2)
     for row in {(row["dataset"], row["split"]): row for row in reversed(rows)}.values():
         if row.get("context"):
             text += f"\n{row['dataset']}, {row['split']}: {row['count']:,} tokens"
@@ -358,16 +361,8 @@ def _results(metrics: dict[str, Any]) -> str:
             text += f", in windows of {row['context']:,} tokens, one every {row['stride']:,}.\n"
     text += "".join(f"\n{note}\n" for note in notes(rows))
     if families := section(metrics["metrics"], "families"):
-        text += "\n" + _markdown_table(*family_lines(families), right_from=2)
+        text += "\n" + markdown_table(*family_lines(families), right_from=2)
     return text
-
-
-def _training_data(recipe: dict[str, Any]) -> str:
-    sources = recipe.get("sources") or []
-    if not sources:
-        return "Not recorded."
-    header = list(dict.fromkeys(key for source in sources for key in source if key != "columns_not_read"))
-    return _markdown_table(header, [[_plain(source.get(key)) for key in header] for source in sources])
 
 
 def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) -> str:
@@ -375,7 +370,7 @@ def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) 
     settings = {key: value for key, value in recipe.items() if key not in _SHOWN_ELSEWHERE}
     kinds = {"measured": metrics["training"], "setting": settings, "version": metrics["versions"]}
     tables = [
-        _markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
+        markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
         for title, values in kinds.items()
         if values
     ]
@@ -402,8 +397,3 @@ def _plain(value: Any) -> str:
         value = [f"{name}: {inner}" for name, inner in value.items()]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], right_from: int = 99) -> str:
-    marks = ["---:" if column >= right_from else "---" for column in range(len(header))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, marks, *lines))
