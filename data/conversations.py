@@ -11,7 +11,7 @@ from typing import Any
 
 from groundup.common.errors import InputError, listed
 from groundup.data import instruction_tasks
-from groundup.data.json_rows import Cell, Row, decode_json, kind_of_cell, written
+from groundup.data.json_rows import GAPS, Cell, Row, decode_json, kind_of_cell, written
 from groundup.data.sources import Once, load_tables
 from groundup.data.tables import ArrowTable, Table
 from groundup.data.text_columns import CONTENT_KEYS, ROLE_KEYS, columns_read, say_columns
@@ -97,6 +97,8 @@ class Form:
                 pair = cls.of([column for column in columns if column != conversation], name)
             return cls(conversation=conversation, system=system, family=family, pair=pair)
         asked, given, answered, history = first(ASKED), first(GIVEN), first(ANSWERED), first(HISTORY)
+        if asked and asked.strip().lower() == "instruction":  # over a question of each row
+            given = given or first(("question", "query"))
         if answered and not asked:  # pairs of input and output; or a preference whose texts hold the question too
             asked, given = (given, None) if given else (None, None)
             if not asked and answered.strip().lower() == "chosen":
@@ -272,6 +274,7 @@ class RowCounts:
     rows: int = 0
     without_answer: int = 0
     not_wanted: int = 0
+    answers_of_gaps: int = 0
     without_question: int = 0
     no_text: int = 0
     answers_not_learnt: int = 0
@@ -304,6 +307,7 @@ class RowCounts:
             "without_answer": "have no answer and are left out",
             "not_wanted": "have the label false, that is an answer that is not wanted: left out",
             "no_text": "hold something else than text and are left out",
+            "answers_of_gaps": "have an answer such as nan or None, as programs write a gap: trained on as it is",
             "without_question": "have an answer and no question: trained on as they are",
             "answers_not_learnt": "answers in them have weight 0 or no text: used as context, not trained on",
             "after_last_answer": "messages in them follow the last answer that is trained on: left out",
@@ -391,6 +395,8 @@ def _read(table: Table, form: Form, joint: str, counts: RowCounts) -> list[Conve
             continue
         counts.after_last_answer += there - len(messages)
         counts.answers_not_learnt += sum(WEIGHT in message for message in messages)
+        if messages[-1]["content"].strip().casefold() in GAPS:
+            counts.add("answers_of_gaps", place)
         if not any(message["content"].strip() for message in messages[:-1]):
             counts.add("without_question", place)
         found.append(Conversation(messages, family or "", place))

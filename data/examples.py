@@ -19,6 +19,7 @@ from groundup.common.errors import InputError, listed
 from groundup.data import python_docs
 from groundup.data.documents import same_text
 from groundup.data.files import TEXT_KINDS, check_text
+from groundup.data.json_rows import GAPS
 from groundup.data.sources import Once, Source, find_files, is_hub_name, load_tables, tables_of
 from groundup.data.tables import ArrowTable, Table, check_column, texts_of
 from groundup.data.text_columns import columns_read, find_text_column, say_columns
@@ -28,7 +29,6 @@ MOST_LABELS = 1000
 
 _TO_LABEL = "test rows need labels; to label texts, give --predict"
 _NUMBER, _FRACTION, _SEPARATOR = re.compile(r"-?\d+(\.\d+)?"), re.compile(r"-?\d+\.\d+"), re.compile("[,;|]")
-_GAPS = ("nan", "none", "null", "n/a", "na", "<na>")  # how programs write that there is nothing
 _MOST_FRACTIONS = 20  # different ones that may be classes; more are amounts
 
 Places = npt.NDArray[np.int64]
@@ -84,7 +84,12 @@ def load_examples(
     for item in data:
         for name, table, row in _tables(item, held_out, once):
             found = find_columns(table, columns, name, like)
-            examples += _examples_of(table, found, name)
+            new = _examples_of(table, found, name)
+            known, there = set(examples.labels), set(new.labels)
+            if known and len(there) > 1 and not known & there:
+                labels = f"{listed(sorted(there), 4)} there, {listed(sorted(known), 4)} before"
+                say(f"{name}: none of its labels is in the data before it ({labels}): they count as different labels")
+            examples += new
             row |= columns_read({"text": found.text or "", "label": found.label or ""}, table)
             sources += [row] if row not in sources else []
     once.say()
@@ -108,7 +113,7 @@ def _doubts(examples: Examples) -> list[str]:
     if several := [_told_apart(same) for same in alike.values() if len(same) > 1]:
         what = "labels that differ in capitals or blanks alone, or in how a character or a number is written, "
         said.append(f"{what}count as different labels: {listed(several, 4)}")
-    if gaps := [label for label in counts if label.casefold() in _GAPS]:
+    if gaps := [label for label in counts if label.casefold() in GAPS]:
         rows = sum(counts[label] for label in gaps)
         said.append(f"{rows:,} of {len(labels):,} rows have the label {listed(gaps)}: taken as a label like any other")
     labels_of: dict[str, set[str]] = {"": set()}  # of empty texts it is said elsewhere

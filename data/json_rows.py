@@ -33,6 +33,7 @@ class Number(str):
     __slots__ = ()
 
 
+GAPS = ("nan", "none", "null", "n/a", "na", "<na>")  # how programs write that there is nothing
 KINDS = {
     type(None): "nothing",
     str: "text",
@@ -107,6 +108,7 @@ def decode_json(text: str) -> Cell:
 
 
 def _lines(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
+    is_first = True
     for number, line in enumerate(file, 1):
         if not line.isspace():
             try:
@@ -114,7 +116,11 @@ def _lines(file: IO[str], name: str) -> Iterator[tuple[int, Any]]:
                 if _after_space(line, stop) < len(line):
                     raise ValueError("Extra data after the row")
             except (ValueError, RecursionError) as error:
+                if is_first and isinstance(error, json.JSONDecodeError) and error.pos >= len(line.rstrip()):
+                    cure = "in .jsonl each row is one line: if rows take several, let the name end in .json"
+                    raise InputError(f"cannot read {name}: line {number} ends within a row: {cure}") from error
                 raise _broken(name, number, error) from error
+            is_first = False
             yield number, value
 
 

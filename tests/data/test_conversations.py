@@ -394,3 +394,20 @@ def test_of_rows_in_which_no_assistant_speaks_the_roles_are_named(write):
     said = [{"role": "alice", "content": "q"}, {"role": "bob", "content": "a"}]
     with pytest.raises(InputError, match=r"2 of 2 rows: have no answer .*line 1: its roles are alice, bob"):
         load_conversations(write(*[{"messages": said}] * 2), "\n")
+
+
+def test_an_instruction_over_the_question_of_each_row_keeps_the_question(write):
+    rows = write(*({"instruction": "Answer.", "question": f"q{n}", "answer": "a"} for n in range(3)))
+    found, _, (source,) = load_conversations(rows, "\n")
+    assert [one.prompt[0]["content"] for one in found] == [f"Answer.\nq{n}" for n in range(3)]
+    assert source["columns_not_read"] == []
+
+
+@pytest.mark.parametrize("gap", ["nan", "None", " N/A "])
+def test_answers_that_programs_write_for_a_gap_are_told_with_the_first_of_them(write, gap):
+    found, counts, _ = load_conversations(
+        write(*({"prompt": f"p{n}", "completion": gap if n % 2 else "None of them"} for n in range(6))), "\n"
+    )
+    assert len(found) == 6
+    (line,) = counts.warnings()
+    assert line.startswith("3 of 6 rows: have an answer such as nan or None") and "line 2" in line

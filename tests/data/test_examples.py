@@ -320,3 +320,11 @@ def test_of_a_single_column_it_is_not_asked_which_one_is_the_label(tmp_path, nam
     (tmp_path / name).write_text(rows[name], encoding="utf-8")
     with pytest.raises(InputError, match=r"has the one column 'text.*rows need a text and a label"):
         load(tmp_path / name)
+
+
+@pytest.mark.parametrize(("others", "said"), [(["0", "1"], True), (["pos", "0"], False), (["0"], False)])
+def test_a_file_with_none_of_the_labels_before_it_is_told(tmp_path, others, said, capsys):
+    first = written(tmp_path / "a.jsonl", [{"text": a, "label": b} for a, b in ROWS])
+    second = written(tmp_path / "b.jsonl", [{"text": f"t {n}", "label": others[n % len(others)]} for n in range(6)])
+    load_examples([str(first), str(second)], Columns())
+    assert ("b.jsonl: none of its labels is in the data before it" in " ".join(capsys.readouterr().err.split())) == said

@@ -113,3 +113,12 @@ def test_a_single_object_with_a_text_or_a_conversation_is_a_row(tmp_path):
     for row in ('{"id": 1, "messages": [{"role": "user"}]}', '{"prompt": [{"role": "user"}], "completion": []}'):
         assert len(read(tmp_path / "b.json", row, ".json")) == 1
     assert read(tmp_path / "a.jsonl", '{"any": "a"}') == [(1, {"any": "a"})]
+
+
+@pytest.mark.parametrize("indent", [1, 4])
+def test_rows_of_several_lines_in_jsonl_are_told_how_they_can_be_read(tmp_path, indent):
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
+    content = "\n".join(json.dumps(row, indent=indent) for row in rows)
+    with pytest.raises(InputError, match=r"line 1 ends within a row: .* let the name end in \.json$"):
+        read(tmp_path / "rows.jsonl", content)
+    assert [row for _, row in read(tmp_path / "rows.json", content, ".json")] == rows  # and that helps
