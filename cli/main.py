@@ -18,7 +18,7 @@ import psutil
 
 from groundup import __version__
 from groundup.cli import help
-from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, is_disk_full, near, user_path
+from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, causes, is_disk_full, near, user_path
 from groundup.common.settings import Deadline, SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
 
 
@@ -169,6 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         complain(name, "no space left where the output goes: make room, then give the command again")
         return 2
+    except Exception as error:
+        if not any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            raise
+        complain(name, "interrupted")  # within an import, say, of a library that took it for a failure of its own
+        return 130
 
 
 def _do(name: str, options: list[str]) -> None:

@@ -5,7 +5,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")
@@ -33,21 +33,27 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and those that it was raised from or while they were handled."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or one that it was raised from, says that no space is left to write, or none allowed.
 
     safetensors reports it as text from Rust and numpy by the bytes that it could write, with no errno, so the text is
     looked at too.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if any(os.strerror(number) in str(cause) for number in (errno.ENOSPC, errno.EFBIG)):
             return True
         if isinstance(cause, OSError) and _NUMPY_WROTE_LESS.fullmatch(str(cause)):
             return True
-        cause = cause.__cause__ or cause.__context__
     return False
 
 

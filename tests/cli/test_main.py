@@ -160,3 +160,18 @@ def test_a_verb_that_is_told_to_stop_ends_in_one_line_with_status_130(number, mo
     assert main(["tokenizer"]) == 130
     assert capsys.readouterr().err == "groundup tokenizer: interrupted\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_stop_that_a_library_takes_for_a_failure_of_its_own_is_still_a_stop(monkeypatch, capsys):
+    def begin(*_):
+        try:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                raise RuntimeError("failed to import") from None
+        except RuntimeError as error:
+            raise ModuleNotFoundError("Could not import module") from error
+
+    monkeypatch.setattr(command_line, "_do", begin)
+    assert main(["tokenizer"]) == 130
+    assert capsys.readouterr().err == "groundup tokenizer: interrupted\n"
