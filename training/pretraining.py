@@ -184,7 +184,7 @@ class Pretraining(TrainingRun):
         return rows + self._test_rows() if prepared.settings.eval_data else rows
 
     def _test_rows(self) -> list[dict[str, Any]]:
-        """The scores on `--eval-data`, read only now, without what the training text has too, and its baselines."""
+        """The scores on `--eval-data`, used only now, without what the training text has too, and its baselines."""
         prepared, settings = self.prepared, self.prepared.settings
         documents, sources = load_documents(settings.eval_data, settings.text_column)
         self.folder.add_to_recipe({"eval_sources": sources})

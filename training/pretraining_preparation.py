@@ -18,7 +18,7 @@ from groundup.common.errors import InputError, user_path
 from groundup.common.settings import Deadline, public_settings
 from groundup.data.overlap import KnownText, held_apart
 from groundup.data.preparation import TRAINING_BYTES, PreparedData, is_prepared, open_prepared_data
-from groundup.data.sources import Corpus, check_exists, load_corpus, sample_texts, text_bytes
+from groundup.data.sources import Corpus, load_corpus, load_documents, sample_texts, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
 from groundup.evaluation.likelihood import LanguageScore
@@ -91,7 +91,8 @@ def _prepare(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> 
         refuse_of_new(settings, "--init-from")
     elif settings.tokenizer is not None and settings.vocab_size is not None:
         raise InputError("--vocab-size is for a new tokenizer: leave it out, or --tokenizer")
-    check_exists(settings.eval_data)
+    # What is wrong with it is said now; nothing else of it is looked at before the end.
+    tested = load_documents(settings.eval_data, settings.text_column)[1] if settings.eval_data else []
     corpus, overlap = _held_apart(_corpus(settings), settings, run)
     size = _text_bytes(corpus)
     if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
@@ -117,6 +118,7 @@ def _prepare(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> 
         "settings": public_settings(settings, PUBLIC_PATHS),
         "plan": plan.as_dict(),
         "sources": corpus.sources,
+        **({"eval_sources": tested} if tested else {}),
         "overlap": overlap,
         "tokenizer_sha256": fingerprint(tokenizer),
     }

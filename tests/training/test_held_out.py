@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import groundup as package
+from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.common.settings import Deadline
 from groundup.data.conversations import load_conversations
@@ -18,6 +19,7 @@ from groundup.data.sources import load_documents
 from groundup.evaluation.language import Text
 from groundup.evaluation.metrics_json import read_metrics
 from groundup.training.pretraining_preparation import open_prepared, prepare_run
+from groundup.training.run import TrainingRun
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 
@@ -208,3 +210,26 @@ def test_a_recipe_of_another_tool_says_nothing_of_what_was_trained_on(recipe, tm
         (tmp_path / "recipe.yaml").write_text(recipe)
     sources = [{"name": "x", "sha256": "0"}]
     assert not Text(Documents([]), None, "x", 0, sources).trained_on_by(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("test.txt", b"%PDF-1.4", "is a PDF file"),
+        ("test.txt", "für".encode("latin-1"), "is not UTF-8 text"),
+        ("test.txt", b" ", "no text in"),
+        ("test.jsonl", b'{"id": 1}\n{"id": 2}\n', "has no column of text"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["pretrain", "classify", "instruct"])
+def test_what_is_wrong_with_a_text_to_be_tested_on_is_said_before_anything_is_trained(
+    verb, name, content, says, tmp_path, monkeypatch
+):
+    rows = [{"text": text_of(n), "label": "ab"[n % 2], "prompt": f"p{n}", "completion": "x"} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(TrainingRun, "run", lambda *_, **__: pytest.fail("it trained"))
+    options = TINY if verb != "classify" else {key: TINY[key] for key in TINY if key != "batch_tokens"}
+    with pytest.raises(InputError, match=says if verb == "pretrain" else name):
+        getattr(package, verb)(data=["rows.jsonl"], eval_data=[name], out="out", max_steps=1, quiet=True, **options)
+    assert not (tmp_path / "out").exists()
