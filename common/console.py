@@ -5,13 +5,13 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 PLAIN_SECONDS = 15.0  # between two lines of progress when the output is a file or a pipe
 
 
 def say(message: str = "") -> None:
-    """Print a line for the user to standard error, unless `--quiet` silenced it; brackets are not markup."""
+    """Print a line for the user to standard error, unless `--quiet` silenced it; brackets and colons are not markup."""
     console.print(message, markup=False)
 
 

@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, for what a test starts too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from groundup.common.console import console
@@ -61,6 +63,12 @@ def heard():
 
 
 @pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """Work in the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
 def groundup(tmp_path):
     """Run the command as a person would, in an empty folder; returns the finished process."""
 
@@ -82,18 +90,60 @@ def groundup(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def in_a_fork():
-    """Call a function in a new process each time, which need not import everything anew; gives the exit status."""
+def fork():
+    """Start a function in a new process each time, which need not import everything anew; returns the process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["groundup.training.classification", "groundup.training.instruction"])
 
-    def run(target, *arguments):
+    def start(target, *arguments):
         process = context.Process(target=target, args=arguments)
         process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def in_a_fork(fork):
+    """Call a function in a new process, to its end; returns the exit status."""
+
+    def run(target, *arguments):
+        process = fork(target, *arguments)
         process.join(300)
         return process.exitcode
 
     return run
+
+
+def _command(words, folder, said):
+    os.chdir(folder)
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 2)
+    from groundup.cli.main import main
+
+    sys.exit(main(words))
+
+
+@pytest.fixture
+def start_command(fork, tmp_path):
+    """Start the command in an empty folder, in a process that need not import everything anew; what it says on stderr
+    is in the file `said` there."""
+    return lambda *words: fork(_command, [*map(str, words)], str(tmp_path), str(tmp_path / "said"))
+
+
+@pytest.fixture(scope="module")
+def pictures_drawn_once(tmp_path_factory):
+    """Draw one picture and save it for all others: to render a curve takes longer than to train a tiny model."""
+    drawn, save = tmp_path_factory.mktemp("picture") / "picture.png", Figure.savefig
+    Figure(figsize=(1, 1)).savefig(drawn)
+
+    def savefig(figure, target, **options):
+        """A page's pictures, which are no files, are drawn."""
+        shutil.copyfile(drawn, target) if isinstance(target, Path) else save(figure, target, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 @pytest.fixture(scope="session")

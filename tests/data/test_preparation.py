@@ -14,12 +14,7 @@ from groundup.data.tokens import TokenStream
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import train_bpe
 
-
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    console.quiet = False
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import yaml
 
-from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.data import tokens
 from groundup.data.documents import Share
@@ -23,12 +22,7 @@ from groundup.data.tokens import TokenStream
 from groundup.tokenization.folder import load_tokenizer, save_tokenizer
 from groundup.tokenization.training import train_bpe
 
-
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    yield
-    console.quiet = False
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,7 @@ LFS_NOTE = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 6
 ROWS = [{"id": "1", "text": "first\r\n"}, {"id": "2", "text": "second é"}]
 
 
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 def write(path, content):
@@ -369,7 +367,6 @@ def test_the_last_tenth_of_documents_is_kept_back(tmp_path, count, kept_back):
 
 
 def test_a_part_kept_back_that_is_far_from_a_tenth_of_the_text_is_said(tmp_path, capsys):
-    console.quiet = False
     for name, size in (("a", 960), ("b", 40), ("c", 960), ("d", 107)):
         write(tmp_path / f"{name}.txt", "x" * size)
     load_corpus([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])

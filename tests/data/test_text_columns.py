@@ -86,7 +86,6 @@ def test_the_columns_stand_in_the_recipe_of_a_verb(tmp_path, story_text):
 
 
 def test_what_is_read_alike_is_said_once(capsys):
-    console.quiet = False
     table = ArrowTable.of(datasets.Dataset.from_dict({"q": ["a"], "y": ["b"], "z": [1]}), "rows")
     read = columns_read({"text": "q", "label": "y"}, table)
     say_columns([{"name": name, **read} for name in "abcde"] + [{"name": "lines.txt"}])

@@ -2,18 +2,18 @@
 
 import json
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import groundup as package
-from groundup.common.errors import InputError, Interrupted
+from groundup.common.errors import InputError
 from groundup.common.settings import Deadline
 from groundup.training import classification, run
 from groundup.training.checkpoint import take_mean
-from groundup.training.loop import Loop
+from groundup.training.loop import Budget, Loop
+from groundup.training.settings import ClassifySettings
 
 RUNS = 3
 
@@ -79,44 +79,33 @@ def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(
     assert not (out / "work").exists()
 
 
-def test_cut_off_in_any_of_its_runs_it_goes_on_to_the_same_weights(options, tmp_path, monkeypatch):
+def test_cut_off_in_any_of_its_runs_it_goes_on_to_the_same_weights(options, tmp_path, cut_off):
     whole = package.classify(out=str(tmp_path / "whole"), average=RUNS, **options)
-    update = Loop._update
-    for moment in (4, 9, 15):  # in the first of the three, the second and the last
-        done = []
-
-        def failing(loop, moment=moment, done=done):
-            done.append(1)
-            if len(done) == moment:
-                raise Interrupted("the power is gone")
-            update(loop)
-
-        out = tmp_path / f"cut-{moment}"
-        monkeypatch.setattr(Loop, "_update", failing)
-        with pytest.raises(Interrupted, match="the power is gone"):
+    for count in (4, 9, 15):  # in the first of the three, the second and the last
+        out = tmp_path / f"cut-{count}"
+        with cut_off(count):
             package.classify(out=str(out), average=RUNS, **options)
-        monkeypatch.undo()
         package.classify(out=str(out), resume=True)
         assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_a_budget_in_minutes_is_shared_by_the_runs(monkeypatch):
+@pytest.mark.parametrize(("used", "seconds"), [(0, [25, 25, 25, 25]), (40, [15, 20, 25, 25])])
+def test_a_budget_in_minutes_is_shared_by_the_runs(used, seconds, options, tmp_path, monkeypatch):
     """Of 100 s the four have a quarter each, however much a process that begins anew believes to have; of 60 less."""
-    settings = SimpleNamespace(average=4, smoke=False)
     monkeypatch.setattr(classification.ClassificationRun, "finish_share", 0.0)
     monkeypatch.setattr(classification.ClassificationRun, "finish_seconds", 0.0)
-    now = time.time()
+    now, shares, real = time.time(), [], Loop.run
+
+    def one_step(loop):
+        shares.append(loop.budget.seconds)
+        loop.budget = Budget(steps=1)
+        return real(loop)
+
+    monkeypatch.setattr(Loop, "run", one_step)
     monkeypatch.setattr(time, "time", lambda: now)
-
-    def shares(used):
-        for order in (1, 2, 3, 0):
-            one = object.__new__(classification.ClassificationRun)
-            one.prepared, one.order = SimpleNamespace(settings=settings), order
-            one.deadline = Deadline(now - used, 100 / 60)
-            yield one.first_position().budget_seconds
-
-    assert list(shares(0)) == pytest.approx([25, 25, 25, 25])
-    assert list(shares(40)) == pytest.approx([15, 20, 25, 25])
+    settings = ClassifySettings(out=str(tmp_path / "out"), average=4, minutes=100 / 60, **options | {"max_steps": None})
+    classification.classify(settings, deadline=Deadline(now - used))
+    assert shares == pytest.approx(seconds)
 
 
 def test_a_short_try_averages_two_and_seeds_are_repeated_around_it(options, averaged, tmp_path):

@@ -19,7 +19,6 @@ from transformers import (
 )
 
 import groundup as package
-from groundup.common.console import console
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import read_yaml
 from groundup.data.encoding import for_classifying
@@ -29,7 +28,6 @@ from groundup.tokenization.training import train_bpe
 from groundup.training import classification
 from groundup.training.classification import ClassificationRun
 from groundup.training.classifier_base import freeze
-from groundup.training.loop import Loop
 from groundup.training.objectives import LabelLoss
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
@@ -62,6 +60,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def base(folder):
+    """A language model of ours, hardly trained."""
+    return package.pretrain(
+        data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,
+        context_length=32, out=str(folder / "base"), quiet=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def made(folder):
     package.classify(
         data=[str(folder / "rows.jsonl")],
@@ -71,7 +78,6 @@ def made(folder):
         learning_rate=3.0,
         **TINY,
     )
-    console.quiet = False
     return folder / "out"
 
 
@@ -154,48 +160,30 @@ def test_the_same_command_gives_the_same_weights_and_a_finished_run_is_left_alon
     assert weights == (first / "model.safetensors").read_bytes()
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(folder, tmp_path, made, monkeypatch):
-    base = package.pretrain(
-        data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,
-        context_length=32, out=str(tmp_path / "base"), quiet=True,
-    )  # fmt: skip
+def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(folder, base, tmp_path, cut_off):
     options = {"data": [str(folder / "rows.jsonl")], "model": str(base), "max_steps": 9, "save_every": 3, "quiet": True}
     whole = package.classify(out=str(tmp_path / "whole"), **options)
-    update, done = Loop._update, []
-
-    def failing(loop):
-        done.append(1)
-        if len(done) == 6:
-            raise RuntimeError("the power is gone")
-        update(loop)
-
-    monkeypatch.setattr(Loop, "_update", failing)
-    with pytest.raises(RuntimeError, match="the power is gone"):
+    with cut_off(6):
         package.classify(out=str(tmp_path / "cut"), **options)
-    monkeypatch.undo()
     cut = package.classify(out=str(tmp_path / "cut"), resume=True, **options)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_ctrl_c_among_the_texts_alone_stops_the_whole_run_which_goes_on_to_the_same_weights(
-    folder, tmp_path, monkeypatch
+    folder, tmp_path, before_each_step
 ):
     options = {"data": [str(folder / "rows.jsonl")], "max_steps": 3, **TINY}
     whole = package.classify(out=str(tmp_path / "whole"), **options)
-    update, done = Loop._update, []
+    done = []
 
     def interrupting(loop):
-        done.append(1)
-        if len(done) == 1:
-            signal.raise_signal(signal.SIGINT)
-        update(loop)
+        done.append(loop.position.step)
+        signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Loop, "_update", interrupting)
-    with pytest.raises(Interrupted, match="resume with --resume"):
+    with before_each_step(interrupting), pytest.raises(Interrupted, match="resume with --resume"):
         package.classify(out=str(tmp_path / "cut"), **options)
-    assert len(done) == 1
+    assert done == [0]
     assert not list((tmp_path / "cut" / "checkpoints").glob("step-*"))  # not yet at the labels
-    monkeypatch.undo()
     cut = package.classify(out=str(tmp_path / "cut"), resume=True, **options)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -476,8 +464,10 @@ def test_the_language_loss_beside_it_is_each_rows_mean_over_its_next_tokens():
 def test_token_dropout_replaces_about_its_share_and_never_what_marks_structure():
     config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, num_labels=2, pad_token_id=0)
     objective = LabelLoss(AutoModelForSequenceClassification.from_config(config), token_dropout=0.25, kept_ids=[0, 1])
-    ids = torch.randint(0, 50, (200, 100))
-    noisy = objective._with_noise(ids)
+    ids, read = torch.randint(0, 50, (200, 100)), []
+    objective.model.get_input_embeddings().register_forward_pre_hook(lambda _, arguments: read.append(arguments[0]))
+    objective.train()(ids, torch.ones_like(ids), torch.zeros(200, dtype=torch.long))
+    [noisy] = read
     marks = ids < 2
     assert torch.equal(noisy[marks], ids[marks])
     assert not (noisy[~marks] < 2).any()
@@ -485,11 +475,7 @@ def test_token_dropout_replaces_about_its_share_and_never_what_marks_structure()
     assert share == pytest.approx(0.25 * 47 / 48, abs=0.01)
 
 
-def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokenizer(folder, tmp_path, made):
-    base = package.pretrain(
-        data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,
-        context_length=32, out=str(tmp_path / "base"), quiet=True,
-    )  # fmt: skip
+def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokenizer(folder, base, tmp_path):
     out = package.classify(
         data=[str(folder / "rows.jsonl")], model=str(base), max_steps=3, pooling="last", out=str(tmp_path / "out"),
         quiet=True,

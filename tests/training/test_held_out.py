@@ -23,12 +23,9 @@ from groundup.training.run import TrainingRun
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "context_length": 32, "batch_tokens": 256}
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def text_of(seed, count=60):

@@ -19,15 +19,12 @@ from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
 from groundup.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 GO_ON = {"context_length": 32, "batch_tokens": 256, "max_steps": 12, "quiet": True}
 WEIGHTS = "adapter_model.safetensors"
 COLOURS = ("red", "green", "blue", "black")
-
-
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")

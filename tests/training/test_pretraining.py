@@ -18,6 +18,8 @@ from groundup.common.files import sha256_of
 from groundup.evaluation.metrics_json import read_metrics
 from groundup.training import pretraining, run
 
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
+
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
 
 
@@ -29,15 +31,13 @@ def weights(folder):
     return sha256_of(folder / "model.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def finished(story, tmp_path):
-    package.pretrain(data=[str(story)], out=str(tmp_path / "first"), max_steps=30, quiet=True, **TINY)
-    return tmp_path / "first"
+@pytest.fixture(scope="module")
+def finished(story_text, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "story.txt").write_text(story_text, encoding="utf-8")
+    return package.pretrain(
+        data=[str(folder / "story.txt")], out=str(folder / "first"), max_steps=30, quiet=True, **TINY
+    )
 
 
 def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_others(finished, story, tmp_path):
@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_other
     assert weights(tmp_path / "other") != weights(finished)
 
 
-def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_machine(finished, story, tmp_path):
+def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_machine(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
@@ -58,7 +58,7 @@ def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_ma
     assert all(names - {"checkpoints"} | {"state"} == {path.name for path in step.iterdir()} for step in steps)
     for path in finished.rglob("*"):
         if path.is_file():
-            assert str(tmp_path).encode() not in path.read_bytes(), path
+            assert str(finished.parent).encode() not in path.read_bytes(), path
 
 
 def test_it_learns_and_metrics_stand_beside_baselines_and_are_of_these_weights(finished):
@@ -72,12 +72,11 @@ def test_it_learns_and_metrics_stand_beside_baselines_and_are_of_these_weights(f
     assert losses[-1] < losses[0] - 1
 
 
-def test_the_saved_model_is_the_one_that_was_scored(finished):
-    """Scored again by the verb `evaluate` on the text kept back, it gets what metrics.json says."""
-    text = (finished.parent / "story.txt").read_text()
-    (finished.parent / "kept_back.txt").write_text(text[int(len(text) * 0.9) :])
-    out = finished.parent / "scores"
-    package.evaluate(model=str(finished), data=[str(finished.parent / "kept_back.txt")], out=str(out), quiet=True)
+def test_the_saved_model_is_the_one_that_was_scored(finished, story_text, tmp_path):
+    """Scored again by the verb `evaluate` on the held-out text, it gets what metrics.json says."""
+    (tmp_path / "held_out.txt").write_text(story_text[int(len(story_text) * 0.9) :])
+    out = tmp_path / "scores"
+    package.evaluate(model=str(finished), data=[str(tmp_path / "held_out.txt")], out=str(out), quiet=True)
 
     def bits(folder):
         rows = json.loads((folder / "metrics.json").read_text())["metrics"]
@@ -86,25 +85,25 @@ def test_the_saved_model_is_the_one_that_was_scored(finished):
     assert bits(out) == pytest.approx(bits(finished), rel=1e-6)
 
 
-def test_resuming_a_finished_run_changes_nothing(finished, story):
+def test_resuming_a_finished_run_changes_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     package.pretrain(out=str(finished), resume=True, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(finished, story, tmp_path):
+def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(finished, story, tmp_path, start_command):
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "groundup", "pretrain", "--out", str(out)]
-    begin = [*command, "--data", str(story), "--max-steps", "30", "--save-every", "4", *options(TINY)]
+    begin = ["--data", story, "--max-steps", "30", "--save-every", "4", *options(TINY)]
     for step in (4, 16):
-        process = subprocess.Popen([*begin, "--resume"], stderr=subprocess.DEVNULL)
-        while process.poll() is None and not any(
+        process = start_command("pretrain", "--out", out, "--resume", *begin)
+        while process.is_alive() and not any(
             int(path.name[5:]) >= step for path in (out / "checkpoints").glob("step-*")
         ):
             time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([*command, "--resume"], check=True, stderr=subprocess.DEVNULL)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+    package.pretrain(out=str(out), resume=True, quiet=True)
     assert weights(out) == weights(finished)
     assert any(json.loads(line).get("event") == "resume" for line in (out / "log.jsonl").read_text().splitlines())
 
@@ -123,22 +122,15 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(finished, story, tm
     assert weights(out) == weights(finished)
 
 
-def test_ctrl_c_saves_the_state_and_says_how_to_go_on(story, tmp_path):
+def test_ctrl_c_saves_the_state_and_says_how_to_go_on(story, tmp_path, start_command):
     out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [
-            *[sys.executable, "-m", "groundup", "pretrain", "--data", str(story), "--out", str(out)],
-            *["--max-steps", "100000", *options(TINY)],
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while process.poll() is None and not (out / "log.jsonl").exists():
+    process = start_command("pretrain", "--data", story, "--out", out, "--max-steps", "100000", *options(TINY))
+    while process.is_alive() and not (out / "log.jsonl").exists():
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, message = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in message
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    assert "--resume" in (tmp_path / "said").read_text()
     assert list((out / "checkpoints").glob("step-*"))
 
 

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 import groundup as package
-from groundup.common.console import console
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import read_yaml
-from groundup.training.loop import Loop
 from groundup.training.repeating import repeat
 from groundup.training.settings import ClassifySettings
 
@@ -36,9 +34,7 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def repeated(rows):
-    out = package.classify(data=[str(rows)], out=str(rows.parent / "repeated"), **SEEDS)
-    console.quiet = False
-    return out
+    return package.classify(data=[str(rows)], out=str(rows.parent / "repeated"), **SEEDS)
 
 
 def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(repeated):
@@ -58,18 +54,15 @@ def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(repeat
     assert not (out / "work").exists()
 
 
-def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(rows, tmp_path, repeated, monkeypatch):
-    update, out = Loop._update, tmp_path / "cut"
+def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(rows, tmp_path, repeated, before_each_step):
+    out = tmp_path / "cut"
 
     def failing(loop):
         if (out / "seed-1" / "checkpoints" / "step-2").is_dir():
             raise Interrupted("the power is gone")
-        update(loop)
 
-    monkeypatch.setattr(Loop, "_update", failing)
-    with pytest.raises(Interrupted, match="the power is gone"):
+    with before_each_step(failing), pytest.raises(Interrupted, match="the power is gone"):
         package.classify(data=[str(rows)], out=str(out), **SEEDS)
-    monkeypatch.undo()
     assert (out / "seed-0" / "metrics.json").is_file()
     assert read_yaml(out / "recipe.yaml")["settings"]["seeds"] == 2
     assert str(rows.parent) not in (out / "recipe.yaml").read_text()

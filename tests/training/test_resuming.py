@@ -20,29 +20,15 @@ SIZES = {
 BEGUN = {"max_steps": 6, "save_every": 2, "quiet": True} | SIZES
 
 
-def cut_at(step):
-    """A `Loop._update` after which the power goes before a step."""
-    update = Loop._update
-
-    def failing(loop):
-        if loop.position.step >= step:
-            raise KeyboardInterrupt
-        update(loop)
-
-    return failing
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, story_text):
+def runs(tmp_path_factory, story_text, cut_off):
     """A folder with a text, a run of it that is finished, and one that was cut off after four of six steps."""
     home = tmp_path_factory.mktemp("runs")
     for name in ("story.txt", "other.txt"):
         (home / name).write_text(story_text[:5000])
     package.pretrain(data=[str(home / "story.txt")], out=str(home / "finished"), **BEGUN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "_update", cut_at(4))
-        with pytest.raises(KeyboardInterrupt):
-            package.pretrain(data=[str(home / "story.txt")], out=str(home / "cut"), **BEGUN)
+    with cut_off(5):
+        package.pretrain(data=[str(home / "story.txt")], out=str(home / "cut"), **BEGUN)
     return home
 
 
@@ -129,10 +115,9 @@ def test_a_push_that_will_not_do_is_said_before_the_recipe_knows_it(home):
     assert content(home / "cut") == before
 
 
-def test_more_minutes_are_more_seconds_of_training(story, tmp_path, monkeypatch):
+def test_more_minutes_are_more_seconds_of_training(story, tmp_path, cut_off, monkeypatch):
     options = {"data": [str(story)], "out": str(tmp_path / "out"), "save_every": 1, "quiet": True} | SIZES
-    monkeypatch.setattr(Loop, "_update", cut_at(2))
-    with pytest.raises(KeyboardInterrupt):
+    with cut_off(3):
         package.pretrain(minutes=1, **options)
     seconds = []
 
