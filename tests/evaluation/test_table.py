@@ -4,13 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
 from groundup.common.errors import InputError
-from groundup.evaluation import report
 from groundup.evaluation.likelihood import LanguageScore, language_rows
 from groundup.evaluation.metrics_json import read_metrics, write_metrics
 from groundup.evaluation.report import plot_curve, read_log
@@ -103,17 +101,32 @@ def test_a_resumed_run_replaces_the_steps_it_did_again(log):
     assert [(row["step"], row["loss"]) for row in read_log(path)] == [(1, 5.0), (2, 4.0), (3, 3.0)]
 
 
-@given(st.lists(st.floats(-10, 10), max_size=200))
-def test_smoothing_keeps_the_ends_and_stays_between_the_extremes(values):
-    smooth = report._smoothed(values)
-    assert len(smooth) == len(values)
-    if values:
-        assert smooth[0] == pytest.approx(values[0], abs=1e-9) and smooth[-1] == pytest.approx(values[-1], abs=1e-9)
-        assert min(values) - 1e-9 <= min(smooth) and max(smooth) <= max(values) + 1e-9
+@pytest.fixture
+def smoothed(log, tmp_path, monkeypatch):
+    """Losses -> the curve that is drawn through them."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+
+    def draw(values):
+        plot_curve(log(*({"step": step, "loss": value} for step, value in enumerate(values))), tmp_path / "curve.png")
+        lines = {line.get_label(): line for line in figures.pop().axes[0].get_lines()}
+        return lines["training (smoothed)"].get_ydata()
+
+    return draw
 
 
-def test_smoothing_a_straight_line_changes_nothing():
-    np.testing.assert_allclose(report._smoothed(range(300)), range(300))
+def test_smoothing_keeps_the_ends_and_stays_between_the_extremes(smoothed):
+    for count in (0, 1, 2, 49, 50, 51, 200):
+        values = np.random.default_rng(count).uniform(-10, 10, count)
+        smooth = smoothed(values)
+        assert len(smooth) == len(values)
+        if count:
+            assert (smooth[0], smooth[-1]) == pytest.approx((values[0], values[-1]), abs=1e-9)
+            assert min(values) - 1e-9 <= min(smooth) and max(smooth) <= max(values) + 1e-9
+
+
+def test_smoothing_a_straight_line_changes_nothing(smoothed):
+    np.testing.assert_allclose(smoothed(range(300)), range(300))
 
 
 def test_a_curve_is_drawn_of_any_log(log, tmp_path):

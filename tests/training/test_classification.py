@@ -43,19 +43,14 @@ def texts_of(count, seed=0):
         yield {"text": f"{number + 1000 * seed} {' '.join(body)}", "label": label}
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, write_rows):
     folder = tmp_path_factory.mktemp("classify")
-    write(folder / "rows.jsonl", texts_of(400))
+    write_rows(folder / "rows.jsonl", texts_of(400))
     # Two texts of the test stand in training too; a label occurs that training has not.
     train = list(texts_of(400))
     test = [*texts_of(60, seed=1), train[0], train[1], {"text": "what", "label": "other"}]
-    write(folder / "test.jsonl", test)
+    write_rows(folder / "test.jsonl", test)
     return folder
 
 
@@ -81,13 +76,8 @@ def made(folder):
     return folder / "out"
 
 
-def values_of(out):
-    rows = json.loads((out / "metrics.json").read_text())["metrics"]
-    return {(row["name"], row["split"], row["baseline"]): row for row in rows}
-
-
-def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made):
-    values = values_of(made)
+def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made, scores_of):
+    values = scores_of(made)
     assert values["accuracy", "validation", None]["value"] > 0.95
     assert values["accuracy", "test", None]["value"] > 0.9
     for name in ("accuracy", "f1_macro", "mcc", "f1"):
@@ -95,15 +85,15 @@ def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made):
             assert values[name, "test", baseline]["count"] == 63
 
 
-def test_rows_of_the_test_that_stand_in_training_are_left_out_of_a_second_score(made):
-    values = values_of(made)
+def test_rows_of_the_test_that_stand_in_training_are_left_out_of_a_second_score(made, scores_of):
+    values = scores_of(made)
     train = read_yaml(made / "recipe.yaml")["rows"]["train"]
     without = values["accuracy", "test without overlap", None]["count"]
     assert 61 <= without <= 62  # one of the two may have been kept for selection
     assert train < 400
 
 
-def test_the_last_step_that_cannot_be_told_from_the_best_is_the_one_kept_as_the_log_proves(made):
+def test_the_last_step_that_cannot_be_told_from_the_best_is_the_one_kept_as_the_log_proves(made, scores_of):
     rows = [json.loads(line) for line in (made / "log.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "selection" in row]
     measured = {row["step"]: row["selection"] for row in validated}
@@ -113,7 +103,7 @@ def test_the_last_step_that_cannot_be_told_from_the_best_is_the_one_kept_as_the_
     assert training["best_step"] == near[-1]
     assert measured[training["best_step"]] == training["selection"]
     model = AutoModelForSequenceClassification.from_pretrained(made)
-    accuracy = values_of(made)["accuracy", "validation", None]["value"]
+    accuracy = scores_of(made)["accuracy", "validation", None]["value"]
     logged = next(row for row in rows if row["step"] == training["best_step"] and "selection" in row)
     assert accuracy == pytest.approx(logged["validation_accuracy"], abs=1e-6)
     assert model.config.id2label == {0: "neg", 1: "pos"}
@@ -204,9 +194,11 @@ def test_the_test_file_is_looked_for_before_and_read_after_training(folder, tmp_
         ([{"text": "win", "label": "else"}], "no label of .* is one of --data: else there, neg, pos here"),
     ],
 )
-def test_rows_that_nothing_can_be_measured_on_are_refused_before_training(folder, tmp_path, monkeypatch, rows, says):
+def test_rows_that_nothing_can_be_measured_on_are_refused_before_training(
+    folder, tmp_path, monkeypatch, rows, says, write_rows
+):
     monkeypatch.setattr(classification, "adapt", lambda *_: pytest.fail("trained"))
-    write(tmp_path / "test.jsonl", rows)
+    write_rows(tmp_path / "test.jsonl", rows)
     given = {"data": [str(folder / "rows.jsonl")], "eval_data": [str(tmp_path / "test.jsonl")], **TINY}
     with pytest.raises(InputError, match=says):
         package.classify(**given, out=str(tmp_path / "out"), max_steps=2)
@@ -279,8 +271,8 @@ def test_for_the_test_the_baselines_learn_from_the_rows_that_chose_the_step_too(
     assert len({text for kept in known.values() for text in kept.texts}) == 320
 
 
-def test_a_test_that_is_all_in_training_is_told(folder, tmp_path, capsys):
-    write(tmp_path / "some.jsonl", list(texts_of(400))[:7])
+def test_a_test_that_is_all_in_training_is_told(folder, tmp_path, capsys, write_rows):
+    write_rows(tmp_path / "some.jsonl", list(texts_of(400))[:7])
     package.classify(
         data=[str(folder / "rows.jsonl")],
         eval_data=[str(tmp_path / "some.jsonl")],
@@ -393,12 +385,12 @@ def test_a_run_stops_early_by_its_own_only_without_a_budget(folder, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_budget_in_minutes_is_for_the_texts_and_for_the_labels(folder, tmp_path):
+def test_a_budget_in_minutes_is_for_the_texts_and_for_the_labels(folder, tmp_path, scores_of):
     given = {"data": [str(folder / "rows.jsonl")], **TINY, "adapt_epochs": None, "minutes": 0.5, "adapt_minutes": 0.15}
     out = package.classify(out=str(tmp_path / "out"), **given)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["training"]["steps"] > 1
-    assert values_of(out)["accuracy", "test", None]["count"] == 80
+    assert scores_of(out)["accuracy", "test", None]["count"] == 80
 
 
 def test_lora_trains_an_adapter_alone(stock, tmp_path):
@@ -487,7 +479,7 @@ def test_a_language_model_of_ours_is_a_model_to_start_from_and_keeps_its_tokeniz
     assert ours("a cat")["input_ids"] == for_classifying(theirs, 32)("a cat")["input_ids"]
 
 
-def test_the_test_may_name_its_columns_otherwise_than_the_rows_that_were_learned(tmp_path):
+def test_the_test_may_name_its_columns_otherwise_than_the_rows_that_were_learned(tmp_path, scores_of):
     rows = list(texts_of(40))
     (tmp_path / "train.txt").write_text("".join(f"{row['label']}\t{row['text']}\n" for row in rows), encoding="utf-8")
     test = "".join(f"{row['label']},{row['text']}\n" for row in texts_of(30, seed=1))
@@ -499,7 +491,7 @@ def test_the_test_may_name_its_columns_otherwise_than_the_rows_that_were_learned
         max_steps=2,
         **TINY,
     )
-    assert values_of(out)["accuracy", "test", None]["count"] == 30
+    assert scores_of(out)["accuracy", "test", None]["count"] == 30
 
 
 @pytest.mark.parametrize("option", ["eval_data", "max_steps", "seeds", "label_column", "class_weights"])
@@ -514,9 +506,9 @@ def test_labelling_alone_takes_no_option_of_training(option, tmp_path):
 
 
 @pytest.mark.parametrize("texts", [["the same"] * 40, [""] * 40])
-def test_where_the_texts_held_out_are_all_in_training_that_is_the_reason_given(texts, tmp_path):
+def test_where_the_texts_held_out_are_all_in_training_that_is_the_reason_given(texts, tmp_path, write_rows):
     rows = [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(InputError, match="every text held out for selection is in the training rows too"):
         package.classify(data=[str(tmp_path / "rows.jsonl")], out=str(tmp_path / "o"), smoke=True)
 

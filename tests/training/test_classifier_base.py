@@ -5,6 +5,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 from groundup.common.errors import InputError
+from groundup.common.settings import Deadline
 from groundup.data.encoding import for_classifying
 from groundup.inference.folder import fold
 from groundup.inference.loading import load_adapter, load_model
@@ -17,9 +18,10 @@ from groundup.modeling import (
 )
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
-from groundup.training.classification_preparation import _in_order
-from groundup.training.classifier_base import FOLDED, Start, base_of, labels_of, load_base, start_of
+from groundup.training.classification_preparation import open_classification, prepare_classification
+from groundup.training.classifier_base import FOLDED, base_of, labels_of, load_base, start_of
 from groundup.training.lora import add_lora
+from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings
 
 SIZES = {
@@ -72,12 +74,23 @@ def test_a_label_keeps_what_the_classifier_knows_of_it_and_a_new_one_nobodys(tmp
     assert torch.equal(again(IDS).logits[0], after)
 
 
-def test_the_same_labels_keep_the_order_of_the_classifier_whatever_their_order_in_the_rows():
-    start = Start(64, labels=("spam", "ham", "news"))
-    settings = ClassifySettings(model="m", lora=True)
-    assert _in_order(sorted(start.labels), start, settings) == list(start.labels)
+def test_the_same_labels_keep_the_order_of_the_classifier_whatever_their_order_in_the_rows(
+    tmp_path, tokenizer, write_rows
+):
+    classifier("ours", tmp_path / "m", tokenizer)
+
+    def labels(names, **options):
+        rows = [{"text": f"{n} free money", "label": names[n % len(names)]} for n in range(60)]
+        data = [write_rows(tmp_path / "rows.jsonl", rows)]
+        run = RunFolder(tmp_path / "-".join(["run", *names, *options]))
+        settings = ClassifySettings(data=data, model=str(tmp_path / "m"), max_steps=1, **options)
+        prepare_classification(settings, run, Deadline())
+        return open_classification(run).plan.labels
+
+    assert sorted(KNOWN) != KNOWN
+    assert labels(sorted(KNOWN)) == labels(sorted(KNOWN), lora=True) == KNOWN
     with pytest.raises(InputError, match="m has other labels than the rows: leave --lora out"):
-        _in_order(["ham", "spam"], start, settings)
+        labels(["ham", "spam"], lora=True)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "language model", "encoder"])

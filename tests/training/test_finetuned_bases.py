@@ -28,20 +28,15 @@ from groundup.training.settings import ClassifySettings
 COLOURS = ("red", "green", "blue", "black")
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, write_rows):
     """Rows to answer, rows to classify, and a stock Llama whose tokenizer has no chat template and no padding."""
     folder = tmp_path_factory.mktemp("bases")
     chance = np.random.default_rng(0)
     pairs = [[str(colour) for colour in chance.choice(COLOURS, 2)] for _ in range(120)]
     asked = [{"prompt": f"{n}: {' '.join(pair)}", "completion": pair[-1]} for n, pair in enumerate(pairs)]
-    write(folder / "asked.jsonl", asked)
-    write(folder / "labelled.jsonl", [{"text": row["prompt"], "label": row["completion"]} for row in asked])
+    write_rows(folder / "asked.jsonl", asked)
+    write_rows(folder / "labelled.jsonl", [{"text": row["prompt"], "label": row["completion"]} for row in asked])
     tokenizer = train_bpe([row["prompt"] for row in asked], 270)
     tokenizer.pad_token = tokenizer.chat_template = None
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -86,10 +81,10 @@ def test_a_stock_model_learns_to_answer_in_words_or_with_tokens_that_it_lacked(f
     assert model.get_input_embeddings().num_embeddings >= len(AutoTokenizer.from_pretrained(out))
 
 
-def test_rows_to_test_on_that_are_trained_on_are_left_out_of_a_second_score(folder, tmp_path, capsys):
+def test_rows_to_test_on_that_are_trained_on_are_left_out_of_a_second_score(folder, tmp_path, capsys, write_rows):
     fresh = [{"prompt": f"new {n}: red blue", "completion": "blue"} for n in range(5)]
     seen = [json.loads(line) for line in (folder / "asked.jsonl").read_text().splitlines()]
-    test = write(tmp_path / "test.jsonl", [*seen, *fresh])
+    test = write_rows(tmp_path / "test.jsonl", [*seen, *fresh])
     out = package.instruct(
         data=[str(folder / "asked.jsonl")], eval_data=[test], model=str(folder / "llama"), max_steps=1,
         out=str(tmp_path / "out"),
@@ -101,7 +96,7 @@ def test_rows_to_test_on_that_are_trained_on_are_left_out_of_a_second_score(fold
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_a_stock_model_without_padding_learns_labels(folder, tmp_path, lora):
+def test_a_stock_model_without_padding_learns_labels(folder, tmp_path, lora, write_rows):
     out = package.classify(
         data=[str(folder / "labelled.jsonl")], model=str(folder / "llama"), lora=lora, label_smoothing=0.1,
         class_weights=True, best_by="f1_macro", out=str(tmp_path / "out"), max_steps=6, quiet=True,
@@ -113,7 +108,7 @@ def test_a_stock_model_without_padding_learns_labels(folder, tmp_path, lora):
     if not lora:
         config = AutoModelForSequenceClassification.from_pretrained(out).config
         assert sorted(config.label2id) == sorted(COLOURS)
-    text = write(tmp_path / "texts.jsonl", [{"text": "7: red blue"}, {"text": "8: blue green"}])
+    text = write_rows(tmp_path / "texts.jsonl", [{"text": "7: red blue"}, {"text": "8: blue green"}])
     package.classify(model=str(out), predict=text, out=str(tmp_path / "labels"), quiet=True)
     assert len((tmp_path / "labels" / "predictions.csv").read_text().splitlines()) == 3
 

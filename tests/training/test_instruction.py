@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import groundup as package
-from groundup.common.console import console
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.data.encoding import ConversationRows
@@ -34,28 +33,29 @@ def rows_of(count, seed=0):
         yield {"instruction": f"{number} of {seed}:", "input": " ".join(colours), "output": str(colours[-1])}
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, write_rows):
     folder = tmp_path_factory.mktemp("instruct")
-    data, test = write(folder / "rows.jsonl", rows_of(300)), write(folder / "test.jsonl", rows_of(40, seed=1))
+    data, test = write_rows(folder / "rows.jsonl", rows_of(300)), write_rows(folder / "test.jsonl", rows_of(40, seed=1))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         package.instruct(data=[data], eval_data=[test], out=str(folder / "out"), max_steps=40, **TINY)
     return folder
 
 
-def metrics_of(folder):
-    rows = json.loads((folder / "metrics.json").read_text())["metrics"]
-    return {(row["name"], row["split"], row["baseline"]): row for row in rows}
+@pytest.fixture
+def stock(tmp_path):
+    """A GPT-2 of transformers' own class, untrained, whose tokenizer has no chat template."""
+    tokenizer = train_word_level([" ".join(row.values()) for row in rows_of(60)], 200)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return str(tmp_path / "base")
 
 
-def test_a_new_model_learns_to_answer_and_to_stop(made):
-    metrics = metrics_of(made / "out")
+def test_a_new_model_learns_to_answer_and_to_stop(made, scores_of):
+    metrics = scores_of(made / "out")
     for split in ("validation", "test"):
         before = metrics["answer_loss", split, "before training"]["value"]
         assert metrics["answer_loss", split, None]["value"] < before / 2
@@ -95,38 +95,26 @@ def test_the_same_seed_gives_the_same_weights_and_a_finished_run_is_left_alone(m
     assert {path: path.stat().st_mtime_ns for path in (made / "out").rglob("*")} == before
 
 
-def test_a_stock_model_without_a_chat_template_learns_the_layout_in_words(tmp_path):
-    data = write(tmp_path / "rows.jsonl", rows_of(60))
-    tokenizer = train_word_level([" ".join(row.values()) for row in rows_of(60)], 200)
-    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+def test_a_stock_model_without_a_chat_template_learns_the_layout_in_words(tmp_path, stock, scores_of, write_rows):
+    data = write_rows(tmp_path / "rows.jsonl", rows_of(60))
     out = package.instruct(
         data=[data],
-        model=str(tmp_path / "base"),
+        model=stock,
         split=[0.5, 0.3, 0.2],
         out=str(tmp_path / "out"),
         max_steps=3,
         quiet=True,
     )
-    metrics = metrics_of(out)
+    metrics = scores_of(out)
     assert metrics["answer_loss", "test", None]["value"] < metrics["answer_loss", "test", "before training"]["value"]
     assert metrics["exact_match", "test", None]["count"] == 18
     assert "### Response:" in AutoTokenizer.from_pretrained(out).chat_template
     assert type(AutoModelForCausalLM.from_pretrained(out)) is GPT2LMHeadModel
 
 
-def test_the_chat_layout_gives_a_stock_model_the_tokens_it_lacks(tmp_path):
-    data = write(tmp_path / "rows.jsonl", rows_of(60))
-    tokenizer = train_word_level([" ".join(row.values()) for row in rows_of(60)], 200)
-    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    out = package.instruct(
-        data=[data], model=str(tmp_path / "base"), layout="chat", out=str(tmp_path / "out"), max_steps=2, quiet=True
-    )
+def test_the_chat_layout_gives_a_stock_model_the_tokens_it_lacks(tmp_path, stock, write_rows):
+    data = write_rows(tmp_path / "rows.jsonl", rows_of(60))
+    out = package.instruct(data=[data], model=stock, layout="chat", out=str(tmp_path / "out"), max_steps=2, quiet=True)
     again = AutoTokenizer.from_pretrained(out)
     assert len(again("<|user|><|assistant|><|end|>").input_ids) == 3
     assert AutoModelForCausalLM.from_pretrained(out).get_input_embeddings().num_embeddings == len(again)
@@ -135,7 +123,7 @@ def test_the_chat_layout_gives_a_stock_model_the_tokens_it_lacks(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_encoder_and_a_decoder_learn_the_same_rows(made, tmp_path):
+def test_an_encoder_and_a_decoder_learn_the_same_rows(made, tmp_path, scores_of):
     out = package.instruct(
         data=[str(made / "rows.jsonl")],
         eval_data=[str(made / "test.jsonl")],
@@ -144,22 +132,12 @@ def test_an_encoder_and_a_decoder_learn_the_same_rows(made, tmp_path):
         max_steps=40,
         **TINY,
     )
-    metrics = metrics_of(out)
+    metrics = scores_of(out)
     assert (
         metrics["answer_loss", "test", None]["value"] < metrics["answer_loss", "test", "before training"]["value"] / 2
     )
     assert metrics["stopped", "test", None]["value"] > 0.9
     assert AutoModelForSeq2SeqLM.from_pretrained(out).config.is_encoder_decoder
-
-
-def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
-    from groundup.training import instruction_preparation as preparation
-
-    monkeypatch.setattr(console, "quiet", False)
-    settings = preparation.InstructSettings(data=["rows"])
-    assert preparation._with_minutes(settings, 100_000).minutes == 1.0
-    assert preparation._with_minutes(settings, 10**9).minutes == 10.0
-    assert "until the validation loss stops falling, at most 10 minutes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -178,20 +156,20 @@ def test_without_a_budget_it_says_which_it_takes(monkeypatch, capsys):
         ({"context_length": 4}, "no token would be trained"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_and_leave_no_folder(tmp_path, options, says):
-    data = write(tmp_path / "rows.jsonl", rows_of(20))
+def test_options_that_make_no_sense_are_refused_and_leave_no_folder(tmp_path, options, says, write_rows):
+    data = write_rows(tmp_path / "rows.jsonl", rows_of(20))
     with pytest.raises(InputError, match=says):
         package.instruct(data=[data], out=str(tmp_path / "out"), quiet=True, **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys):
+def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys, write_rows):
     rows = [{"prompt": f"What is {number % 30}?", "completion": "blue"} for number in range(60)]
-    data = write(tmp_path / "rows.jsonl", rows)
+    data = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(InputError, match="are too few to hold some out for validation"):
         package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **TINY)
     rows[-1]["prompt"] = "What is new?"
-    write(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "rows.jsonl", rows)
     loud = TINY | {"quiet": False}
     package.instruct(data=[data], split=[0.5, 0.0, 0.5], out=str(tmp_path / "out"), max_steps=1, **loud)
     assert "29 of 30 held-out rows are in training too: left out" in capsys.readouterr().err
@@ -200,23 +178,25 @@ def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys)
 @pytest.mark.parametrize(
     ("new", "says"), [(0, "15 of 15 test rows have prompts that are in training too: all are scored"), (3, "12 of 15")]
 )
-def test_a_test_is_also_scored_without_the_rows_that_are_in_training_where_some_are_left(tmp_path, capsys, new, says):
+def test_a_test_is_also_scored_without_the_rows_that_are_in_training_where_some_are_left(
+    tmp_path, capsys, new, says, scores_of, write_rows
+):
     asked = [0] * 25 + [0] * (15 - new) + list(range(1, new + 1)) + list(range(20, 30))  # training, test, validation
     rows = [{"prompt": f"What is {number}?", "completion": "blue"} for number in asked]
-    data = write(tmp_path / "rows.jsonl", rows)
+    data = write_rows(tmp_path / "rows.jsonl", rows)
     loud = TINY | {"quiet": False}
     out = package.instruct(data=[data], split=[0.5, 0.3, 0.2], out=str(tmp_path / "out"), max_steps=1, **loud)
     assert says in capsys.readouterr().err
-    metrics = metrics_of(out)
+    metrics = scores_of(out)
     assert metrics["exact_match", "test", None]["count"] == 15
     without = [row["count"] for (name, split, _), row in metrics.items() if split == "test without them"]
     assert without == ([new] * 6 if new else [])
 
 
-def test_rows_to_test_on_that_have_no_answer_or_are_cut_are_said(tmp_path, capsys):
-    data, test = write(tmp_path / "rows.jsonl", rows_of(60)), tmp_path / "test.jsonl"
+def test_rows_to_test_on_that_have_no_answer_or_are_cut_are_said(tmp_path, capsys, write_rows):
+    data, test = write_rows(tmp_path / "rows.jsonl", rows_of(60)), tmp_path / "test.jsonl"
     long = {"instruction": "Go on:", "output": "red green " * 100}
-    write(test, [*rows_of(10, seed=1), {"instruction": "What?", "output": ""}, long])
+    write_rows(test, [*rows_of(10, seed=1), {"instruction": "What?", "output": ""}, long])
     loud = TINY | {"quiet": False}
     package.instruct(data=[data], eval_data=[str(test)], out=str(tmp_path / "out"), max_steps=1, **loud)
     said = capsys.readouterr().err
@@ -293,14 +273,14 @@ def test_trl_tunes_a_checkpoint_of_ours_to_preferences(made, tmp_path):
     assert after > before + 1
 
 
-def test_an_adapter_learns_to_answer_and_is_saved_alone(made, tmp_path):
+def test_an_adapter_learns_to_answer_and_is_saved_alone(made, tmp_path, scores_of):
     out = package.instruct(
         data=[str(made / "rows.jsonl")], model=str(made / "out"), lora=True, lora_rank=2, split=[0.6, 0.2, 0.2],
         out=str(tmp_path / "out"), max_steps=3, learning_rate=0.1, quiet=True,
     )  # fmt: skip
     assert not (out / "model.safetensors").exists()
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(made / "out")
-    metrics = metrics_of(out)
+    metrics = scores_of(out)
     assert metrics["answer_loss", "test", "before training"]["value"] < 1  # the base has learnt it already
     assert metrics["exact_match", "test", None]["count"] == 60
 

@@ -60,6 +60,13 @@ def make_loop(batches, steps=4, **options):
     )
 
 
+def before_each_update(loop, note):
+    """Call a function with the optimizer's group before each update of the weights."""
+    [optimizer] = loop.optimizers
+    update = optimizer.step
+    optimizer.step = lambda: [note(optimizer.param_groups[0]), update()]
+
+
 def test_accumulated_micro_batches_of_unlike_sizes_give_the_step_of_one_large_batch():
     results = []
     for sizes in ([12], [3, 3, 3, 3], [1, 5, 6]):
@@ -85,13 +92,7 @@ def test_the_log_has_a_row_a_step_with_the_mean_loss_per_counted_label(tmp_path)
 def test_a_run_ends_with_the_learning_rate_near_zero_and_saves_at_the_end():
     saved, rates = [], []
     loop = make_loop(Rows([12]), steps=20, save=lambda position: saved.append(position.step))
-    original = loop._update
-
-    def update():
-        rates.append(loop.optimizers[0].param_groups[0]["lr"])
-        original()
-
-    loop._update = update
+    before_each_update(loop, lambda group: rates.append(group["lr"]))
     position = loop.run()
     assert position.step == 20
     assert saved[-1] == 20
@@ -168,23 +169,17 @@ def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a
         """A stopwatch that goes on by one step's time whenever it is read, which the loop does once a step."""
 
         def __init__(self, seconds_before):
-            self._seconds = seconds_before
+            self.now = seconds_before
 
         @property
         def seconds(self):
-            self._seconds += seconds_a_step
-            return self._seconds
+            self.now += seconds_a_step
+            return self.now
 
     monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
     loop = make_loop(Rows([12]), log_path=tmp_path / "log.jsonl")
     loop.budget, rates = Budget(seconds=10.0), []
-    original = loop._update
-
-    def update():
-        rates.append(loop.optimizers[0].param_groups[0]["lr"])
-        original()
-
-    loop._update = update
+    before_each_update(loop, lambda group: rates.append(group["lr"]))
     position = loop.run()
     assert position.step == round(10 / seconds_a_step)
     assert rates[-1] <= 0.05 * 1.5 * seconds_a_step / 5 + 1e-9  # within a step and a half of the end of the decay
@@ -241,7 +236,7 @@ def test_after_each_validation_it_trains_in_training_mode_again():
     modes = []
     loop = make_loop(Rows([12]), steps=10)
     loop.validate = lambda: {"validation_loss": float(loop.objective.eval().training)}
-    loop._update = lambda: modes.append(loop.objective.training)
+    before_each_update(loop, lambda _: modes.append(loop.objective.training))
     loop.run()
     assert modes == [True] * 10
 
@@ -249,7 +244,7 @@ def test_after_each_validation_it_trains_in_training_mode_again():
 def test_the_momentum_of_every_group_that_has_one_follows_its_own_warm_up():
     seen = []
     loop = make_loop(Rows([12]), steps=10, schedule=Schedule(warmup=0.3, momentum_warmup=0.5))
-    loop._update = lambda: seen.append(loop.optimizers[0].param_groups[0]["momentum"])
+    before_each_update(loop, lambda group: seen.append(group["momentum"]))
     loop.run()
     assert seen == pytest.approx([momentum(step / 10, warmup=0.5) for step in range(10)])
 
@@ -257,21 +252,20 @@ def test_the_momentum_of_every_group_that_has_one_follows_its_own_warm_up():
 def test_warm_up_and_decay_are_those_of_the_schedule():
     seen = []
     loop = make_loop(Rows([12]), steps=10, schedule=Schedule(warmup=0.2, decay=0.4))
-    loop._update = lambda: seen.append(loop.optimizers[0].param_groups[0]["lr"] / 0.05)
+    before_each_update(loop, lambda group: seen.append(group["lr"] / 0.05))
     loop.run()
     assert seen == pytest.approx([0, 0.5, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
 def test_each_row_of_the_log_has_the_loss_since_the_row_before(tmp_path):
     loop = make_loop(Rows([12]), steps=400, log_path=tmp_path / "log.jsonl")  # two steps a row
-    losses, update = [], loop._update
+    losses = []
 
-    def noting():
+    def noting(_):
         weight, counted = loop.objective.weight.detach(), loop.batches.y != -100
         losses.append((((loop.batches.x @ weight) - loop.batches.y) ** 2)[counted].mean().item())
-        update()
 
-    loop._update = noting
+    before_each_update(loop, noting)
     loop.run()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     logged = [row for row in rows if "loss" in row]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import groundup
+from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.plan import Given, bytes_a_token, cost_of, make_plan, suitable_batch
@@ -121,8 +122,9 @@ def test_what_makes_no_plan_is_said(options, words):
         forecast_of(PlanSettings(**options))
 
 
-def test_the_verb_prints_both_tables(groundup, story):
-    printed = groundup("plan", "--data", story, "--max-steps", 10).stderr
+def test_the_verb_prints_both_tables(story, capsys):
+    assert main(["plan", "--data", str(story), "--max-steps", "10"]) == 0
+    printed = capsys.readouterr().err
     for words in ("vocabulary", "tokens a step", "epochs", "NVIDIA H100", "US dollars"):
         assert words in printed
     assert plan(text_bytes=1e6, max_steps=3).steps == 3
@@ -184,7 +186,7 @@ def test_the_end_of_the_memory_is_one_line_and_leaves_nothing(tmp_path, monkeypa
     def out_of_memory(*_):
         raise full
 
-    monkeypatch.setattr(Pretraining, "_begin", out_of_memory)
+    monkeypatch.setattr(Pretraining, "make_batches", out_of_memory)
     options = {"data": [str(tmp_path / "x.txt")], "out": str(tmp_path / "out"), "smoke": True, "quiet": True}
     with pytest.raises(InputError, match="the memory does not hold"):
         groundup.pretrain(**options)

@@ -13,9 +13,8 @@ from groundup.data.preparation import open_prepared_data, prepare
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import train_bpe, train_word_level
-from groundup.training import pretraining_preparation
 from groundup.training.pretraining import pretrain
-from groundup.training.pretraining_preparation import prepare_run
+from groundup.training.pretraining_preparation import open_prepared, prepare_run
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 
@@ -69,24 +68,22 @@ def test_shards_beside_other_data_or_with_another_tokenizer_are_refused(story, t
         assert not Path("run").exists()
 
 
-@pytest.mark.parametrize("change", ["the tokenizer alone", "the text kept back", "nothing"])
+@pytest.mark.parametrize("change", ["the tokenizer alone", "the held-out text", "nothing"])
 def test_a_run_goes_on_with_the_very_shards_that_it_was_begun_with(change, story, tokenizer, tmp_path):
     made = {"data": [str(story)], "tokenizer": tokenizer, "out": "shards", "quiet": True}
-    run = RunFolder(tmp_path / "run")
-    run.work.mkdir(parents=True)
-    corpus = open_prepared_data(prepare(**made))
-    pretraining_preparation._streams(corpus, corpus.tokenizer, PretrainSettings(data=["shards"]), run)
+    corpus, run = open_prepared_data(prepare(**made)), RunFolder(tmp_path / "run")
+    prepare_run(PretrainSettings(data=["shards"], **SMALL), run, Deadline())
     shutil.rmtree("shards")
     if change == "the tokenizer alone":
         save_tokenizer(train_bpe([story.read_text()[:3000]], 290), tmp_path / "tok")
-    elif change == "the text kept back":
+    elif change == "the held-out text":
         story.write_text(story.read_text()[:-5] + "here.")
     prepare(**made)
     if change == "nothing":
-        assert len(pretraining_preparation._kept_streams(run)[0]) == len(corpus.train)
+        assert len(open_prepared(run).train) == len(corpus.train)
     else:
         with pytest.raises(InputError, match="does not hold the shards that"):
-            pretraining_preparation._kept_streams(run)
+            open_prepared(run)
 
 
 IDS = {

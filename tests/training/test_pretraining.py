@@ -16,7 +16,8 @@ import groundup as package
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.training import pretraining, run
+from groundup.training import pretraining, run, run_folder
+from groundup.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -110,9 +111,13 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_with_the_same_weights(finis
 
 def test_a_damaged_state_is_named_and_the_one_before_it_used(finished, story, tmp_path, monkeypatch, capsys):
     out = tmp_path / "damaged"
-    monkeypatch.setattr("groundup.training.pretraining.Pretraining._finish", lambda *_: None)
-    package.pretrain(data=[str(story)], out=str(out), max_steps=30, **TINY)
-    monkeypatch.undo()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunFolder, "finish", killed)
+        package.pretrain(data=[str(story)], out=str(out), max_steps=30, **TINY)
     newest = max((out / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
     content = bytearray((newest / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -204,8 +209,6 @@ def test_what_the_user_gets_wrong_is_said_in_one_line(settings, words, story, tm
 
 
 def test_a_full_disk_is_said_and_the_state_before_it_is_whole(story, tmp_path, monkeypatch):
-    import groundup.training.run_folder as run_folder
-
     out, original, calls = tmp_path / "full", run_folder.save_model, []
 
     def save_model(*arguments):

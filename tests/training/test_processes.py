@@ -20,13 +20,8 @@ def options(values):
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture
-def labelled(tmp_path):
+def labelled(tmp_path, write_rows):
     chance = np.random.default_rng(0)
     kinds = {"animal": ["cat", "dog", "bird", "fish"], "place": ["house", "river", "street", "town"]}
     rows = [
@@ -34,17 +29,17 @@ def labelled(tmp_path):
         for number in range(100)
         for label in kinds
     ]
-    return write(tmp_path / "labelled.jsonl", rows)
+    return write_rows(tmp_path / "labelled.jsonl", rows)
 
 
 @pytest.fixture
-def asked(tmp_path):
+def asked(tmp_path, write_rows):
     chance = np.random.default_rng(0)
     rows = []
     for number in range(120):
         colours = chance.choice(["red", "green", "blue", "black"], 2)
         rows.append({"instruction": f"{number}:", "input": " ".join(colours), "output": str(colours[-1])})
-    return write(tmp_path / "asked.jsonl", rows)
+    return write_rows(tmp_path / "asked.jsonl", rows)
 
 
 def losses(folder):

@@ -9,9 +9,8 @@ import groundup as package
 from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
-from groundup.common.settings import differing, read_yaml
+from groundup.common.settings import differing, read_yaml, write_yaml
 from groundup.training.loop import Loop
-from groundup.training.run_folder import _change
 from groundup.training.settings import ClassifySettings, PretrainSettings
 
 SIZES = {
@@ -193,21 +192,33 @@ def test_a_file_of_the_same_name_with_another_content_is_not_what_the_run_has_re
     assert main(["pretrain", "--out", folder, "--resume"]) == 0  # as the message says
 
 
-def texts(folder, **contents):
-    for name, content in contents.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content * 9)
-    return [(name, sha256_of(folder / name)) for name in contents]
+def test_a_file_that_came_to_a_folder_of_data_or_is_gone_or_renamed_is_noticed(home):
+    def write(**contents):
+        (home / "texts").mkdir(exist_ok=True)
+        for name, content in contents.items():
+            (home / "texts" / name).write_text(content * 9)
+        return [{"name": name, "sha256": sha256_of(home / "texts" / name)} for name in contents]
 
+    def resumed(sources, data):
+        """Go on with a run that has read these files of this data."""
+        recipe = read_yaml(home / "finished" / "recipe.yaml")
+        recipe["settings"]["data"] = [item.rpartition("/")[2] if item.startswith("texts") else item for item in data]
+        write_yaml(home / "finished" / "recipe.yaml", recipe | {"sources": sources})
+        return package.pretrain(data=data, out="finished", resume=True, quiet=True)
 
-def test_a_file_that_came_to_a_folder_of_data_or_is_gone_or_renamed_is_noticed(tmp_path):
-    folder = tmp_path / "texts"
-    read = texts(folder, **{"a.txt": "a", "b.txt": "b"})
-    texts(folder, **{"copy.txt": "a", "rows.csv": "x", ".hidden.txt": "h", "notes": "n"})
-    for items in ([str(folder)], [str(folder / "*.txt")]):
-        assert _change(read, items) is None
-        assert _change(read, [*items, "owner/name"]) is None  # what lies on the Hub is known by its commit
-        assert _change([*read, ("c.txt", "c")], items) == "was made with c.txt, which {given} has no more"
-        assert _change(read[:1], items) == "was made without b.txt, which {given} has now"
-        assert _change([("old.txt", read[1][1]), read[0]], items) == "was made with old.txt, which {given} has no more"
-        assert _change([("b.txt", "b"), read[0]], items) == "was made from another b.txt than {given} has"
+    one, two = write(**{"a.txt": "a", "b.txt": "b"})
+    write(**{"copy.txt": "a", "rows.csv": "x", ".hidden.txt": "h", "notes": "n"})
+    old = {"name": "old.txt", "sha256": two["sha256"]}
+    changed = {"name": "b.txt", "sha256": "b"}
+    gone = {"name": "c.txt", "sha256": "c"}
+    for data in (["texts"], ["texts/*.txt"]):
+        assert resumed([one, two], data)
+        assert resumed([one, two], [*data, "owner/name"])  # what lies on the Hub is known by its commit
+        for sources, told in [
+            ([one, two, gone], "was made with c.txt, which .* has no more"),
+            ([one], "was made without b.txt, which .* has now"),
+            ([old, one], "was made with old.txt, which .* has no more"),
+            ([changed, one], "was made from another b.txt than .* has"),
+        ]:
+            with pytest.raises(InputError, match=told):
+                resumed(sources, data)
