@@ -1,5 +1,6 @@
 """Shared by all tests: a quiet, small, offline process."""
 
+import functools
 import multiprocessing
 import os
 
@@ -137,8 +138,9 @@ def pictures_drawn_once(tmp_path_factory):
     drawn, save = tmp_path_factory.mktemp("picture") / "picture.png", Figure.savefig
     Figure(figsize=(1, 1)).savefig(drawn)
 
+    @functools.wraps(save)  # pyplot asks for its name
     def savefig(figure, target, **options):
-        """A page's pictures, which are no files, are drawn."""
+        # A page's pictures, which are no files, are drawn.
         shutil.copyfile(drawn, target) if isinstance(target, Path) else save(figure, target, **options)
 
     with pytest.MonkeyPatch.context() as patch:

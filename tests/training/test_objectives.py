@@ -43,9 +43,9 @@ def test_the_summed_loss_is_the_models_own_mean_times_the_labels(make, plain):
     labels = torch.cat((ids[:, 1:], torch.full((3, 1), -100)), 1)
     labels[0, 3:9] = -100
     mean = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), labels.flatten())
-    whole_logits = []
+    objective, whole_logits = NextTokenLoss(model), []
     model.get_output_embeddings().register_forward_hook(lambda *_: whole_logits.append(1))
-    torch.testing.assert_close(NextTokenLoss(model)(ids, labels), mean * (labels != -100).sum())
+    torch.testing.assert_close(objective(ids, labels), mean * (labels != -100).sum())
     assert bool(whole_logits) is not plain
 
 
