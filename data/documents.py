@@ -201,9 +201,9 @@ class Documents:
             begin += len(part)
 
 
-def blocks(content: Content, size: int = BLOCK_BYTES) -> Iterator[bytes | memoryview]:
-    """Yield a document's bytes, at most `size` of them at a time."""
-    return (content[start : start + size] for start in range(0, len(content), size))
+def blocks(content: Content) -> Iterator[bytes | memoryview]:
+    """Yield a document's bytes, at most `BLOCK_BYTES` of them at a time."""
+    return (content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES))
 
 
 def stretch(content: Content, start: int, stop: int) -> Content:
@@ -239,7 +239,7 @@ def same_text(text: str) -> str:
 def pieces_of(content: Content) -> Iterator[Piece]:
     """Yield what to tokenise of one document."""
     left = len(content)
-    for text in cut_pieces(content):
+    for text in cut_pieces(content, PIECE_BYTES):
         size = len(text.encode())
         left -= size
         yield Piece(text, size, left == 0)

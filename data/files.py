@@ -30,7 +30,7 @@ TEXT_KINDS = (".txt", ".text", ".md", ".rst")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 PACKINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
-_BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**20
 # How files of other formats begin, whatever their names say, and what to do about each.
 _FORMATS = {
     b"%PDF-": "a PDF file: save its text first",
@@ -212,7 +212,7 @@ def unpack(path: Path, sha256: str) -> Path:
                     _extract(path, temporary)
                 else:
                     with _OPENERS[packing](path) as packed, (temporary / "content").open("wb") as plain:
-                        shutil.copyfileobj(packed, plain, _BLOCK_BYTES)
+                        shutil.copyfileobj(packed, plain, BLOCK_BYTES)
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile, ValueError) as error:
             raise InputError(f"{path} is damaged or no {packing} file: {error}") from error
         except RuntimeError as error:  # zipfile's way to say that a password is needed
@@ -250,7 +250,7 @@ def check_text(path: Path, name: str) -> None:
     """Raise `InputError` unless the file is UTF-8 text; `name` is for the message."""
     decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
+        while block := file.read(BLOCK_BYTES):
             if offset == 0 and (other := _format_of(block)):
                 raise InputError(f"{name} is {other}")
             if offset == 0 and b"\0" in block[:8192]:

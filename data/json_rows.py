@@ -18,7 +18,7 @@ ROW_KEYS = {"text", "content", "document", "article", "story", "body", "sentence
     *("messages", "conversations", "conversation", "prompt", "instruction", "question")
 }
 
-_BUFFER = 2**20  # characters read at once
+BUFFER = 2**20  # characters read at once
 _SPACE = re.compile(r"[ \t\n\r]*")
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LONGEST_WORD = len("-Infinity")
@@ -197,7 +197,7 @@ class _Buffer:
 
     def _read_on(self) -> bool:
         # As much again as there is, so that one long value is not decoded from its start for every block.
-        block = self._file.read(max(_BUFFER, len(self._text) - self.place))
+        block = self._file.read(max(BUFFER, len(self._text) - self.place))
         self._text, self.place = self._text[self.place :] + block, 0
         return bool(block)
 

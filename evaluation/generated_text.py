@@ -21,7 +21,7 @@ COPIED_BYTES = 50  # a run of this many bytes found in the training text counts 
 PREFIX_TOKENS = 32
 NEW_TOKENS = 64
 PROMPT_CHARACTERS = 40
-_BLOCK = 2**22
+BLOCK = 2**22
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def _blocks(texts: Iterable[str], run: int) -> Iterable[npt.NDArray[np.uint8]]:
     """Yield the documents' bytes, long ones in pieces that overlap by a run, short ones alone."""
     for text in texts:
         content = np.frombuffer(text.encode(), np.uint8)
-        for start in range(0, max(1, len(content) - run + 1), _BLOCK):
-            yield content[start : start + _BLOCK + run - 1]
+        for start in range(0, max(1, len(content) - run + 1), BLOCK):
+            yield content[start : start + BLOCK + run - 1]
 
 
 def _run_hashes(content: npt.NDArray[np.uint8], run: int) -> npt.NDArray[np.uint64]:

@@ -132,19 +132,30 @@ def start_command(fork, tmp_path):
     return lambda *words: fork(_command, [*map(str, words)], str(tmp_path), str(tmp_path / "said"))
 
 
-@pytest.fixture(scope="module")
-def pictures_drawn_once(tmp_path_factory):
-    """Draw one picture and save it for all others: to render a curve takes longer than to train a tiny model."""
-    drawn, save = tmp_path_factory.mktemp("picture") / "picture.png", Figure.savefig
-    Figure(figsize=(1, 1)).savefig(drawn)
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory):
+    """A file with a picture."""
+    path = tmp_path_factory.mktemp("picture") / "picture.png"
+    Figure(figsize=(1, 1)).savefig(path)
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_picture_for_all(request, picture):
+    """Save that picture for each: to render a curve takes longer than to train a tiny model.
+
+    The tests of evaluation look at pictures, so they have them rendered.
+    """
+    save = Figure.savefig
 
     @functools.wraps(save)  # pyplot asks for its name
     def savefig(figure, target, **options):
         # A page's pictures, which are no files, are drawn.
-        shutil.copyfile(drawn, target) if isinstance(target, Path) else save(figure, target, **options)
+        shutil.copyfile(picture, target) if isinstance(target, Path) else save(figure, target, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", savefig)
+        if request.path.parent.name != "evaluation":
+            patch.setattr(Figure, "savefig", savefig)
         yield
 
 

@@ -137,7 +137,7 @@ class Sliceable(Protocol):
     def __getitem__(self, place: slice, /) -> bytes | memoryview: ...
 
 
-def cut_pieces(content: Sliceable, piece_bytes: int = PIECE_BYTES) -> Iterator[str]:
+def cut_pieces(content: Sliceable, piece_bytes: int) -> Iterator[str]:
     """Cut one long UTF-8 text into strings of at most `piece_bytes` bytes.
 
     Each cut lies after the last line end that has no white space on either side, or, in a text without one, before
@@ -167,4 +167,4 @@ def _last_border(text: str) -> int:
 def pieces_of(texts: Iterable[str]) -> Iterator[str]:
     """Yield all pieces of all texts, one after another."""
     for text in texts:
-        yield from cut_pieces(text.encode())
+        yield from cut_pieces(text.encode(), PIECE_BYTES)

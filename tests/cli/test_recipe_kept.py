@@ -1,6 +1,7 @@
 """Which stages of a recipe are kept: only those whose inputs and outputs hold, byte for byte, what they held."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -155,7 +156,8 @@ def test_an_adapter_hangs_on_its_base_and_a_task_on_the_files_it_names(place):
 
 def test_a_name_on_the_hub_hangs_on_the_commit_that_it_stands_for(place, monkeypatch):
     commits = {"model": "1" * 40, "dataset": "2" * 40}
-    monkeypatch.setattr("groundup.common.files._commit_of", lambda name, kind: commits[kind])
+    found = lambda api, name, repo_type, timeout: SimpleNamespace(sha=commits[repo_type])  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", found)
     path = place / "recipe.yaml"
     path.write_text("stages: {pretrain: {data: [someone/texts], init_from: someone/model}}")
     (stage,) = read_recipe(path).stages

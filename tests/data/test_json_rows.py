@@ -33,7 +33,7 @@ def test_a_cell_is_what_was_written_whatever_stands_in_the_other_rows(tmp_path_f
     path = tmp_path_factory.mktemp("json") / "rows"
     expected = [as_written(row) for row in rows]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_rows, "_BUFFER", 7)  # so that values lie across blocks
+        patch.setattr(json_rows, "BUFFER", 7)  # so that values lie across blocks
         lines = "\r\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows)
         assert [row for _, row in read(path, lines)] == expected
         assert [row for _, row in read(path, json.dumps(rows, indent=indent), ".json")] == expected
@@ -74,7 +74,7 @@ def test_a_row_has_all_columns_and_a_text_is_a_row(tmp_path):
 @pytest.mark.parametrize("kind", [".jsonl", ".json"])
 @pytest.mark.parametrize("broken", ['{"a": "x', '{"a": 1,', "{'a': 1}", '{"a": 1} x', "[1]", "5", '{"a": 1, "a": 2}'])
 def test_what_is_wrong_is_named_by_its_line_in_the_file(tmp_path, kind, broken, monkeypatch):
-    monkeypatch.setattr(json_rows, "_BUFFER", 50)
+    monkeypatch.setattr(json_rows, "BUFFER", 50)
     lines = ['{"a": "some text"}'] * 300
     lines[250] = broken
     with pytest.raises(InputError, match=r"line 25[12]\b") as error:

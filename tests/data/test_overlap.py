@@ -114,12 +114,11 @@ def test_the_hashes_come_back_from_a_file(tmp_path):
 
 
 def test_a_document_read_in_blocks_has_the_hashes_of_the_whole(monkeypatch):
-    content = text_of(1, 500).encode()
-    whole = overlap._hashes(content, 1)
-    monkeypatch.setattr(overlap.blocks, "__defaults__", (100,))
-    parts = overlap._hashes(content, 1)
-    assert whole[0] == parts[0]
-    assert np.array_equal(whole[1], parts[1])
+    text = documents(text_of(1, 500))
+    whole = KnownText.of(text)
+    monkeypatch.setattr("groundup.data.documents.BLOCK_BYTES", 100)
+    parts = KnownText.of(text)
+    assert np.array_equal(whole.wholes, parts.wholes) and np.array_equal(whole.windows, parts.windows)
 
 
 @settings(max_examples=60, deadline=None)

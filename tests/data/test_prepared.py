@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.data import tokens
 from groundup.data.documents import Share
@@ -170,7 +171,7 @@ print("done", flush=True)
 def test_what_is_finished_is_used_again_when_nothing_has_changed(story_file, tokenizer, monkeypatch):
     folder = prepare(data=[story_file], tokenizer=tokenizer, out="shards", quiet=True)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(tokens, "_encode", None)  # nothing may be tokenised
+    monkeypatch.setattr(tokens, "plain_backend", None)  # nothing may be tokenised
     prepare(data=[story_file], tokenizer=tokenizer, out="shards", quiet=True, resume=True)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
@@ -202,11 +203,9 @@ def test_a_folder_begun_with_something_else_is_left_alone(story_file, tokenizer,
 def test_a_damaged_shard_of_a_stopped_run_is_written_again(story_file, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(tokens, "SHARD_TOKENS", 1000)
     whole = prepare(data=[story_file], tokenizer=tokenizer, out="whole", quiet=True)
-    finish = tokens._ShardWriter.finish
-    monkeypatch.setattr(tokens._ShardWriter, "finish", lambda writer: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ProgressBar, "update", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare(data=[story_file], tokenizer=tokenizer, out="shards", quiet=True)
-    monkeypatch.setattr(tokens._ShardWriter, "finish", finish)
     partial = tmp_path / "shards" / ".train.partial"
     (partial / "shard-00007.npy").write_bytes((partial / "shard-00007.npy").read_bytes()[:-1])
     with (partial / "progress.jsonl").open("ab") as file:

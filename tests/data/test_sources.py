@@ -271,7 +271,7 @@ def test_invalid_utf8_is_found_where_python_finds_it(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("bytes") / "a.txt"
     path.write_bytes(b"a" + content.replace(b"\0", b""))  # a PDF, for one, is told by its beginning
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_BLOCK_BYTES", 7)  # so that characters lie across blocks
+        patch.setattr(files, "BLOCK_BYTES", 7)  # so that characters lie across blocks
         try:
             path.read_bytes().decode()
             files.check_text(path, "a.txt")
@@ -332,7 +332,7 @@ def test_a_hub_dataset_is_named_with_configuration_and_split(tmp_path, monkeypat
         seen.append((name, config, split))
         return rows
 
-    monkeypatch.setattr(sources, "_ask_hub", lambda name: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda api, name, timeout: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     documents, about = sources.load_documents([item])
     assert seen == [asked]
@@ -351,7 +351,6 @@ def test_a_path_is_never_taken_for_a_hub_name(tmp_path):
 def test_the_last_tenth_of_a_single_texts_characters_is_kept_back(tmp_path, monkeypatch):
     # Small blocks, so that the cut lies in some later one.
     monkeypatch.setattr(documents_module, "BLOCK_BYTES", 16)
-    monkeypatch.setattr(documents_module.blocks, "__defaults__", (16,))
     for text in ("abcdefghij" * 7, "é漢👋x\r\n" * 33, "ab"):
         corpus = load_corpus([write(tmp_path / "a.txt", text)])
         cut = int(len(text) * 0.9)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from groundup.common.errors import InputError
 from groundup.data import tokens
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.tokenization.training import cut_pieces, train_bpe, train_word_level
+from groundup.tokenization.training import train_bpe, train_word_level
 
 TEXTS = ["One document.\nOf two lines.\n", "Another — with é and 👋.", "<|endoftext|> spelt out", "The last one."]
 
@@ -104,7 +104,6 @@ def test_shards_pieces_and_batches_of_any_size_hold_the_same_ids(parts, size, to
 def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tokenizer, tmp_path, monkeypatch):
     text = "".join(f"line {number} of a long document,\r\nand  more.\n" for number in range(300))
     monkeypatch.setattr("groundup.data.documents.PIECE_BYTES", 500)
-    monkeypatch.setattr(cut_pieces, "__defaults__", (500,))
     stream = write_shards(documents([text, "short"]), tokenizer, tmp_path / "shards")
     assert stream.read(0, len(stream)).tolist() == expected_ids([text, "short"], tokenizer)
 

@@ -34,7 +34,7 @@ def test_what_is_copied_is_what_stands_there_byte_for_byte(texts, training):
 
 
 def test_a_run_over_the_border_of_two_pieces_of_a_long_document_is_found(monkeypatch):
-    monkeypatch.setattr("groundup.evaluation.generated_text._BLOCK", 64)
+    monkeypatch.setattr("groundup.evaluation.generated_text.BLOCK", 64)
     text = "".join(map(chr, np.random.default_rng(0).integers(97, 123, 1000)))
     for start in range(0, 940, 13):
         assert copied_shares([text[start : start + 60]], [text]) == [1.0]

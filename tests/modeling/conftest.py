@@ -24,6 +24,12 @@ KINDS = {
 
 
 @pytest.fixture
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
 def equal_to_gpt2():
     """Whether two tensors are the same bits.
 

@@ -22,10 +22,7 @@ NEAR = {"rtol": 1e-4, "atol": 1e-4}
 ENCODED = torch.randn(3, 9, 48, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def logits(model, *arguments, **named):

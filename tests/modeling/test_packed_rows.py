@@ -16,10 +16,7 @@ DECODERS = ["modern", "gpt2", "sliding"]
 NEAR = {"rtol": 1e-4, "atol": 1e-4}
 
 
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def logits(model, *arguments, **named):

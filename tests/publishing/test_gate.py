@@ -100,14 +100,18 @@ def relink(folder, name):
     (folder / name).symlink_to(f"../{name}")
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_what_must_not_lie_beside_a_checkpoint_is_named(name, checkpoint):
-    folder, (spoil, words) = checkpoint(), LIES[name]
+def assert_refused(folder, spoil, words, by):
+    """A folder that was spoilt is refused in words that name it, and tell no token."""
     spoil(folder)
     with pytest.raises(InputError) as error:
-        sort_files(folder)
+        by(folder)
     said = str(error.value)
     assert words in said and said.isprintable() and "Ab1Ab1" not in said
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_must_not_lie_beside_a_checkpoint_is_named(name, checkpoint):
+    assert_refused(checkpoint(), *LIES[name], by=sort_files)
 
 
 def test_what_is_wrong_is_said_of_the_folder_that_was_given(checkpoint):
@@ -213,12 +217,7 @@ def lossy(path):
 
 @pytest.mark.parametrize("name", BAD)
 def test_what_is_wrong_in_a_file_is_named_with_its_mend(name, checkpoint):
-    folder, (spoil, words) = checkpoint(), BAD[name]
-    spoil(folder)
-    with pytest.raises(InputError) as error:
-        passes(folder)
-    said = str(error.value)
-    assert words in said and said.isprintable() and "Ab1Ab1" not in said
+    assert_refused(checkpoint(), *BAD[name], by=passes)
 
 
 def test_everything_that_is_wrong_is_said_at_once(checkpoint):

@@ -116,7 +116,7 @@ def test_a_file_that_is_not_the_one_that_was_proven_is_refused_before_the_hub_is
     name, harm, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_TOKEN", "hf_none")
-    monkeypatch.setattr("groundup.publishing.hub._repository", lambda *_: pytest.fail("the Hub was asked"))
+    monkeypatch.setattr("httpx.Client.send", lambda *_, **__: pytest.fail("the Hub was asked"))
     for file in ("model.safetensors", "config.json", "README.md", "tokenizer.json"):
         (tmp_path / file).write_bytes(file.encode() * 9)
     proven = sums_of(tmp_path)

@@ -92,7 +92,7 @@ def test_training_twice_gives_the_same_tokenizer_however_the_text_is_handed_over
 
 
 def test_a_long_text_is_learnt_from_as_if_it_were_one_piece(monkeypatch, tokenizer):
-    monkeypatch.setattr("groundup.tokenization.training.cut_pieces.__defaults__", (200,))
+    monkeypatch.setattr("groundup.tokenization.training.PIECE_BYTES", 200)
     assert fingerprint(train_bpe(TEXTS, 320)) == fingerprint(tokenizer)
 
 

@@ -12,11 +12,6 @@ from groundup.common.errors import Interrupted
 from groundup.training.loop import Loop
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_pictures(pictures_drawn_once):
-    """Render no curve: evaluation's tests look at them."""
-
-
 @pytest.fixture(scope="session")
 def before_each_step():
     """Return a context in which a function is called with the loop before each step of every run."""

@@ -60,6 +60,25 @@ def make_loop(batches, steps=4, **options):
     )
 
 
+@pytest.fixture
+def steps_take(monkeypatch):
+    """Give the loop a stopwatch by which each step takes so many seconds: it is read once a step."""
+
+    def set_seconds(seconds_a_step):
+        class Clock:
+            def __init__(self, seconds_before):
+                self.now = seconds_before
+
+            @property
+            def seconds(self):
+                self.now += seconds_a_step
+                return self.now
+
+        monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+
+    return set_seconds
+
+
 def before_each_update(loop, note):
     """Call a function with the optimizer's group before each update of the weights."""
     [optimizer] = loop.optimizers
@@ -164,19 +183,8 @@ def test_crossing_is_seen_once_for_each_border():
 
 
 @pytest.mark.parametrize("seconds_a_step", [0.01, 0.13, 0.7])
-def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a_step, monkeypatch, tmp_path):
-    class Clock:
-        """A stopwatch that goes on by one step's time whenever it is read, which the loop does once a step."""
-
-        def __init__(self, seconds_before):
-            self.now = seconds_before
-
-        @property
-        def seconds(self):
-            self.now += seconds_a_step
-            return self.now
-
-    monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a_step, steps_take, tmp_path):
+    steps_take(seconds_a_step)
     loop = make_loop(Rows([12]), log_path=tmp_path / "log.jsonl")
     loop.budget, rates = Budget(seconds=10.0), []
     before_each_update(loop, lambda group: rates.append(group["lr"]))
@@ -284,19 +292,8 @@ def test_a_better_value_makes_patience_begin_again():
     assert (position.step, position.best_value) == (10, 0.9)
 
 
-def test_the_log_says_how_many_labels_there_were_a_second_since_the_row_before(tmp_path, monkeypatch):
-    class Clock:
-        """A stopwatch that goes on by two seconds whenever it is read, which the loop does once a step."""
-
-        def __init__(self, seconds_before):
-            self.now = seconds_before
-
-        @property
-        def seconds(self):
-            self.now += 2.0
-            return self.now
-
-    monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+def test_the_log_says_how_many_labels_there_were_a_second_since_the_row_before(tmp_path, steps_take):
+    steps_take(2.0)
     position = Position(step=3, labels=33, seconds=6.0)
     make_loop(Rows([12]), steps=6, log_path=tmp_path / "log.jsonl", position=position).run()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -402,19 +399,8 @@ def test_stopped_or_killed_at_any_step_a_run_validates_logs_and_keeps_what_it_wo
     assert often.finished(*steps[::2], kill=kill) == expected
 
 
-def test_under_a_clock_nothing_due_is_lost_between_a_stop_and_going_on(tmp_path, monkeypatch):
-    class Clock:
-        """A stopwatch by which a step takes a second and loading takes some, too."""
-
-        def __init__(self, seconds_before):
-            self.now = seconds_before
-
-        @property
-        def seconds(self):
-            self.now += 1.0
-            return self.now
-
-    monkeypatch.setattr("groundup.training.loop.Stopwatch", Clock)
+def test_under_a_clock_nothing_due_is_lost_between_a_stop_and_going_on(tmp_path, steps_take):
+    steps_take(1.0)
     results = []
     for stops in ([], [9, 10, 11], [29], range(1, 43)):
         folder = tmp_path / str(len(results))

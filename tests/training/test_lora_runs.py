@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 import groundup as package
+from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
 from groundup.inference.loading import load_adapter
@@ -148,9 +149,9 @@ def test_the_same_run_without_adapters_differs_in_that_option_alone(base, other_
     assert first[0]["tokens"] == first[1]["tokens"]
 
 
-def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_story, groundup):
+def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_story):
     adapter = adapt(base, other_story, "adapter")
-    groundup("merge", "adapter", "--out", "merged", "--quiet")
+    assert main(["merge", "adapter", "--out", "merged", "--quiet"]) == 0
     merged = adapter.with_name("merged")
     names = {path.name for path in merged.iterdir()}
     assert names == {
