@@ -272,7 +272,7 @@ def test_texts_to_label_are_lines_of_a_text_file_or_the_column_of_a_table(tmp_pa
     assert load_texts(str(tmp_path / "lines.txt"), None) == load_texts(str(tmp_path / "rows.csv"), None) == expected
 
 
-def test_only_line_ends_divide_texts_to_label_so_that_the_rows_of_the_answer_are_those_of_the_file(tmp_path):
+def test_a_text_file_to_label_is_split_only_at_line_ends_so_predictions_match_its_lines(tmp_path):
     (tmp_path / "lines.txt").write_text(f"{ODD}\r\n\nlast\rline", encoding="utf-8", newline="")
     assert load_texts(str(tmp_path / "lines.txt"), None) == [ODD, "", "last\rline"]
     (tmp_path / "lines.txt").write_text("", encoding="utf-8")

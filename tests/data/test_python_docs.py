@@ -67,7 +67,7 @@ def test_it_can_be_read_beside_a_file(docs, tmp_path):
     assert list(corpus.validation.texts())[-1] == "9"
 
 
-def test_what_is_measured_on_is_the_part_kept_back_alone(docs, tmp_path):
+def test_what_is_measured_on_is_the_held_out_part_alone(docs, tmp_path):
     (tmp_path / "a.txt").write_text("0123456789")
     documents, _ = load_documents(["python-docs", str(tmp_path / "a.txt")])
     assert list(documents.texts()) == [*docs["validation"]["text"], "0123456789"]
@@ -82,10 +82,10 @@ def test_the_built_in_task_has_rows_enough_in_every_area_and_no_text_on_both_sid
     assert not also_in(task["test"]["text"], task["train"]["text"]).any()
 
 
-def test_test_texts_are_of_documents_that_pretraining_on_the_corpus_keeps_back():
-    kept_back = {text.partition("\n")[2].strip() for text in python_docs.load()["validation"]["text"]}
+def test_test_texts_are_of_documents_that_pretraining_on_the_corpus_holds_out():
+    held_out = {text.partition("\n")[2].strip() for text in python_docs.load()["validation"]["text"]}
     for text in list(library_areas()["test"]["text"])[:50]:
-        assert text.partition("\n")[2].strip() in kept_back or text.strip() in kept_back
+        assert text.partition("\n")[2].strip() in held_out or text.strip() in held_out
 
 
 def test_a_heading_does_not_say_where_a_document_comes_from():

@@ -83,7 +83,7 @@ def test_a_step_is_the_same_whichever_was_asked_before():
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_a_step_with_as_many_micro_batches_each_and_count_each_row_once(processes):
+def test_processes_split_a_step_into_equally_many_micro_batches_and_count_each_row_once(processes):
     rows = rows_of([3, 9, 4, 7, 5, 6, 8, 2, 9, 3])
     order = BatchOrder(10, 7, seed=1, limit=10)
     parts = [ExampleBatches(rows, order, 0, 18, rank, processes) for rank in range(processes)]
@@ -111,7 +111,7 @@ def test_whatever_side_a_tokenizer_padded_on_a_classifiers_pads_on_the_right():
     assert ready(["the cat sat", ""], padding=True)["attention_mask"][1][:2] == [1, 1]
 
 
-def test_processes_whose_rows_have_other_lengths_have_as_many_micro_batches_all_the_same():
+def test_processes_with_rows_of_other_lengths_have_equally_many_micro_batches():
     rows = rows_of([20, 2, 2, 2, 2, 2, 2, 2])
     parts = [ExampleBatches(rows, BatchOrder(8, 8, seed=0, limit=8), 0, 20, rank, 2) for rank in range(2)]
     assert [len(part.micro_batches(0)) for part in parts] == [4, 4]

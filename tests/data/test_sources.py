@@ -348,7 +348,7 @@ def test_a_path_is_never_taken_for_a_hub_name(tmp_path):
     assert sources.is_hub_name("owner/name-1.0")
 
 
-def test_the_last_tenth_of_a_single_texts_characters_is_kept_back(tmp_path, monkeypatch):
+def test_the_last_tenth_of_a_single_texts_characters_is_held_out(tmp_path, monkeypatch):
     # Small blocks, so that the cut lies in some later one.
     monkeypatch.setattr(documents_module, "BLOCK_BYTES", 16)
     for text in ("abcdefghij" * 7, "é漢👋x\r\n" * 33, "ab"):
@@ -358,14 +358,14 @@ def test_the_last_tenth_of_a_single_texts_characters_is_kept_back(tmp_path, monk
         assert list(corpus.validation.texts()) == [text[cut:]]
 
 
-@pytest.mark.parametrize(("count", "kept_back"), [(2, 1), (10, 1), (19, 1), (30, 3)])
-def test_the_last_tenth_of_documents_is_kept_back(tmp_path, count, kept_back):
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (10, 1), (19, 1), (30, 3)])
+def test_the_last_tenth_of_documents_is_held_out(tmp_path, count, held_out):
     corpus = load_corpus([write(tmp_path / "rows.jsonl", jsonl([{"text": f"row {n}"} for n in range(count)]))])
-    assert list(corpus.train.texts()) == [f"row {n}" for n in range(count - kept_back)]
-    assert list(corpus.validation.texts()) == [f"row {n}" for n in range(count - kept_back, count)]
+    assert list(corpus.train.texts()) == [f"row {n}" for n in range(count - held_out)]
+    assert list(corpus.validation.texts()) == [f"row {n}" for n in range(count - held_out, count)]
 
 
-def test_a_part_kept_back_that_is_far_from_a_tenth_of_the_text_is_said(tmp_path, capsys):
+def test_a_part_held_out_that_is_far_from_a_tenth_of_the_text_is_said(tmp_path, capsys):
     for name, size in (("a", 960), ("b", 40), ("c", 960), ("d", 107)):
         write(tmp_path / f"{name}.txt", "x" * size)
     load_corpus([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])

@@ -99,7 +99,7 @@ def test_strided_perplexity_is_that_of_the_procedure_transformers_documents(tmp_
 
 
 @pytest.mark.slow
-def test_gpt2_with_random_weights_knows_nothing_so_its_loss_is_that_of_the_vocabulary():
+def test_an_untrained_gpt2_has_the_loss_of_a_uniform_guess():
     """Initial weights of 0.02 make nearly equal logits: ln 50,257 = 10.825, and the book measures 10.99."""
     torch.manual_seed(0)
     ids = np.random.default_rng(0).integers(0, 50_257, 65)

@@ -57,7 +57,7 @@ def starts(monkeypatch):
     return seen
 
 
-def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(options, averaged, starts, tmp_path):
+def test_averaging_keeps_the_mean_of_runs_that_differ_only_in_the_order_of_rows(options, averaged, starts, tmp_path):
     options = options | {"best_by": "accuracy"}
     alone = load_file(package.classify(out=str(tmp_path / "alone"), **options) / "model.safetensors")
     assert not averaged
@@ -79,7 +79,7 @@ def test_what_is_kept_is_the_mean_of_runs_whose_rows_alone_came_in_other_orders(
     assert not (out / "work").exists()
 
 
-def test_cut_off_in_any_of_its_runs_it_goes_on_to_the_same_weights(options, tmp_path, cut_off):
+def test_averaging_that_was_cut_off_in_any_run_resumes_to_the_same_weights(options, tmp_path, cut_off):
     whole = package.classify(out=str(tmp_path / "whole"), average=RUNS, **options)
     for count in (4, 9, 15):  # in the first of the three, the second and the last
         out = tmp_path / f"cut-{count}"
@@ -108,7 +108,7 @@ def test_a_budget_in_minutes_is_shared_by_the_runs(used, seconds, options, tmp_p
     assert shares == pytest.approx(seconds)
 
 
-def test_a_short_try_averages_two_and_seeds_are_repeated_around_it(options, averaged, tmp_path):
+def test_a_smoke_run_averages_two_runs_for_each_seed(options, averaged, tmp_path):
     out = package.classify(out=str(tmp_path / "out"), average=RUNS, seeds=2, smoke=True, **options)
     assert [len(runs) for runs in averaged] == [2, 2]
     training = json.loads((out / "seed-1" / "metrics.json").read_text())["training"]

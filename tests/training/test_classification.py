@@ -76,7 +76,7 @@ def made(folder):
     return folder / "out"
 
 
-def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made, scores_of):
+def test_a_new_model_learns_and_is_compared_with_both_baselines(made, scores_of):
     values = scores_of(made)
     assert values["accuracy", "validation", None]["value"] > 0.95
     assert values["accuracy", "test", None]["value"] > 0.9
@@ -85,7 +85,7 @@ def test_a_model_from_nothing_learns_and_stands_beside_both_baselines(made, scor
             assert values[name, "test", baseline]["count"] == 63
 
 
-def test_rows_of_the_test_that_stand_in_training_are_left_out_of_a_second_score(made, scores_of):
+def test_a_second_test_score_leaves_out_the_rows_seen_in_training(made, scores_of):
     values = scores_of(made)
     train = read_yaml(made / "recipe.yaml")["rows"]["train"]
     without = values["accuracy", "test without overlap", None]["count"]
@@ -93,7 +93,7 @@ def test_rows_of_the_test_that_stand_in_training_are_left_out_of_a_second_score(
     assert train < 400
 
 
-def test_the_last_step_that_cannot_be_told_from_the_best_is_the_one_kept_as_the_log_proves(made, scores_of):
+def test_the_latest_step_within_one_standard_error_of_the_best_is_kept(made, scores_of):
     rows = [json.loads(line) for line in (made / "log.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "selection" in row]
     measured = {row["step"]: row["selection"] for row in validated}
@@ -159,7 +159,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(folder, base, tmp_pa
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def test_ctrl_c_among_the_texts_alone_stops_the_whole_run_which_goes_on_to_the_same_weights(
+def test_ctrl_c_during_adaptation_stops_the_whole_run_and_resuming_gives_the_same_weights(
     folder, tmp_path, before_each_step
 ):
     options = {"data": [str(folder / "rows.jsonl")], "max_steps": 3, **TINY}
@@ -271,7 +271,7 @@ def test_for_the_test_the_baselines_learn_from_the_rows_that_chose_the_step_too(
     assert len({text for kept in known.values() for text in kept.texts}) == 320
 
 
-def test_a_test_that_is_all_in_training_is_told(folder, tmp_path, capsys, write_rows):
+def test_a_test_set_that_is_all_in_training_is_reported(folder, tmp_path, capsys, write_rows):
     write_rows(tmp_path / "some.jsonl", list(texts_of(400))[:7])
     package.classify(
         data=[str(folder / "rows.jsonl")],
@@ -339,7 +339,7 @@ def test_a_stock_model_can_go_on_with_its_pretraining_first(stock, tmp_path):
 
 
 @pytest.mark.parametrize("nothing", [{"adapt_minutes": 0.0}, {"adapt_epochs": 0.0}])
-def test_no_time_for_the_texts_is_the_model_as_it_is(stock, tmp_path, nothing):
+def test_without_adaptation_the_model_starts_as_it_is(stock, tmp_path, nothing):
     common = {"data": [str(stock / "rows.jsonl")], "model": str(stock / "gpt2"), "max_steps": 2, "quiet": True}
     out, plain = (package.classify(**common | more, out=str(tmp_path / str(len(more)))) for more in (nothing, {}))
     assert (out / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
@@ -372,7 +372,7 @@ def test_weights_smoothing_and_dropout_reach_the_loss_and_the_model(folder, tmp_
     assert {config.embedding_dropout, config.residual_dropout, config.classifier_dropout} == {0.3}
 
 
-def test_a_run_stops_early_by_its_own_only_without_a_budget(folder, tmp_path, monkeypatch):
+def test_a_run_stops_early_only_without_a_budget(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ClassificationRun, "run", lambda run, resume: pytest.fail("trained"))
     monkeypatch.setattr(classification, "adapt", lambda *_: (_ for _ in ()).throw(Interrupted("prepared")))
     found = {}
@@ -410,7 +410,7 @@ def test_lora_trains_an_adapter_alone(stock, tmp_path):
     assert len((tmp_path / "p" / "predictions.csv").read_text().splitlines()) == 2
 
 
-def test_of_a_model_of_ours_the_last_block_the_norm_behind_it_and_the_head_are_what_is_trained():
+def test_training_the_last_part_of_our_model_trains_its_last_block_final_norm_and_head():
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "pad_token_id": 0, "num_labels": 2}
     for what, expected in (("head", {"score"}), ("last", {"score", "model.layers.2", "model.norm"})):
         model = package.GroundupForSequenceClassification(package.GroundupConfig(**sizes))

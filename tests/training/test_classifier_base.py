@@ -74,9 +74,7 @@ def test_a_label_keeps_what_the_classifier_knows_of_it_and_a_new_one_nobodys(tmp
     assert torch.equal(again(IDS).logits[0], after)
 
 
-def test_the_same_labels_keep_the_order_of_the_classifier_whatever_their_order_in_the_rows(
-    tmp_path, tokenizer, write_rows
-):
+def test_known_labels_keep_the_order_of_the_classifier(tmp_path, tokenizer, write_rows):
     classifier("ours", tmp_path / "m", tokenizer)
 
     def labels(names, **options):

@@ -44,7 +44,7 @@ def test_asked_to_compile_without_a_compiler_it_says_what_to_install(monkeypatch
 
 
 @pytest.mark.slow
-def test_a_compiled_run_learns_what_another_learns_and_goes_on_bit_for_bit_after_kill(story, tmp_path):
+def test_a_compiled_run_has_the_same_losses_and_resumes_bit_for_bit_after_a_kill(story, tmp_path):
     losses = {}
     for choice in ("no", "yes"):
         out = tmp_path / choice

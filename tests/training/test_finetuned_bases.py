@@ -91,7 +91,7 @@ def test_rows_to_test_on_that_are_trained_on_are_left_out_of_a_second_score(fold
     )  # fmt: skip
     rows = json.loads((out / "metrics.json").read_text())["metrics"]
     counts = {row["split"]: row["count"] for row in rows if row["name"] == "exact_match"}
-    assert counts == {"test": 125, "test without them": 17}  # 5 new ones, and 12 that were kept back
+    assert counts == {"test": 125, "test without them": 17}  # 5 new ones, and 12 that were held out
     assert "108 of 125 test rows have prompts that are in training too" in capsys.readouterr().err
 
 
@@ -113,7 +113,7 @@ def test_a_stock_model_without_padding_learns_labels(folder, tmp_path, lora, wri
     assert len((tmp_path / "labels" / "predictions.csv").read_text().splitlines()) == 3
 
 
-def test_an_encoder_is_adapted_and_the_merged_one_is_an_encoder_with_the_same_logits(story, tmp_path):
+def test_a_merged_encoder_adapter_is_an_encoder_with_the_same_logits(story, tmp_path):
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 32, "batch_tokens": 256}
     masked = {"data": [str(story)], "objective": "mlm", "quiet": True}
     base = package.pretrain(out=str(tmp_path / "base"), max_steps=8, **masked, **sizes)
@@ -150,7 +150,7 @@ def test_settings_are_published_without_folders_of_this_machine(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_classifier_is_the_same_in_another_process_on_another_number_of_tokenizer_threads(folder, tmp_path, groundup):
+def test_a_classifier_is_the_same_from_another_process_with_more_tokenizer_threads(folder, tmp_path, groundup):
     """Split, tokenizer, sizes, order and weights follow from data, options and seed."""
     for number, name in enumerate(("one", "other")):
         groundup(

@@ -63,7 +63,7 @@ def test_a_new_model_learns_to_answer_and_to_stop(made, scores_of):
     assert metrics["exact_match", "test", None]["count"] == 40
 
 
-def test_the_checkpoint_is_a_hub_repository_with_samples_and_nothing_of_the_machine(made):
+def test_the_checkpoint_is_a_hub_repository_with_samples_and_names_no_path_of_this_machine(made):
     out = made / "out"
     assert {path.name for path in out.iterdir()} == {
         "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
@@ -163,7 +163,7 @@ def test_options_that_make_no_sense_are_refused_and_leave_no_folder(tmp_path, op
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys, write_rows):
+def test_held_out_rows_that_are_asked_in_training_are_dropped(tmp_path, capsys, write_rows):
     rows = [{"prompt": f"What is {number % 30}?", "completion": "blue"} for number in range(60)]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.raises(InputError, match="are too few to hold some out for validation"):
@@ -178,7 +178,7 @@ def test_rows_kept_back_that_are_asked_in_training_are_dropped(tmp_path, capsys,
 @pytest.mark.parametrize(
     ("new", "says"), [(0, "15 of 15 test rows have prompts that are in training too: all are scored"), (3, "12 of 15")]
 )
-def test_a_test_is_also_scored_without_the_rows_that_are_in_training_where_some_are_left(
+def test_a_test_set_is_also_scored_without_the_rows_seen_in_training(
     tmp_path, capsys, new, says, scores_of, write_rows
 ):
     asked = [0] * 25 + [0] * (15 - new) + list(range(1, new + 1)) + list(range(20, 30))  # training, test, validation

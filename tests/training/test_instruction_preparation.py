@@ -110,13 +110,13 @@ def test_rows_that_are_all_alike_leave_none_to_hold_out(prepared):
         prepared(asked_and_answered([("a", "b")] * 12))
 
 
-def test_of_a_split_in_order_rows_with_new_answers_are_held_out_where_all_prompts_are_the_same(prepared):
+def test_an_ordered_split_holds_out_new_answers_when_all_prompts_are_the_same(prepared):
     rows = asked_and_answered(("one style", f"post {number}") for number in range(20))
     found = prepared(rows, split=[0.8, 0.1, 0.1])
     assert [row.answer for row in found.conversations("validation")] == ["post 18", "post 19"]
 
 
-def test_a_model_that_was_trained_before_is_moved_more_gently_and_an_adapter_is_not(prepared, llama):
+def test_a_pretrained_model_gets_smaller_learning_rates_and_an_adapter_does_not(prepared, llama):
     new = prepared(questions(20), hidden_size=32, context_length=64).plan.rates
     taught = prepared(questions(20), model=llama(), context_length=64).plan.rates
     gentle = {name: rate if name == "adapter" else FINE_TUNING * rate for name, rate in new.items()}
@@ -137,7 +137,7 @@ def test_a_row_may_be_as_long_as_the_models_context_and_no_longer(prepared, llam
         prepared(questions(20), model=model, context_length=49)
 
 
-def test_a_new_model_sees_its_longest_row_and_a_step_holds_as_many_rows_as_its_tokens(prepared):
+def test_a_new_models_context_fits_its_longest_row_and_a_step_holds_its_tokens(prepared):
     rows = asked_and_answered([("What is it?", " ".join(f"{n} and" for n in range(60)))]) + questions(199)
     found = prepared(rows, batch_tokens=3 * 512, split=[0.9, 0.0, 0.1])
     longest, plan = int(found.train.lengths.max()), found.plan
@@ -186,7 +186,7 @@ def test_a_padding_token_that_ends_answers_is_said_to_do_so(prepared, llama, cap
     assert "ends answers" not in said(lambda own: setattr(own, "pad_token", None))
 
 
-def test_without_a_budget_it_says_which_it_takes(prepared, llama, capsys):
+def test_without_a_budget_it_says_which_one_it_chose(prepared, llama, capsys):
     assert prepared(questions(20), max_steps=None).settings.minutes == 1.0
     assert prepared(questions(20), max_steps=None, model=llama()).settings.minutes == 10.0
     assert "until the validation loss stops falling, at most 10 minutes" in capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_held_out_rows_that_are_cut_or_left_out_are_said(prepared, capsys):
     assert "of 22 rows" not in said
 
 
-def test_a_short_try_takes_rows_from_the_whole_table(prepared):
+def test_a_smoke_run_takes_rows_from_the_whole_table(prepared):
     found = prepared(questions(2 * SMOKE_ROWS), max_steps=None, smoke=True)
     assert len(found.train) + len(found.validation) == SMOKE_ROWS
     assert {"What is 0?", f"What is {2 * SMOKE_ROWS - 2}?"} & {*prompts(found, "train")}

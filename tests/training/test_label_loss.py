@@ -34,7 +34,7 @@ def test_a_row_that_does_not_count_adds_nothing_to_either_loss():
     torch.testing.assert_close(whole, objective(ids[:2], mask[:2], torch.tensor([0, 2])))
 
 
-def test_noise_is_read_in_training_alone_and_the_tokens_to_predict_are_those_without_it():
+def test_token_dropout_applies_only_in_training_and_the_targets_are_the_original_tokens():
     objective, base, ids, mask = with_language(token_dropout=0.5, language_weight=0.5)
     labels, seen = torch.tensor([0, 2, 1]), []
     objective.model.get_input_embeddings().register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))

@@ -125,14 +125,14 @@ def test_save_every_decides_when_states_are_written():
     assert {3, 6, 7} <= set(saved)
 
 
-def test_a_step_whose_loss_is_no_number_is_left_out():
+def test_a_step_with_a_nan_loss_is_skipped():
     loop = make_loop(Rows([12], bad_steps=(1,)), steps=3)
     loop.run()
     assert torch.isfinite(loop.objective.weight).all()
     assert loop.position.step == 3
 
 
-def test_several_such_steps_in_a_row_end_the_run():
+def test_several_steps_in_a_row_with_a_nan_loss_end_the_run():
     with pytest.raises(Diverged):
         make_loop(Rows([12], bad_steps=range(1, 9)), steps=9).run()
 
@@ -162,7 +162,7 @@ def test_the_best_step_is_the_one_with_the_lowest_validation_loss():
     assert (position.best_value, position.best_step) == (1.0, 2)
 
 
-def test_of_steps_that_cannot_be_told_apart_the_latest_is_kept():
+def test_of_steps_within_one_standard_error_the_latest_is_kept():
     losses = [3.0, 1.0, 1.4, 2.5, 1.45, 1.6]
     values = iter({"validation_loss": loss, "validation_loss_error": 0.5} for loss in losses)
     position = make_loop(Rows([12]), steps=6, validate=lambda: next(values), position=Position()).run()
@@ -208,7 +208,7 @@ def test_a_step_in_which_no_label_counts_moves_nothing_and_is_not_a_bad_one():
     assert (loop.position.step, loop.position.bad_steps, loop.position.labels) == (5, 0, 0)
 
 
-def test_a_step_whose_loss_is_infinite_is_left_out_too():
+def test_a_step_with_an_infinite_loss_is_skipped():
     rows = Rows([12])
     right = rows.micro_batches
     rows.micro_batches = lambda step: [
@@ -377,7 +377,7 @@ UNLIKE_RUNS = {
 
 @pytest.mark.parametrize("kill", [False, True])
 @pytest.mark.parametrize("name", UNLIKE_RUNS)
-def test_stopped_or_killed_at_any_step_a_run_validates_logs_and_keeps_what_it_would_have(name, kill, tmp_path):
+def test_a_run_stopped_or_killed_at_any_step_validates_logs_and_saves_as_if_it_never_was(name, kill, tmp_path):
     def values(step):
         return abs(math.sin(step)) + 5 / step
 
@@ -410,7 +410,7 @@ def test_under_a_clock_nothing_due_is_lost_between_a_stop_and_going_on(tmp_path,
     assert all(result == results[0] for result in results[1:])
 
 
-def test_a_stop_signal_while_the_last_scores_are_taken_ends_the_run_and_nothing_is_done_twice(tmp_path):
+def test_a_stop_signal_during_the_last_validation_ends_the_run_and_repeats_nothing(tmp_path):
     def values(step):
         if step == 12 and machine.asks:
             machine.asks -= 1

@@ -106,7 +106,7 @@ def test_decay_spares_weights_that_the_step_moves_towards_zero():
     torch.testing.assert_close(weight[shrinks], plain[shrinks] - 0.1 * 0.5)
 
 
-def test_every_trainable_parameter_has_one_optimizer_and_matrices_in_blocks_have_muon():
+def test_each_trainable_parameter_has_one_optimizer_and_block_matrices_have_muon():
     for knobs in ({}, {"tie_word_embeddings": True}, {"position_embedding": "learned", "norm": "layer_norm"}):
         model = tiny(**knobs)
         rates = dict.fromkeys(("matrix", "embedding", "head", "vector"), 0.01)
@@ -156,7 +156,7 @@ def test_the_step_of_a_tall_matrix_is_larger_by_the_root_of_its_sides_ratio(rows
     torch.testing.assert_close(weight.detach(), -0.1 * size * orthogonalise(gradient[None])[0])
 
 
-def test_each_kind_starts_at_its_own_rate_with_the_betas_of_its_optimizer_and_muon_takes_the_runs_precision():
+def test_each_parameter_group_has_its_own_rate_and_betas_and_muon_the_precision_of_the_run():
     rates = {"matrix": 0.01, "embedding": 0.05, "head": 0.002, "vector": 0.1}
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         muon, adamw = build_optimizers(tiny(tie_word_embeddings=False), "muon", rates, 0.5, precision)

@@ -59,16 +59,16 @@ def test_the_longer_a_model_trains_the_farther_back_it_sees():
 
 
 def test_a_text_that_is_seen_often_gets_the_vocabulary_nearest_to_its_square_root():
-    def vocabulary(text_bytes, passes, **options):
-        tokens = passes * text_bytes / bytes_a_token(4096)
+    def vocabulary(text_bytes, epochs, **options):
+        tokens = epochs * text_bytes / bytes_a_token(4096)
         return forecast_of(PlanSettings(text_bytes=text_bytes, tokens=tokens, **options)).plan.vocab_size
 
-    assert [vocabulary(4.6e6, passes) for passes in (1, 4.9, 5.1, 30)] == [4096, 4096, 2048, 2048]
+    assert [vocabulary(4.6e6, epochs) for epochs in (1, 4.9, 5.1, 30)] == [4096, 4096, 2048, 2048]
     assert vocabulary(4.6e6, 30, vocab_size=4096) == 4096
     assert vocabulary(2.2e6, 1) == vocabulary(2.2e6, 30) == 2048  # whose root is 1,483
 
 
-def test_the_oftener_a_text_is_seen_the_more_weights_decay_and_what_was_given_stays():
+def test_more_epochs_mean_more_weight_decay_unless_it_is_given():
     def decay(text_bytes, **options):
         return make_plan(Given(batch_tokens=2048, vocab_size=2048, **options), text_bytes, None).weight_decay
 
@@ -153,7 +153,7 @@ def test_no_field_of_the_architecture_is_taken_and_not_obeyed(options, message):
         make_plan(Given(smoke=True, **options), 1e5, None)
 
 
-def test_fields_of_the_architecture_may_have_the_names_of_gpt2_and_say_the_same_twice():
+def test_architecture_fields_may_use_gpt2s_names_and_may_repeat_an_option():
     chosen = {"n_embd": 96, "num_hidden_layers": 2, "is_causal": True}
     made = make_plan(Given(hidden_size=96, model_config=chosen, smoke=True), 1e5, None)
     assert made.model == {"hidden_size": 96, "num_hidden_layers": 2, "is_causal": True}
@@ -206,7 +206,7 @@ def test_the_end_of_the_memory_is_one_line_and_leaves_nothing(tmp_path, monkeypa
         ("instruct", {"model": "m", "model_config": {"qk_norm": False}}, "--model-config is for a new model"),
     ],
 )
-def test_what_only_a_new_model_can_be_given_is_not_dropped_beside_one_that_is_there(verb, options, named, tmp_path):
+def test_options_for_a_new_model_are_refused_beside_an_existing_one(verb, options, named, tmp_path):
     with pytest.raises(InputError, match=named):
         getattr(groundup, verb)(data=["x.txt"], out=str(tmp_path / "out"), quiet=True, **options)
     assert not (tmp_path / "out").exists()

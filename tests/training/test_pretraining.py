@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_seed_other
     assert weights(tmp_path / "other") != weights(finished)
 
 
-def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_machine(finished):
+def test_a_checkpoint_is_a_complete_hub_repository_and_names_no_path_of_this_machine(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "README.md", "chat_template.jinja", "checkpoints", "config.json", "configuration_groundup.py", "curve.png",
@@ -62,7 +62,7 @@ def test_a_checkpoint_holds_every_file_of_a_hub_repository_and_nothing_of_the_ma
             assert str(finished.parent).encode() not in path.read_bytes(), path
 
 
-def test_it_learns_and_metrics_stand_beside_baselines_and_are_of_these_weights(finished):
+def test_it_learns_and_metrics_json_has_the_baselines_and_the_hash_of_the_weights(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     bits = {row["baseline"]: row["value"] for row in metrics["metrics"] if row["name"] == "bits_per_byte"}
     assert bits[None] < bits["unigram"]
@@ -284,7 +284,7 @@ def killed_after(step, out, *arguments):
 
 
 @pytest.mark.slow
-def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_for_both(
+def test_two_killed_processes_resume_with_their_own_dropout_and_one_can_finish_alone(
     story, tmp_path, two_processes, sharded
 ):
     dropping = [
@@ -310,7 +310,7 @@ def test_two_killed_processes_go_on_with_the_dropout_of_each_and_one_may_finish_
     assert (last["steps"], last["processes"]) == (20, 1)
 
 
-def test_a_short_try_scores_a_part_of_what_is_kept_back(tmp_path, monkeypatch, story):
+def test_a_smoke_run_scores_a_part_of_the_held_out_text(tmp_path, monkeypatch, story):
     monkeypatch.setattr(pretraining, "SMOKE_TOKENS", 64)
     monkeypatch.setattr(pretraining, "VALIDATION_TOKENS", 128)
     data = {"data": [str(story)], "eval_data": [str(story)], "quiet": True}

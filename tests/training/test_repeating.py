@@ -54,7 +54,9 @@ def test_seeds_give_a_mean_with_its_spread_and_keep_the_best_by_selection(repeat
     assert not (out / "work").exists()
 
 
-def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(rows, tmp_path, repeated, before_each_step):
+def test_seeds_that_were_cut_off_resume_to_the_same_scores_from_the_folder_alone(
+    rows, tmp_path, repeated, before_each_step
+):
     out = tmp_path / "cut"
 
     def failing(loop):
@@ -75,7 +77,7 @@ def test_seeds_that_were_cut_off_go_on_to_the_same_by_the_folder_alone(rows, tmp
     assert (out / "metrics.json").read_bytes() == before
 
 
-def test_every_seed_has_an_equal_part_of_the_minutes_and_nothing_stays_of_what_could_not_begin(tmp_path):
+def test_seeds_share_the_minutes_equally_and_a_run_that_cannot_start_leaves_nothing(tmp_path):
     parts = []
 
     def training(one, deadline):

@@ -64,7 +64,7 @@ OTHERS = [
 
 @pytest.mark.parametrize("folder", ["finished", "cut"])
 @pytest.mark.parametrize(("others", "named"), OTHERS)
-def test_what_a_run_did_not_begin_with_is_refused_by_name_through_every_door(home, folder, others, named, capsys):
+def test_a_changed_setting_is_refused_by_name_on_resume_however_it_is_given(home, folder, others, named, capsys):
     before = content(home / folder)
     words = [f"--{name.replace('_', '-')}={json.dumps(value).strip(chr(34))}" for name, value in others.items()]
     assert main(["pretrain", "--out", folder, "--resume", *words]) == 2
@@ -171,14 +171,14 @@ def test_a_recipe_that_is_damaged_or_of_another_version_is_said_in_one_line(home
     assert content(home / "cut") == before
 
 
-def test_what_is_to_be_labelled_at_the_end_is_no_matter_of_the_run():
+def test_texts_to_label_are_not_among_the_settings_that_a_run_keeps():
     settings = ClassifySettings(out="x", resume=True, quiet=True, data=[], text_column=None, seed=0)
     assert differing(settings, settings.given(), {"seed": 0, "quiet": False, "data": ["a"]}, public=False) == {}
 
 
 @pytest.mark.parametrize("folder", ["finished", "cut"])
 @pytest.mark.parametrize("change", ["elsewhere", "here"])
-def test_a_file_of_the_same_name_with_another_content_is_not_what_the_run_has_read(home, folder, change, capsys):
+def test_a_data_file_whose_content_has_changed_is_refused_on_resume(home, folder, change, capsys):
     other = {"elsewhere": home / "elsewhere" / "story.txt", "here": home / "story.txt"}[change]
     if folder == "cut" and change == "elsewhere":
         pytest.skip("another path is refused before it is read")
@@ -192,7 +192,7 @@ def test_a_file_of_the_same_name_with_another_content_is_not_what_the_run_has_re
     assert main(["pretrain", "--out", folder, "--resume"]) == 0  # as the message says
 
 
-def test_a_file_that_came_to_a_folder_of_data_or_is_gone_or_renamed_is_noticed(home):
+def test_files_added_removed_or_renamed_in_the_data_are_noticed_on_resume(home):
     def write(**contents):
         (home / "texts").mkdir(exist_ok=True)
         for name, content in contents.items():

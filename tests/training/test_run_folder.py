@@ -7,7 +7,7 @@ from groundup.training.checkpoint import remove_old, saved_steps
 from groundup.training.run_folder import RunFolder
 
 
-def test_the_last_checkpoint_replaces_nothing_that_somebody_put_into_the_folder_meanwhile(tmp_path):
+def test_the_final_checkpoint_overwrites_no_file_that_someone_else_put_there(tmp_path):
     run = RunFolder(tmp_path)
     run.final.mkdir(parents=True)
     for name in ("README.md", "recipe.yaml", "log.jsonl", "metrics.json"):
@@ -24,7 +24,7 @@ def test_the_last_checkpoint_replaces_nothing_that_somebody_put_into_the_folder_
     assert run.is_finished and not run.work.exists()
 
 
-def test_what_was_saved_or_removed_by_half_when_a_run_was_killed_is_gone_at_its_end(tmp_path):
+def test_what_a_killed_run_half_saved_or_half_removed_is_gone_at_its_end(tmp_path):
     run = RunFolder(tmp_path)
     run.write_recipe({"verb": "pretrain"}, {})
     for folder in ("new", "new.old", "step-1"):

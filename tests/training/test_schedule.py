@@ -39,7 +39,7 @@ def test_a_budget_counts_steps_or_seconds_and_never_passes_one():
     assert Budget(seconds=10).share_used(0, 11) == 1
 
 
-def test_the_smallest_budget_is_used_up_by_one_step_and_of_two_the_larger_share_counts():
+def test_one_step_uses_up_the_smallest_budget_and_of_two_budgets_the_larger_share_counts():
     assert Budget(steps=1).share_used(1, 0) == 1
     assert Budget(seconds=0.5).share_used(0, 0.25) == 0.5
     assert Budget(steps=10, seconds=10).share_used(2, 7) == Budget(steps=10, seconds=10).share_used(7, 2) == 0.7

@@ -43,7 +43,7 @@ def kinds(tmp_path_factory):
     return {
         "rows of the log of several steps": ("pretrain", pretrain | {"max_steps": 230, "save_every": 40}, 230),
         "a row a step": ("pretrain", pretrain | {"max_steps": 45, "save_every": 7}, 45),
-        "passes": ("pretrain", pretrain | {"epochs": 1.3}, 50),
+        "epochs": ("pretrain", pretrain | {"epochs": 1.3}, 50),
         "labels": ("classify", classify | {"max_steps": 40}, 40),
         "labels, the mean of two runs": ("classify", classify | {"max_steps": 20, "average": 2}, 20),
         "labels, two seeds": ("classify", classify | {"max_steps": 20, "seeds": 2}, 20),
