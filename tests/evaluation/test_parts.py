@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from groundup.cli.main import main
 from groundup.cli.recipe import find_recipe, read_recipe
 from groundup.common.errors import InputError, Interrupted
 from groundup.evaluation import evaluating
@@ -236,11 +237,9 @@ def test_examples_in_the_prompt_give_a_curve(models, tmp_path):
     assert "Few-shot accuracy" in page and page.count("<svg") == 1
 
 
-def test_tasks_alone_need_no_text_and_give_a_row_for_each_number_of_examples(models, tmp_path, groundup):
-    groundup(
-        *("evaluate", "--model", models[0], models[1], "--tasks", "docs_module", "--num-fewshot", "0,1"),
-        *("--limit", "4", "--out", tmp_path / "out", "--quiet"),
-    )
+def test_tasks_alone_need_no_text_and_give_a_row_for_each_number_of_examples(models, tmp_path):
+    words = ["evaluate", "--model", models[0], models[1], "--tasks", "docs_module", "--num-fewshot", "0,1"]
+    assert main([*map(str, words), "--limit", "4", "--out", str(tmp_path / "out"), "--quiet"]) == 0
     found = rows(tmp_path / "out", name="accuracy", baseline=None, model="gpt2-model")
     assert [row["num_fewshot"] for row in found] == [0, 1] and found[0]["count"] == 4
     assert len(rows(tmp_path / "out", name="accuracy_difference")) == 2
