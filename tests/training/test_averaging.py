@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_a_budget_in_minutes_is_shared_by_the_runs(used, seconds, options, tmp_p
         return real(loop)
 
     monkeypatch.setattr(Loop, "run", one_step)
-    monkeypatch.setattr(time, "time", lambda: now)
+    monkeypatch.setattr("groundup.common.settings.time", SimpleNamespace(time=lambda: now))
     settings = ClassifySettings(out=str(tmp_path / "out"), average=4, minutes=100 / 60, **options | {"max_steps": None})
     classification.classify(settings, deadline=Deadline(now - used))
     assert shares == pytest.approx(seconds)
