@@ -13,7 +13,7 @@ from groundup.cli.settings import ChatSettings, GenerateSettings
 from groundup.common.console import say
 from groundup.common.errors import InputError, near, user_path
 from groundup.common.settings import verb
-from groundup.inference.generation import Sampling, encode_prompt, lay_out_for_decoding
+from groundup.inference.generation import Sampling, encode_prompt, lay_out_for_decoding, own_sampling
 from groundup.inference.loading import context_of, load_writer
 from groundup.inference.writing import Messages, Writing, can_converse, conversation_ids
 
@@ -24,6 +24,7 @@ HELP = """\
 /retry            answer the last message again, with the next seed
 /save [FILE]      write the conversation to a new file, as a row that `groundup instruct --data` reads
 /quit             end the conversation (also an empty line or Ctrl-D); Ctrl-C stops an answer"""
+CHAT_TEMPERATURE = 0.7  # of an answer, where the model says nothing of it
 COMMANDS = [line.split()[0] for line in HELP.splitlines()] + ["/help"]
 
 
@@ -32,8 +33,8 @@ def generate(settings: GenerateSettings) -> str:
     """Print the prompt and its continuation, or only the answer, token by token; return the generated text."""
     if not settings.model:
         raise InputError("generate needs a model: give --model FOLDER")
-    sampling = sampling_of(settings)
     model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
+    sampling = sampling_of(settings, model)
     lay_out_for_decoding(model)
     ids = encode_prompt(tokenizer, settings.prompt)
     if settings.as_message:
@@ -51,8 +52,8 @@ def chat(settings: ChatSettings) -> Messages:
     """Answer each line of input until an empty one, run slash commands, and return the conversation."""
     if not settings.model:
         raise InputError("chat needs a model: give --model FOLDER")
-    sampling = sampling_of(settings)
     model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
+    sampling = sampling_of(settings, model, temperature=CHAT_TEMPERATURE)
     lay_out_for_decoding(model)
     answers = can_converse(settings.model, tokenizer)
     conversation = Conversation(model, tokenizer, sampling, settings.system, answers=answers)
@@ -164,9 +165,13 @@ class Conversation:
 _SETTABLE = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
-def sampling_of(settings: GenerateSettings | ChatSettings) -> Sampling:
-    """Return the sampling settings. Raises `InputError` for a value outside its range."""
-    return Sampling(**{name: getattr(settings, name) for name in _SETTABLE})
+def sampling_of(settings: GenerateSettings | ChatSettings, model: PreTrainedModel, **usual: float) -> Sampling:
+    """Return how to sample: as the settings say, else as the model's generation config does, else as usual.
+
+    Raises `InputError` for a value outside its range.
+    """
+    given = {name: getattr(settings, name) for name in _SETTABLE if getattr(settings, name) is not None}
+    return Sampling(**usual | own_sampling(model) | given)
 
 
 def show(writing: Writing) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.cli.chat import CHAT_TEMPERATURE
 from groundup.cli.inspection import Inspection, Lens
 from groundup.common.errors import InputError, user_path
 from groundup.common.files import CARD_FILE, CURVE_FILE
-from groundup.inference.generation import Sampling, can_slide, encode_prompt
+from groundup.inference.generation import Sampling, can_slide, encode_prompt, own_sampling
 from groundup.inference.loading import context_of
 from groundup.inference.writing import Messages, Writing, conversation_ids
 
@@ -66,14 +67,32 @@ def build_page(players: list[Player]) -> gr.Blocks:
     return page
 
 
-def _sampling_controls(tokens: int, temperature: float) -> list[gr.components.Component]:
-    """Return the controls for temperature, top-k, top-p, length and seed, in the order of `_sampling`."""
+def _sampling_controls(player: Player, tokens: int, **usual: float) -> list[gr.components.Component]:
+    """Return the controls for temperature, top-k, top-p, length and seed, in the order of `_sampling`.
+
+    They begin where the model's generation config says, else as usual.
+    """
+    start = Sampling(**usual | own_sampling(player.model))
     with gr.Accordion("Sampling", open=False):
         with gr.Row():
             controls: list[gr.components.Component] = [
-                gr.Slider(0, 2, temperature, step=0.05, label="temperature", info="0: always the likeliest token"),
-                gr.Slider(0, 200, 50, step=1, label="top-k", info="sample from this many; 0: all"),
-                gr.Slider(0.05, 1, 0.95, step=0.01, label="top-p", info="sample from this probability mass; 1: all"),
+                gr.Slider(
+                    0,
+                    2,
+                    min(start.temperature, 2),
+                    step=0.05,
+                    label="temperature",
+                    info="0: always the likeliest token",
+                ),
+                gr.Slider(0, 200, min(start.top_k, 200), step=1, label="top-k", info="sample from this many; 0: all"),
+                gr.Slider(
+                    0.05,
+                    1,
+                    max(start.top_p, 0.05),
+                    step=0.01,
+                    label="top-p",
+                    info="sample from this probability mass; 1: all",
+                ),
             ]
         with gr.Row():
             controls += [
@@ -104,7 +123,7 @@ def _complete_tab(players: list[Player]) -> tuple[gr.State, gr.Button]:
         for player in players:
             with gr.Column(min_width=300):  # on a phone one below the other
                 columns.append(gr.HTML(_text_and_note(player if len(players) > 1 else None)))
-    controls = _sampling_controls(tokens=200, temperature=0.8)
+    controls = _sampling_controls(players[0], tokens=200)
     text = gr.State("")
 
     def complete(prompt: str, *values: Any) -> Iterator[list[Any]]:
@@ -187,7 +206,7 @@ def _chat_tab(players: list[Player]) -> None:
         stop = gr.Button("Stop", size="sm", min_width=80)
         reset = gr.Button("New", size="sm", min_width=80)
     system = gr.Textbox(label="system", placeholder="The system message", lines=1)
-    controls = _sampling_controls(tokens=300, temperature=0.7)
+    controls = _sampling_controls(players[0], tokens=300, temperature=CHAT_TEMPERATURE)
 
     def talk(line: str, system: str, *values: Any) -> Iterator[list[Any]]:
         sampling, pasts = _sampling(*values[: len(controls)]), values[len(controls) :]

@@ -15,7 +15,6 @@ from groundup.common.options import (
     QuietOption,
     SamplingOptions,
     SmokeOption,
-    Temperature,
     TrustOption,
 )
 from groundup.common.settings import Settings
@@ -45,14 +44,15 @@ class GenerateSettings(WritingOptions):
 class ChatSettings(WritingOptions):
     """Chat with a model in the terminal. An empty line or Ctrl-D ends the conversation."""
 
-    meaning: ClassVar[dict[str, str]] = {"seed": "The same seed gives the same answers."}
+    meaning: ClassVar[dict[str, str]] = {
+        "seed": "The same seed gives the same answers.",
+        "temperature": "Divides the logits before sampling; 0: the likeliest token (default: the model's, else 0.7).",
+    }
 
     system: str = ""
     """The system message, if the model's chat template has one."""
     max_new_tokens: MaxNewTokens = 300
     """Most tokens in an answer."""
-    temperature: Temperature = 0.7
-    """Divides the logits before sampling; 0 always takes the likeliest token (greedy)."""
 
 
 @dataclass(kw_only=True)

@@ -214,9 +214,9 @@ class SamplingOptions(SeedOption):
 
     max_new_tokens: Count = 200
     """Most tokens to generate."""
-    temperature: Temperature = 0.8
-    """Divides the logits before sampling; 0 always takes the likeliest token (greedy)."""
-    top_k: CountOrNone = 50
-    """Sample from this many of the likeliest tokens; 0: from all."""
-    top_p: Annotated[float, Interval(gt=0, le=1)] = 0.95
-    """Sample from the likeliest tokens whose probabilities add up to this; 1: from all."""
+    temperature: Temperature | None = None
+    """Divides the logits before sampling; 0 always takes the likeliest token (default: the model's own, else 0.8)."""
+    top_k: CountOrNone | None = None
+    """Sample from this many of the likeliest tokens; 0: from all (default: the model's own, else 50)."""
+    top_p: Annotated[float, Interval(gt=0, le=1)] | None = None
+    """Sample from the likeliest tokens whose probabilities add up to this; 1: all (default: the model's, else 0.95)."""

@@ -6,6 +6,7 @@ of each token. Sampling follows Holtzman et al. 2020 (top-p) and Fan et al. 2018
 
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -18,12 +19,15 @@ from groundup.inference.loading import context_of, evaluating, require_known
 from groundup.modeling.generation_groundup import every_thread_reads, is_plain_weight
 from groundup.tokenization.folder import structure_ids
 
+_GENERATE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # what transformers takes where nothing is said
+
 
 @dataclass(frozen=True)
 class Sampling:
     """The way to draw a token: temperature first, then the `top_k` likeliest, then the `top_p` share of the rest.
 
-    Ranges are those of the options of the same names. Raises `InputError` for a value outside its own.
+    Ranges are those of the options of the same names; None stands for the default. Raises `InputError` for a value
+    outside its range.
     """
 
     max_new_tokens: int = 200
@@ -39,7 +43,8 @@ class Sampling:
         from groundup.common.settings import checked, hints_of
 
         for name, hint in hints_of(SamplingOptions).items():
-            object.__setattr__(self, name, checked(name, getattr(self, name), hint))
+            value = getattr(type(self), name) if getattr(self, name) is None else getattr(self, name)
+            object.__setattr__(self, name, checked(name, value, hint))
 
 
 def stream_tokens(
@@ -124,6 +129,18 @@ def likeliest(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, t
         before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens have together
         logits = logits.masked_fill(before >= sampling.top_p, -torch.inf)
     return logits, ids
+
+
+def own_sampling(model: PreTrainedModel) -> dict[str, Any]:
+    """Return temperature, top-k and top-p as a model's generation config has them; nothing where it says none of them.
+
+    What it leaves out beside others means what it means to `model.generate`.
+    """
+    config: Any = model.generation_config
+    stated = {name: getattr(config, name, None) for name in _GENERATE}
+    if not config.do_sample and all(value is None for value in stated.values()):
+        return {}
+    return {name: _GENERATE[name] if value is None else value for name, value in stated.items()}
 
 
 def stop_ids_of(model: PreTrainedModel) -> tuple[int, ...]:

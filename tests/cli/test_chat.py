@@ -4,9 +4,11 @@ import io
 import json
 
 import pytest
+from transformers import GenerationConfig
 
-from groundup.cli.chat import Conversation
+from groundup.cli.chat import CHAT_TEMPERATURE, Conversation, sampling_of
 from groundup.cli.main import main
+from groundup.cli.settings import ChatSettings
 from groundup.common.errors import InputError
 from groundup.inference.generation import Sampling, complete, encode_prompt
 from groundup.inference.loading import load_model
@@ -91,6 +93,23 @@ def test_the_oldest_exchanges_leave_a_full_context_and_the_system_stays(talk):
 def test_a_template_that_refuses_is_the_users_error(talk):
     with pytest.raises(InputError, match="refuses this conversation"):
         conversation_ids(talk.tokenizer, [{"role": "nobody", "content": "x"}], 48, 4)
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "expected"),
+    [
+        ({}, {}, {"temperature": 0.7, "top_k": 50, "top_p": 0.95}),
+        ({"do_sample": True, "temperature": 0.2, "top_p": 0.9}, {}, {"temperature": 0.2, "top_k": 50, "top_p": 0.9}),
+        ({"do_sample": True, "top_k": 20}, {}, {"temperature": 1.0, "top_k": 20, "top_p": 1.0}),
+        ({"do_sample": True}, {}, {"temperature": 1.0, "top_k": 50, "top_p": 1.0}),
+        ({"temperature": 0.6}, {"top_p": 0.5}, {"temperature": 0.6, "top_k": 50, "top_p": 0.5}),
+        ({"do_sample": True, "temperature": 0.2}, {"temperature": 0}, {"temperature": 0, "top_k": 50, "top_p": 1.0}),
+    ],
+)
+def test_a_model_is_sampled_as_its_own_settings_say_unless_told_otherwise(own, given, expected, talk, monkeypatch):
+    monkeypatch.setattr(talk.model, "generation_config", GenerationConfig(**own))
+    sampling = sampling_of(ChatSettings(model="m", **given), talk.model, temperature=CHAT_TEMPERATURE)
+    assert {name: getattr(sampling, name) for name in expected} == expected
 
 
 def test_settings_change_on_the_fly_and_keep_their_ranges(talk, capsys):
