@@ -335,7 +335,7 @@ def _limits(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) ->
     for row in metrics["metrics"]:
         if row["name"] in _MEMORISED and not row.get("baseline") and row["value"] is not None:
             text += f" Measured: {title(row)} {shown(row)}."
-    return f"{text} {_HOLDS}"
+    return f"{text} {_HOLDS}" if metrics["metrics"] else text
 
 
 def _samples(metrics: dict[str, Any]) -> str:
