@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -165,7 +166,7 @@ class Conversation:
 _SETTABLE = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
 
 
-def sampling_of(settings: GenerateSettings | ChatSettings, model: PreTrainedModel, **usual: float) -> Sampling:
+def sampling_of(settings: GenerateSettings | ChatSettings, model: PreTrainedModel, **usual: Any) -> Sampling:
     """Return how to sample: as the settings say, else as the model's generation config does, else as usual.
 
     Raises `InputError` for a value outside its range.

@@ -67,7 +67,7 @@ def build_page(players: list[Player]) -> gr.Blocks:
     return page
 
 
-def _sampling_controls(player: Player, tokens: int, **usual: float) -> list[gr.components.Component]:
+def _sampling_controls(player: Player, tokens: int, **usual: Any) -> list[gr.components.Component]:
     """Return the controls for temperature, top-k, top-p, length and seed, in the order of `_sampling`.
 
     They begin where the model's generation config says, else as usual.

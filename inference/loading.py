@@ -196,7 +196,9 @@ def check_place(source: str | Path) -> Path:
     path = user_path(source)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
-            raise InputError(f"{source} is a file for llama.cpp: give the folder of the model that it was made of")
+            raise InputError(
+                f"{source} is a GGUF file: give the folder of the model, or make one of it by groundup import"
+            )
         raise InputError(f"{source} is a file: give the folder of a model, the one with config.json")
     if path.is_dir():
         return path

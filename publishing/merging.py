@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, public_name
 from groundup.common.files import (
@@ -55,16 +53,18 @@ def merge(settings: MergeSettings) -> Path:
         equal = partial(require_same, before, most=_ROUNDING * before.abs().max().item(), say=told.__add__)
         model = fold(adapted)
         equal(logits_of(model, inputs))
+        kind, name, parameters = type(model), model.config.model_type, model.num_parameters()
         with output.filled() as folder:
             save_model(folder, model, tokenizer_of(settings.adapter, settings.base))
-            _describe(folder, model, settings)
-            difference = equal(logits_of(load_network(folder, type(model)), inputs))
-    say(f"a {model.config.model_type} model of {model.num_parameters():,} parameters written to {output.path}")
+            del adapted, model  # no more than one model is in memory
+            _describe(folder, parameters, settings)
+            difference = equal(logits_of(load_network(folder, kind), inputs))
+    say(f"a {name} model of {parameters:,} parameters written to {output.path}")
     say(f"loaded again: logits equal to the adapter's (largest difference {difference:.0e})")
     return output.path
 
 
-def _describe(folder: Path, model: PreTrainedModel, settings: MergeSettings) -> None:
+def _describe(folder: Path, parameters: int, settings: MergeSettings) -> None:
     """Write recipe, log, scores, curve and card: the adapter's own, which made this model, and how it was merged."""
     base = settings.base or adapter_settings(settings.adapter)["base_model_name_or_path"]
     names = {"adapter": public_name(settings.adapter), "base": public_name(base), "out": None}
@@ -77,6 +77,6 @@ def _describe(folder: Path, model: PreTrainedModel, settings: MergeSettings) -> 
             shutil.copyfile(file, folder / name)
     known, weights = file_of(settings.adapter, METRICS_FILE), file_of(settings.adapter, ADAPTER_WEIGHTS)
     metrics = {"metrics": [], "training": {}} | (own_metrics(known.parent, weights) if known else {})
-    training: dict[str, Any] = metrics["training"] | {"parameters": model.num_parameters()}
+    training: dict[str, Any] = metrics["training"] | {"parameters": parameters}
     write_metrics(folder, metrics["metrics"], training, sha256_of(folder / MODEL_WEIGHTS))
     write_card(folder)

@@ -40,7 +40,7 @@ FAULTS = {
     "a file for llama.cpp": (
         "language",
         lambda f: (shutil.rmtree(f), f.with_name("x.gguf").write_bytes(b"GGUF")),
-        "is a file for llama.cpp",
+        "is a GGUF file",
     ),
 }
 DOORS = {
