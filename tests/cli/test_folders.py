@@ -12,6 +12,7 @@ import yaml
 
 import groundup as package
 from groundup.cli.main import main
+from groundup.common.output import claim
 
 RESUMED = {
     "pretrain": ["pretrain", "--data", "{data}", "--smoke"],
@@ -82,6 +83,18 @@ def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_was(verb, data, fo
         assert given(verb, data, foreign, *more) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
         assert contents(foreign) == before
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_beside_a_command_at_work_no_other_verb_touches_its_folder(verb, given, tmp_path, capsys):
+    with claim(tmp_path / "out", "pretrain", "x") as output:
+        (output.path / "work").mkdir()
+        (output.path / "work" / "notes").write_text("half done")
+        before = contents(output.path)
+        for more in [[], ["--resume"]] if verb in RESUMED else [[]]:
+            assert given(verb, "good.csv", output.path, *more) == 2
+            assert len(capsys.readouterr().err.splitlines()) == 1
+            assert contents(output.path) == before
 
 
 @pytest.mark.parametrize("verb", VERBS)
