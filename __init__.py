@@ -24,7 +24,7 @@ _PUBLIC = {
     "merge": "groundup.publishing.merging",
     "import_model": "groundup.publishing.importing",
     "import_gpt2": "groundup.publishing.importing",
-    "export": "groundup.publishing.conversion",
+    "export": "groundup.publishing.exporting",
     "publish": "groundup.hub_upload",
 }
 

@@ -93,7 +93,7 @@ VERBS = {
     ),
     "export": Verb(
         "groundup.publishing.settings:ExportSettings",
-        "groundup.publishing.conversion:export",
+        "groundup.publishing.exporting:export",
         ("checkpoint",),
         "groundup export runs/pretrain-my_texts --to qwen3",
     ),

@@ -21,9 +21,12 @@ def product_files() -> list[Path]:
     return sorted([*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 
 
-def lines() -> int:
-    """Return the lines of all files of the package."""
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in product_files())
+def lines_by_file() -> dict[str, int]:
+    """Return how many lines each file of the package has."""
+    return {
+        path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in product_files()
+    }
 
 
 def modules_by_folder() -> Counter[str]:
@@ -120,7 +123,8 @@ def private_helpers() -> tuple[int, int]:
 def main() -> None:
     """Print every count."""
     once, total = private_helpers()
-    print(f"files {len(product_files())}, lines {lines():,}")
+    lines = lines_by_file()
+    print(f"files {len(lines)}, lines {sum(lines.values()):,}")
     print("modules by folder:", dict(modules_by_folder().most_common()))
     print("circles:", circles() or "none")
     print(f"modules loaded to write text: {loaded_to_write()}")

@@ -12,8 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.modeling.export import assemble, make_twin, spell_for_transformers_4
-from groundup.modeling.gguf_file import gguf_form, write_gguf
+from groundup.modeling.export import assemble, gguf_form, make_twin, spell_for_transformers_4, write_gguf
 from groundup.modeling.stock import obstacles
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe, train_word_level

@@ -32,8 +32,7 @@ from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import verb, write_yaml
 from groundup.inference.loading import is_adapter, load_model, quiet_transformers, stored_dtype
 from groundup.inference.saving import save_model
-from groundup.modeling.export import make_twin, spell_for_transformers_4
-from groundup.modeling.gguf_file import gguf_form, write_gguf
+from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4, write_gguf
 from groundup.publishing.card import describe_twin
 from groundup.publishing.proof import Probed
 from groundup.publishing.settings import ExportSettings, ImportSettings
