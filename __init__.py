@@ -21,10 +21,10 @@ _PUBLIC = {
     "classify": "groundup.training.classification",
     "instruct": "groundup.training.instruction",
     "evaluate": "groundup.evaluation.evaluating",
-    "merge": "groundup.publishing.merging",
+    "merge": "groundup.publishing.conversion",
     "import_model": "groundup.publishing.importing",
     "import_gpt2": "groundup.publishing.importing",
-    "export": "groundup.publishing.exporting",
+    "export": "groundup.publishing.conversion",
     "publish": "groundup.hub_upload",
 }
 

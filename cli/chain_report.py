@@ -11,9 +11,8 @@ from markupsafe import Markup
 from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe
 from groundup.common.console import console, say
 from groundup.common.files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS, atomic_write
-from groundup.evaluation.metrics_json import read_metrics
+from groundup.evaluation.metrics_json import read_metrics, summary_table
 from groundup.evaluation.report import bullets, document, sections, table
-from groundup.evaluation.table import summary_table
 from groundup.inference.folder import WRITERS, auto_class_of, read_json
 from groundup.inference.generation import Sampling, complete
 from groundup.inference.loading import load_writer

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.inference.generation import encode_prompt
 from groundup.inference.loading import context_of, device_of, evaluating, require_known
-from groundup.tokenization.token_bytes import BYTE_OF_LETTER, is_byte_level
+from groundup.tokenization.report import BYTE_OF_LETTER, is_byte_level
 
 LONGEST = 256  # tokens looked at: the attention maps grow with the square
 CANDIDATES = 10  # likeliest next tokens shown at each position

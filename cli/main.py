@@ -79,7 +79,7 @@ VERBS = {
     ),
     "merge": Verb(
         "groundup.publishing.settings:MergeSettings",
-        "groundup.publishing.merging:merge",
+        "groundup.publishing.conversion:merge",
         ("adapter",),
         "groundup merge runs/pretrain-my_texts --out my_model",
     ),
@@ -93,7 +93,7 @@ VERBS = {
     ),
     "export": Verb(
         "groundup.publishing.settings:ExportSettings",
-        "groundup.publishing.exporting:export",
+        "groundup.publishing.conversion:export",
         ("checkpoint",),
         "groundup export runs/pretrain-my_texts --to qwen3",
     ),

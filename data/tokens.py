@@ -30,7 +30,7 @@ from groundup.common.errors import InputError
 from groundup.common.files import atomic_write, replace_folder, sync_file, sync_folder
 from groundup.data.documents import Documents, Piece, blocks
 from groundup.tokenization.folder import fingerprint, plain_backend
-from groundup.tokenization.token_bytes import bytes_lost
+from groundup.tokenization.report import bytes_lost
 from groundup.tokenization.training import PIECE_BYTES
 
 if TYPE_CHECKING:

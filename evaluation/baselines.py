@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from groundup.data.tokens import READ_TOKENS, TokenStream
 from groundup.evaluation.likelihood import LanguageScore, comparable_bytes
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 
 ORDER = 5
 MOST_TOKENS = 2**24  # of the training text; it takes about 50 bytes of memory for each token and order

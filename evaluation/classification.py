@@ -28,7 +28,7 @@ from groundup.common.console import ProgressBar, say
 from groundup.common.errors import InputError
 from groundup.data.encoding import ExampleRows, encode_examples
 from groundup.data.examples import Examples, load_texts
-from groundup.evaluation.table import MAJORITY, SVM
+from groundup.evaluation.metrics_json import MAJORITY, SVM
 from groundup.inference.loading import context_of, device_of, load_model, require_known
 
 UNKNOWN = "(a label that training had not)"

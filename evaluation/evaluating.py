@@ -38,11 +38,10 @@ from groundup.evaluation.language import (
     xz_part,
 )
 from groundup.evaluation.likelihood import Windows
-from groundup.evaluation.metrics_json import read_metrics, write_metrics
+from groundup.evaluation.metrics_json import TRAINED, read_metrics, summary_table, write_metrics
 from groundup.evaluation.parts import VERB, Key, Part, Parts, names_of
 from groundup.evaluation.report import write_page
 from groundup.evaluation.settings import EvaluateSettings
-from groundup.evaluation.table import TRAINED, summary_table
 from groundup.inference.folder import require_next_token
 from groundup.inference.loading import load_model
 from groundup.tokenization.folder import load_tokenizer

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from groundup.data.conversations import Conversation
 from groundup.data.encoding import ConversationRows
 from groundup.evaluation.likelihood import score_batch
+from groundup.evaluation.metrics_json import markdown_table
 from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, ngrams, rouge, units
-from groundup.evaluation.table import markdown_table
 from groundup.inference.loading import context_of, device_of, evaluating
 
 BATCH_TOKENS = 2**13  # scored at once

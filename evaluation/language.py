@@ -38,7 +38,7 @@ from groundup.evaluation.likelihood import (
 )
 from groundup.inference.loading import context_of, device_of, evaluating
 from groundup.tokenization.folder import structure_ids
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 
 MOST_UNITS = 10_000  # units of a bootstrap; more are joined with their neighbours
 FEWEST_DOCUMENTS = 20  # for an interval by document; a text of fewer is cut into blocks

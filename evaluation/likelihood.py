@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from groundup.data.tokens import READ_TOKENS, TokenStream
 from groundup.data.windows import IGNORED, Masking, SlidingWindow
 from groundup.inference.loading import device_of, evaluating, plain_head, require_known
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 
 
 @dataclass(frozen=True)

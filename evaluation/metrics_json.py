@@ -1,12 +1,16 @@
-"""Write and read metrics.json: what was measured, of which weights, with which packages."""
+"""Write and read metrics.json, and turn its rows into the table that a person reads in terminal, page and card."""
 
 import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
+from rich.text import Text
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
@@ -80,3 +84,257 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value if _is_finite(value) else None
+
+
+_TITLES = {
+    "f1_macro": "macro F1",
+    "mcc": "MCC",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "bits_per_byte": "bits per byte",
+    "loss": "loss (nats per token)",
+    "token_accuracy": "next-token accuracy",
+    "answer_loss": "loss on answer tokens (nats per token)",
+    "repetition": "repeated 4-grams (rep-4)",
+    "repeated_4grams": "repeated 4-grams (rep-4)",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "words": "mean length (words)",
+    "copied": "copied verbatim from training",
+    "continued_word_for_word": "training text continued verbatim",
+    "stopped": "EOS rate",
+    "tokens_against_english": "tokens relative to English",
+    "unknown_rate": "unknown-token rate",
+}
+MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"  # the baselines of a classifier
+TRAINED = "training"  # the split of a text that the model was trained on
+BETTER_WHEN_SMALLER = ("bits_per_byte", "loss", "perplexity", "word_perplexity", "byte_perplexity")
+MOST_COLUMNS = 3  # baselines with a column of their own
+FEW = 8  # generated texts, below which a share says little; the default of `evaluate`
+BESIDE = "\u00a0\u00a0"  # begins a line that belongs to the number above; HTML keeps these spaces
+_SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown as percentages
+
+
+def summary_table(metrics: dict[str, Any]) -> Table:
+    """Return what was measured as a table for the terminal, baselines and differences beside the model.
+
+    Curves and the tokenizer's costs are left to `report.html`; why a number is missing stands below.
+    """
+    rows = [*section(metrics["metrics"], "results"), *section(metrics["metrics"], "comparison")]
+    header, lines = result_lines(rows)
+    below = [*notes(rows), *family_notes(section(metrics["metrics"], "families"))]
+    below += [*(f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items())]
+    caption = Text("\n".join(below), "table.caption") if below else None
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption)
+    table.caption_justify = "left"
+    for column, name in enumerate(header):
+        table.add_column(name, justify="right" if column > 1 else "left", overflow="fold")
+    for line in lines:
+        cells = [Text(cell, "bold" if column == 2 else "") for column, cell in enumerate(line)]
+        table.add_row(*cells, style="dim" if line[0].startswith(BESIDE) else "")
+    return table
+
+
+def section(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the rows of one section: "results", "comparison", "families", "positions" or "tokenizer"."""
+    marks = {"against": "comparison", "family": "families", "positions": "positions"}
+
+    def section_of(row: dict[str, Any]) -> str:
+        usual = "tokenizer" if row["split"] == "tokenizer" else "results"
+        return next((found for mark, found in marks.items() if row.get(mark)), usual)
+
+    return [row for row in rows if section_of(row) == name]
+
+
+def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return a header, and for each number a line with its name, what it was measured on, and its value.
+
+    A model's baselines have columns of their own. Where there are many of them, or several models, each model has a
+    column, and each baseline and difference has a line below the number, which begins with `BESIDE`.
+    """
+    baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
+    models = list(dict.fromkeys(row["model"] for row in rows if row.get("model")))
+    if models or len(baselines) > MOST_COLUMNS:
+        return ["", "on", *(models or ["this model"])], _lines_below(rows, models or [None], baselines)
+    values = {(*_key(row), row.get("baseline")): row for row in rows}
+    lines = [
+        [title(row), _on(row), *(shown(values.get((*_key(row), name))) for name in (None, *baselines))]
+        for row in rows
+        if not row.get("baseline")
+    ]
+    return ["", "on", "this model", *baselines], lines
+
+
+def _lines_below(rows: Sequence[dict[str, Any]], models: Sequence[str | None], baselines: list[str]) -> list[list[str]]:
+    """Return the lines of `result_lines` with a column a model; what was measured on is said where it changes."""
+    values = {(*_key(row), row.get("baseline"), row.get("model")): row for row in rows}
+    model_rows = {_key(row): row for row in reversed(rows) if not row.get("baseline") and not row.get("against")}
+    lines, before = [], ""
+    for key in dict.fromkeys(_key(row) for row in rows):
+        if (row := model_rows.get(key)) is None:
+            continue
+        on = _on(row)
+        lines.append([title(row), on if on != before else "", *_cells(values, key, None, models)])
+        before = on
+        compared = (f"{key[0]}_difference", *key[1:])
+        if any((*compared, None, name) in values for name in models):
+            cells = _cells(values, compared, None, models)
+            lines.append([BESIDE + "difference", "", *cells])
+        for baseline in baselines:
+            if any((*key, baseline, name) in values for name in models):
+                lines.append([BESIDE + baseline, "", *_cells(values, key, baseline, models)])
+    return lines
+
+
+def _cells(values: dict[Any, Any], key: Any, baseline: str | None, models: Sequence[str | None]) -> list[str]:
+    rows = [values.get((*key, baseline, name)) for name in models]
+    return [f"{shown(row)}: {verdict(row)}" if row and row.get("against") else shown(row) for row in rows]
+
+
+_KEY = ("name", "label", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a number has in common with the same number of a baseline or of another model."""
+    return tuple(row.get(name) for name in _KEY)
+
+
+def _on(row: dict[str, Any]) -> str:
+    """Return what a number was measured on, and how where that is not as usual."""
+    parts = [row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {split_title(row['split'])}"]
+    parts += [f"({row['windows']})"] if row.get("windows") else []
+    parts += [f"({row['filter']})"] if row.get("filter") else []
+    if row.get("num_fewshot") is not None:
+        parts.append(f"({row['num_fewshot']} examples)")
+    return " ".join(parts)
+
+
+def notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return why numbers are missing, each reason once; on how few texts; whether a model beats its baselines."""
+    said = dict.fromkeys(f"{title(row)}: {row['note']}" for row in rows if row.get("note"))
+    written = min((row["count"] for row in rows if row["name"] == "stopped" and row.get("count")), default=FEW)
+    few = f"generated text was measured on {written} text{'s' * (written > 1)} only" if written < FEW else None
+    return [*said, *filter(None, [few, worth(rows)])]
+
+
+def family_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return a header, and for each family of tasks a line with all that was measured on it."""
+    names = {row["name"]: title(row) for row in rows}
+    groups = dict.fromkeys((row["family"], row["split"]) for row in rows)
+    values = {(row["family"], row["split"], row["name"]): row for row in rows}
+    lines = [
+        [group[0], split_title(group[1]), *(shown(values.get((*group, name))) for name in names)] for group in groups
+    ]
+    return ["", "on", *names.values()], lines
+
+
+def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return exact match by family, a line for each split."""
+    splits: dict[str, list[str]] = {}
+    for row in rows:
+        if row["name"] == "exact_match":
+            splits.setdefault(row["split"], []).append(f"{row['family']} {shown(row)}")
+    return [f"exact match by family, {split_title(split)}: {', '.join(said)}" for split, said in splits.items()]
+
+
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]], right_from: int = 99) -> str:
+    """Return a table in Markdown; columns from number `right_from` on are aligned to the right."""
+    marks = ["---:" if column >= right_from else "---" for column in range(len(header))]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, marks, *lines))
+
+
+def split_title(split: str) -> str:
+    """Return the name that people read for a `split`."""
+    return re.sub(r"(\w+) without (?:overlap|them)", r"deduplicated \1 set", split)
+
+
+def title(row: dict[str, Any]) -> str:
+    """Return the name that people read for a measure."""
+    name: str = row["name"]
+    return f"F1 of {row['label']}" if "label" in row else _TITLES.get(name, name.replace("_", " "))
+
+
+def shown(row: dict[str, Any] | None) -> str:
+    """Return a number as a person reads it: with its interval or standard deviation if it has one, a dash for none."""
+    if row is None or row["value"] is None:
+        return "–"
+
+    def text(value: float) -> str:
+        if any(word in row["name"] for word in _SHARES):
+            return f"{value:.1%}"
+        if row["name"] == "words":
+            return f"{value:.1f}"
+        if abs(value) >= 1e7:
+            return f"{value:.3g}"
+        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+    if row.get("std") is not None:
+        return f"{text(row['value'])} ± {text(row['std'])}"
+    if row.get("low") is None:
+        return text(row["value"])
+    return f"{text(row['value'])} ({text(row['low'])} to {text(row['high'])})"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In plain words: differences between models, and whether a model was worth it
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """Return in plain words what a row of a comparison shows; it follows from the row's numbers alone."""
+    if row["value"] is None:
+        return "not comparable"
+    if row.get("low") is None:  # the text is too short for an interval
+        return "no difference shown"
+    if row["low"] <= 0 <= row["high"]:
+        return "no difference shown"
+    measure = row["name"].removesuffix("_difference")
+    better = (row["value"] < 0) == (measure in BETTER_WHEN_SMALLER)
+    where = ", on training text" if row.get("split") == TRAINED else ""
+    return f"{'better' if better else 'worse'} than {row['against']}{where}"
+
+
+def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a sentence on whether a model was worth it: its score beside the best baseline's on the same text or rows.
+
+    For a classifier that is its accuracy beside the SVM's; for a language model its bits per byte, if a baseline needs
+    fewer. None where there is nothing to say, or several models were measured.
+    """
+    return _worth_of_a_classifier(rows) or _worth_of_a_language_model(rows)
+
+
+def _worth_of_a_classifier(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    first, rivals = _beside("accuracy", rows)
+    if first is None or SVM not in {row["baseline"] for row in rivals}:
+        return None
+    best = max(rivals, key=lambda row: row["value"])
+    points = 100 * (first["value"] - best["value"])
+    if points > 0:
+        return f"accuracy {first['value']:.2%}: {points:.2f} points above {best['baseline']} ({best['value']:.2%})"
+    what = "no better than" if points == 0 else f"{-points:.2f} points below"
+    return (
+        f"accuracy {first['value']:.2%}: {what} {best['baseline']} ({best['value']:.2%}). This model does not beat the "
+        "baseline: use the baseline, or give it more --minutes, more rows or a pretrained --model"
+    )
+
+
+def _worth_of_a_language_model(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    first, rivals = _beside("bits_per_byte", rows)
+    if first is None or first["value"] is None or not rivals:
+        return None
+    best = min(rivals, key=lambda row: row["value"])
+    if first["value"] < best["value"]:
+        return None
+    return (
+        f"bits per byte {first['value']:.3f}: no better than {best['baseline']} ({best['value']:.3f}). This model does "
+        "not beat the baseline: give it more --minutes or more text"
+    )
+
+
+def _beside(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
+    """Return the first score of that name, where only one model has it, and the baselines' on the same text or rows."""
+    own = [row for row in rows if row["name"] == name and not row.get("baseline")]
+    if not own or len({row.get("model") for row in own}) > 1:
+        return None, []
+    same = ("name", "dataset", "split")
+    rivals = [row for row in rows if row.get("baseline") and all(row.get(key) == own[0].get(key) for key in same)]
+    return own[0], [row for row in rivals if row["value"] is not None]

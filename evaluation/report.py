@@ -17,8 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from groundup.common.files import PAGE_FILE, atomic_write
-from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.table import BESIDE, family_lines, notes, result_lines, section, shown, title
+from groundup.evaluation.metrics_json import (
+    BESIDE,
+    family_lines,
+    notes,
+    read_metrics,
+    result_lines,
+    section,
+    shown,
+    title,
+)
 
 _COLOURS = ("#2171b5", "#d94801", "#238b45", "#6a51a3", "#636363")
 

@@ -31,8 +31,18 @@ from groundup.common.files import (
     sha256_of,
 )
 from groundup.common.settings import read_yaml, write_yaml
-from groundup.evaluation.metrics_json import own_metrics, read_metrics, write_metrics
-from groundup.evaluation.table import family_lines, markdown_table, notes, result_lines, section, shown, title
+from groundup.evaluation.metrics_json import (
+    family_lines,
+    markdown_table,
+    notes,
+    own_metrics,
+    read_metrics,
+    result_lines,
+    section,
+    shown,
+    title,
+    write_metrics,
+)
 from groundup.inference.folder import auto_class_of, overrides_of, read_json
 
 _CODE = Template(

@@ -34,7 +34,7 @@ from groundup.modeling.export import assemble
 from groundup.modeling.stock import from_stock, full_names, groundup_config
 from groundup.modeling.weights_files import find_weights, read_weights, weights_files
 from groundup.publishing.card import write_card
-from groundup.publishing.exporting import has_gguf, last_line, public_recipe, take_over
+from groundup.publishing.conversion import has_gguf, last_line, public_recipe, take_over
 from groundup.publishing.proof import Probed
 from groundup.publishing.settings import ImportSettings
 from groundup.tokenization.folder import fingerprint, load_tokenizer, without_length

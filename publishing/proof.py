@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from groundup.publishing.card import code_on_card
 from groundup.tokenization.folder import load_tokenizer
 
 _PROBE_TOKENS = 64
-_ROUNDING = 1e-5  # of the largest logit: twins agree to the last bit where matrix products are laid out alike
+ROUNDING = 1e-5  # of the largest logit: twins agree to the last bit where matrix products are laid out alike
 TOLERANCE = 1e-4  # between logits: the same fp32 arithmetic in two processes
 PROBE = "The quick brown fox (aged 12½) says: »naïve façade« 你好 🙂\n\tand\u00a0goes on  twice.\n"
 
@@ -82,8 +81,9 @@ def _compare(folder: Path, model: Any, tokenizer: Any, question: dict[str, Any])
     answer = _ask_a_clean_process(folder, question)
     ids = torch.tensor([question["ids"]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    told = f"{folder} gives other logits without this package, by {{}}: do not publish it"
-    difference = require_same(logits_of(model, inputs), answer["logits"], TOLERANCE, told.format)
+    difference = (logits_of(model, inputs) - answer["logits"]).abs().max().item()
+    if not difference <= TOLERANCE:
+        raise InputError(f"{folder} gives other logits without this package, by {difference:.2g}: do not publish it")
     if not question["new_tokens"]:
         return Proof(difference, "")
     written = model.generate(
@@ -97,13 +97,6 @@ def _compare(folder: Path, model: Any, tokenizer: Any, question: dict[str, Any])
         raise InputError(f"{folder} writes other text without this package: do not publish it")
     new = written[0] if question["is_encoder_decoder"] else written[0, ids.shape[1] :]
     return Proof(difference, str(tokenizer.decode(new, skip_special_tokens=True)))
-
-
-def probe_of(model: Any) -> dict[str, torch.Tensor]:
-    """Return a fixed row of ids (1, T) that a model can read, as the input of its forward pass."""
-    length = min(_PROBE_TOKENS, context_of(model))
-    chance = torch.Generator().manual_seed(0)
-    return {"input_ids": torch.randint(model.config.vocab_size, (1, length), generator=chance)}
 
 
 @torch.no_grad()
@@ -123,17 +116,6 @@ def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return output["logits"] if "logits" in output else output[0]
 
 
-def require_same(ours: torch.Tensor, theirs: torch.Tensor, most: float, say: Callable[[str], str]) -> float:
-    """Return the largest difference between two tensors of logits.
-
-    Raises `InputError` where it is above `most`; `say` makes the message of the difference.
-    """
-    difference = (ours - theirs).abs().max().item()
-    if not difference <= most:
-        raise InputError(say(f"{difference:.2g}"))
-    return difference
-
-
 @dataclass(frozen=True)
 class Probed:
     """Hold what a model gave for a fixed row of ids, so that it need not stay in memory until another is compared."""
@@ -143,18 +125,20 @@ class Probed:
 
     @classmethod
     def of(cls, model: Any) -> "Probed":
-        """Return what a model gives."""
-        inputs = probe_of(model)
+        """Return what a model gives for ids that do not change."""
+        length, chance = min(_PROBE_TOKENS, context_of(model)), torch.Generator().manual_seed(0)
+        inputs = {"input_ids": torch.randint(model.config.vocab_size, (1, length), generator=chance)}
         return cls(inputs, logits_of(model, inputs))
 
-    def require_same(self, model: Any, failed: str) -> float:
+    def require_same(self, model: Any, failed: str, rounding: float = ROUNDING) -> float:
         """Return the largest difference from the logits of `model`.
 
-        Raises `InputError`, which begins with `failed`, where it is more than rounding.
+        Raises `InputError`, which begins with `failed`, where it is more than `rounding` of the largest logit.
         """
-        most = _ROUNDING * self.logits.abs().max().item()
-        told = f"{failed}: what was written gives other logits, by "
-        return require_same(self.logits, logits_of(model, self.inputs), most, lambda by: f"{told}{by}, and is not kept")
+        difference = (self.logits - logits_of(model, self.inputs)).abs().max().item()
+        if not difference <= rounding * self.logits.abs().max().item():
+            raise InputError(f"{failed}: the result gives other logits, by {difference:.2g}, and is not kept")
+        return difference
 
 
 def _load(folder: Path, auto_class: str) -> Any:

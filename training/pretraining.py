@@ -20,7 +20,7 @@ from groundup.data.windows import IGNORED, BatchOrder, Masking, PackedRows, Slid
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
 from groundup.evaluation.likelihood import LanguageScore, language_rows, score_masked, score_stream
 from groundup.tokenization.folder import structure_ids
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 from groundup.training.checkpoint import Position
 from groundup.training.loop import SAVES, Batch, Batches, Budget
 from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss

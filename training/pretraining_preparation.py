@@ -34,7 +34,7 @@ from groundup.tokenization.folder import (
     structure_ids,
     without_length,
 )
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
 from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder

@@ -14,8 +14,7 @@ from groundup.common.processes import agreed, processes
 from groundup.common.settings import Deadline, public_settings, read_yaml, write_yaml
 from groundup.data.sources import short_name
 from groundup.evaluation.classification import PREDICTIONS_FILE, label_texts, mean_rows
-from groundup.evaluation.metrics_json import read_metrics, write_metrics
-from groundup.evaluation.table import summary_table
+from groundup.evaluation.metrics_json import read_metrics, summary_table, write_metrics
 from groundup.publishing.card import write_card
 from groundup.training.classification_preparation import PATHS
 from groundup.training.run import finished_folder

@@ -25,8 +25,7 @@ from groundup.common.errors import InputError
 from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes, set_random_state
 from groundup.common.settings import Deadline
-from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.table import summary_table
+from groundup.evaluation.metrics_json import read_metrics, summary_table
 from groundup.publishing.settings import PushOptions
 from groundup.training.checkpoint import (
     Position,

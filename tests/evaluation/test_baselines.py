@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from groundup.data.tokens import TokenStream
 from groundup.evaluation.baselines import KneserNey, ngram_score, unigram_score
 from groundup.tokenization.folder import structure_ids
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 
 
 @settings(deadline=None, max_examples=50)

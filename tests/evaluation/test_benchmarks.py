@@ -13,7 +13,7 @@ from groundup.evaluation.language import TokenScores
 from groundup.evaluation.likelihood import document_ends, each_document_alone
 from groundup.inference.loading import context_of
 from groundup.tokenization.folder import save_tokenizer, structure_ids
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from groundup.evaluation.classification import (
     scores,
     write_mistakes,
 )
+from groundup.evaluation.metrics_json import notes, result_lines, shown, worth
 from groundup.evaluation.report import plot_curve, sections
-from groundup.evaluation.table import notes, result_lines, shown, worth
 from groundup.modeling import GroundupConfig, GroundupForSequenceClassification
 from groundup.tokenization.folder import save_tokenizer
 

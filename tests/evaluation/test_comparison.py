@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from groundup.evaluation.comparison import UnitSums, compare_language, compare_tasks
-from groundup.evaluation.table import verdict
+from groundup.evaluation.metrics_json import verdict
 
 
 def units(nats, bytes_=None):

@@ -16,7 +16,7 @@ from groundup.evaluation.instruction import (
     score_answers,
     write_answers,
 )
-from groundup.evaluation.table import family_lines, family_notes, section
+from groundup.evaluation.metrics_json import family_lines, family_notes, section
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForConditionalGeneration
 from groundup.tokenization.training import train_bpe
 

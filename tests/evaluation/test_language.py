@@ -12,10 +12,10 @@ from groundup.data.tokens import TokenStream
 from groundup.evaluation.comparison import compare_language, draws, interval, language_draws, mean_interval
 from groundup.evaluation.language import TokenScores, check_causal
 from groundup.evaluation.likelihood import disjoint, document_ends, each_document_alone, score_stream, strided
-from groundup.evaluation.table import verdict
+from groundup.evaluation.metrics_json import verdict
 from groundup.inference.loading import context_of
 from groundup.tokenization.folder import structure_ids
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
 
 CONTEXT = 32

@@ -12,8 +12,8 @@ from groundup.data.examples import Examples
 from groundup.evaluation.classification import baselines
 from groundup.evaluation.generated_text import quality
 from groundup.evaluation.instruction import Answer, repetition, score_answers
+from groundup.evaluation.metrics_json import SVM
 from groundup.evaluation.standard_metrics import WordTokenizer, load_metric, units
-from groundup.evaluation.table import SVM
 
 SCRIPTS = {
     "Chinese": "今天天气很好，我们去公园散步。",

@@ -7,9 +7,8 @@ from rich.console import Console
 
 from groundup.common.settings import write_yaml
 from groundup.evaluation.likelihood import LanguageScore, language_rows
-from groundup.evaluation.metrics_json import read_metrics, write_metrics
+from groundup.evaluation.metrics_json import read_metrics, summary_table, write_metrics
 from groundup.evaluation.report import page, write_page
-from groundup.evaluation.table import summary_table
 from groundup.publishing.card import write_card
 
 

@@ -26,7 +26,7 @@ from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
 from groundup.evaluation.likelihood import LanguageScore, comparable_bytes, language_rows, score_stream
 from groundup.inference.loading import context_of, plain_head
 from groundup.tokenization.folder import structure_ids
-from groundup.tokenization.token_bytes import TokenBytes
+from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_word_level
 
 MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")

@@ -10,9 +10,8 @@ from rich.console import Console
 
 from groundup.common.errors import InputError
 from groundup.evaluation.likelihood import LanguageScore, language_rows
-from groundup.evaluation.metrics_json import read_metrics, write_metrics
+from groundup.evaluation.metrics_json import notes, read_metrics, summary_table, write_metrics
 from groundup.evaluation.report import plot_curve, read_log
-from groundup.evaluation.table import notes, summary_table
 
 TRAINING = {"seconds": 61.5, "tokens": 1_234_567, "parameters": 2_560_000, "device": "cpu"}
 

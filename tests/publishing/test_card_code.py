@@ -15,7 +15,7 @@ from groundup.inference.loading import load_adapter, load_model, load_network
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing.card import code_on_card, write_card
-from groundup.publishing.exporting import export
+from groundup.publishing.conversion import export
 from groundup.publishing.proof import prove
 from groundup.tokenization.training import train_bpe
 from groundup.training.lora import add_lora

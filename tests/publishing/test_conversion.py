@@ -26,8 +26,8 @@ from groundup.common.settings import read_yaml
 from groundup.inference.loading import load_model
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.publishing import exporting, importing
-from groundup.publishing.exporting import export
+from groundup.publishing import conversion, importing
+from groundup.publishing.conversion import export
 from groundup.publishing.importing import import_model
 from groundup.publishing.proof import prove
 from groundup.tokenization.training import train_bpe
@@ -631,8 +631,8 @@ def test_a_folder_in_the_way_of_a_gguf_file_is_left_and_a_twin_is_no_file(bpe, s
 
 
 def test_a_twin_that_computes_something_else_is_no_file_either(bpe, source, tmp_path, monkeypatch):
-    make_twin = exporting.make_twin
-    monkeypatch.setattr(exporting, "make_twin", lambda *arguments: perturbed(make_twin(*arguments)))
+    make_twin = conversion.make_twin
+    monkeypatch.setattr(conversion, "make_twin", lambda *arguments: perturbed(make_twin(*arguments)))
     with pytest.raises(InputError, match=r"gives other logits, by .* and is not kept"):
         export(checkpoint=str(checkpoint(source, bpe)), to="gguf", out=str(tmp_path / "x.gguf"))
     assert list(tmp_path.iterdir()) == [source]
@@ -681,8 +681,8 @@ def test_a_twin_that_computes_something_else_is_not_kept(to, bpe, source, out, m
     def broken(*arguments):
         return perturbed(make_twin(*arguments))
 
-    make_twin = exporting.make_twin
-    monkeypatch.setattr(exporting, "make_twin", broken)
+    make_twin = conversion.make_twin
+    monkeypatch.setattr(conversion, "make_twin", broken)
     with pytest.raises(InputError, match=r"gives other logits, by .* and is not kept"):
         export(checkpoint=str(checkpoint(source, bpe)), to=to, out=str(out))
     assert list(out.parent.iterdir()) == [source]
@@ -694,7 +694,7 @@ def test_a_stock_model_is_nothing_to_export(peer, vocabulary, source, out):
 
 
 def test_gguf_without_its_package_says_how_to_get_it(bpe, source, out, monkeypatch):
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(conversion.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'groundup\[gguf\]'"):
         export(checkpoint=str(source), to="gguf", out=str(out))
 

@@ -23,8 +23,8 @@ from groundup.common.errors import InputError
 from groundup.common.options import StockForm
 from groundup.modeling import GroundupForCausalLM
 from groundup.modeling.architectures import ARCHITECTURES
-from groundup.publishing import exporting
-from groundup.publishing.exporting import export
+from groundup.publishing import conversion
+from groundup.publishing.conversion import export
 from groundup.publishing.importing import import_gpt2, import_model
 
 TEXTS = ["The cat sat on the mat. The dog sat on the log, and it's the frog's bog.\n" * 3, "Zażółć — naïveté 你好 🙂\n"]
@@ -272,7 +272,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_left(fault, message, t
 
 def test_a_gguf_file_without_its_package_says_how_to_get_it(source, out, monkeypatch):
     (source / "model.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(conversion.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'groundup\[gguf\]'"):
         import_model(source=source, out=out)
 

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from groundup.common.errors import InputError
 from groundup.inference.loading import load_adapter, load_model, load_writer
-from groundup.publishing.exporting import export
-from groundup.publishing.merging import merge
+from groundup.publishing.conversion import export, merge
 
 
 def cut(path):

@@ -11,7 +11,7 @@ from groundup.data.tokens import write_shards
 from groundup.evaluation.baselines import unigram_score
 from groundup.evaluation.likelihood import comparable_bytes
 from groundup.tokenization.folder import structure_ids
-from groundup.tokenization.token_bytes import TokenBytes, bytes_lost, is_byte_level
+from groundup.tokenization.report import TokenBytes, bytes_lost, is_byte_level
 from groundup.tokenization.training import train_bpe, train_word_level
 
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,6 +1,6 @@
-"""The verb `export`: a checkpoint of ours becomes a stock model, which needs no code of ours.
+"""The verbs `export` and `merge`: a checkpoint becomes a stock model, an adapter and its base become one checkpoint.
 
-It is exact: what was written is loaded again, without code of ours, and must give the same logits.
+Both are exact: what was written is loaded again, an export without code of ours, and must give the same logits.
 """
 
 import contextlib
@@ -20,22 +20,37 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, public_name, user_path
 from groundup.common.files import (
+    ADAPTER_WEIGHTS,
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
+    CURVE_FILE,
     GGUF_WEIGHTS,
+    LOG_FILE,
+    METRICS_FILE,
+    MODEL_WEIGHTS,
     RECIPE_FILE,
     TOKENIZER_FILE,
+    sha256_of,
     sync_file,
     sync_folder,
 )
 from groundup.common.output import OutputFolder, claim, given_folder
-from groundup.common.settings import verb, write_yaml
-from groundup.inference.loading import is_adapter, load_model, quiet_transformers, stored_dtype
+from groundup.common.settings import read_yaml, verb, write_yaml
+from groundup.evaluation.metrics_json import own_metrics, write_metrics
+from groundup.inference.folder import adapter_settings, file_of, fold, tokenizer_of
+from groundup.inference.loading import (
+    is_adapter,
+    load_adapter,
+    load_model,
+    load_network,
+    quiet_transformers,
+    stored_dtype,
+)
 from groundup.inference.saving import save_model
 from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4, write_gguf
-from groundup.publishing.card import describe_twin
+from groundup.publishing.card import describe_twin, write_card
 from groundup.publishing.proof import Probed
-from groundup.publishing.settings import ExportSettings, ImportSettings
+from groundup.publishing.settings import ExportSettings, ImportSettings, MergeSettings
 from groundup.tokenization.folder import fingerprint
 
 
@@ -182,3 +197,52 @@ def last_line(error: Exception) -> str:
     """Return the last line of a message: transformers and huggingface_hub say there what is wrong."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip().removeprefix("ValueError: ") if lines else type(error).__name__
+
+
+_ROUNDING = 1e-4  # of the largest logit: each weight is rounded once more than with the adapter beside it
+
+
+@verb(MergeSettings)
+def merge(settings: MergeSettings) -> Path:
+    """Fold an adapter into its base, write the model into a new folder and return that.
+
+    Takes a `MergeSettings` or its fields by keyword. Raises `InputError` for an adapter or a base that is missing, for
+    two that do not belong together, and where the merged model would give other logits. The weights are stored in fp32,
+    whatever the base's are: rounded to bf16 the sum would lose most of what the adapter says.
+    """
+    console.quiet = settings.quiet
+    if not settings.adapter:
+        raise InputError("merge needs an adapter: groundup merge FOLDER")
+    with claim(settings.out, "merge", public_name(settings.adapter)) as output:
+        adapted = load_adapter(settings.adapter, base=settings.base, trust_remote_code=settings.trust_remote_code)
+        adapted.float().cpu()
+        probed, failed = Probed.of(adapted), f"{settings.adapter} cannot be merged into its base"
+        model = fold(adapted)
+        probed.require_same(model, failed, _ROUNDING)
+        kind, name, parameters = type(model), model.config.model_type, model.num_parameters()
+        with output.filled() as folder:
+            save_model(folder, model, tokenizer_of(settings.adapter, settings.base))
+            del adapted, model  # no more than one model is in memory
+            _describe(folder, parameters, settings)
+            difference = probed.require_same(load_network(folder, kind), failed, _ROUNDING)
+    say(f"a {name} model of {parameters:,} parameters written to {output.path}")
+    say(f"loaded again: logits equal to the adapter's (largest difference {difference:.0e})")
+    return output.path
+
+
+def _describe(folder: Path, parameters: int, settings: MergeSettings) -> None:
+    """Write recipe, log, scores, curve and card: the adapter's own, which made this model, and how it was merged."""
+    base = settings.base or adapter_settings(settings.adapter)["base_model_name_or_path"]
+    names = {"adapter": public_name(settings.adapter), "base": public_name(base), "out": None}
+    merged = dataclasses.asdict(settings) | names
+    recipe = file_of(settings.adapter, RECIPE_FILE)
+    own = read_yaml(recipe) if recipe else {"name": names["adapter"]}
+    write_yaml(folder / RECIPE_FILE, {"verb": "merge"} | own | {"merged": merged})
+    for name in (LOG_FILE, CURVE_FILE):
+        if file := file_of(settings.adapter, name):
+            shutil.copyfile(file, folder / name)
+    known, weights = file_of(settings.adapter, METRICS_FILE), file_of(settings.adapter, ADAPTER_WEIGHTS)
+    metrics = {"metrics": [], "training": {}} | (own_metrics(known.parent, weights) if known else {})
+    training: dict[str, Any] = metrics["training"] | {"parameters": parameters}
+    write_metrics(folder, metrics["metrics"], training, sha256_of(folder / MODEL_WEIGHTS))
+    write_card(folder)
