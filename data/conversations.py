@@ -116,16 +116,8 @@ class Form:
     @property
     def read(self) -> dict[str, str]:
         """Return the column of each thing that is read."""
-        parts = {
-            "system": self.system,
-            "history": self.history,
-            "messages": self.conversation,
-            "question": self.asked,
-            "input": self.given,
-            "answer": self.answered,
-            "family": self.family,
-            "wanted": self.wanted,
-        }
+        parts = {"system": self.system, "history": self.history, "messages": self.conversation, "question": self.asked}
+        parts |= {"input": self.given, "answer": self.answered, "family": self.family, "wanted": self.wanted}
         own = {what: column for what, column in parts.items() if column is not None}
         return (self.pair.read if self.pair is not None and self.pair_is_used else {}) | own
 
@@ -203,11 +195,9 @@ class Form:
 
 def _is_conversation(cell: Cell) -> bool:
     """Return whether a cell is a list of messages, not one of parts of a text."""
-    return (
-        isinstance(cell, list)
-        and bool(cell)
-        and all(isinstance(item, dict) and any(item.get(key) is not None for key in ROLE_KEYS) for item in cell)
-    )
+    if not isinstance(cell, list) or not cell:
+        return False
+    return all(isinstance(item, dict) and any(item.get(key) is not None for key in ROLE_KEYS) for item in cell)
 
 
 def _decoded(cell: Any, column: str, of: str = "role and content") -> list[Any] | None:

@@ -7,7 +7,7 @@ HOUSE = runpy.run_path(str(Path(__file__).with_name("house.py")))
 LARGEST_FOLDER = 18
 LONGEST_FILE = 400  # lines
 LONG = {"modeling/modeling_groundup.py": 940, "training/run.py": 460}  # the network travels as one file
-MOST_FILES = 114  # fewer with every fold
+MOST_FILES = 111  # fewer with every fold
 NOT_YET = {"training": 19}  # fewer with every fold; none may grow
 
 
