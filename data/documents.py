@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 2**20  # of a document looked at at once
 
+X = TypeVar("X")
 _NO_SPACE = re.compile(rb"[^\t\n\f\r ]")  # what RE2, which Arrow uses, calls \S
 
 
@@ -204,6 +205,19 @@ class Documents:
 def blocks(content: Content) -> Iterator[bytes | memoryview]:
     """Yield a document's bytes, at most `BLOCK_BYTES` of them at a time."""
     return (content[start : start + BLOCK_BYTES] for start in range(0, len(content), BLOCK_BYTES))
+
+
+def batches(items: Iterable[X], size_of: Callable[[X], int], enough: int) -> Iterator[list[X]]:
+    """Yield the items in lists, each ended as soon as the sizes of its items add up to `enough`."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= enough:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def stretch(content: Content, start: int, stop: int) -> Content:

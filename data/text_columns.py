@@ -19,7 +19,7 @@ import pyarrow as pa
 from groundup.common.console import say
 from groundup.common.errors import InputError, listed
 from groundup.common.files import atomic_folder
-from groundup.data.documents import Rows
+from groundup.data.documents import Rows, batches
 from groundup.data.json_rows import Cell, decode_json, kind_of_cell, written
 from groundup.data.tables import (
     ArrowTable,
@@ -209,7 +209,7 @@ def _stored(table: Table, column: str, read: Callable[[Cell], str | None]) -> tu
         with quiet_datasets(), atomic_folder(folder) as temporary:
             unread: set[str] = set()
             with pa.OSFile(str(temporary / "texts.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                for batch in _batches(_texts(table, column, read, unread)):
+                for batch in batches(_texts(table, column, read, unread), len, _BATCH_BYTES):
                     writer.write_batch(pa.record_batch([pa.array(batch, pa.large_string())], schema))
             (temporary / "keys_not_read.json").write_text(json.dumps(sorted(unread)), encoding="utf-8")
     unread_keys = json.loads((folder / "keys_not_read.json").read_text(encoding="utf-8"))
@@ -227,16 +227,3 @@ def _texts(table: Table, column: str, read: Callable[[Cell], str | None], unread
             unread |= _keys_not_read(row[column])
         if text and not text.isspace():
             yield text
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Yield lists of texts of some megabytes each; the last may be empty."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    yield batch

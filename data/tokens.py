@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.common.files import atomic_write, replace_folder, sync_file, sync_folder
-from groundup.data.documents import Documents, Piece, blocks
+from groundup.data.documents import Documents, Piece, batches, blocks
 from groundup.tokenization.folder import fingerprint, plain_backend
 from groundup.tokenization.report import bytes_lost
 from groundup.tokenization.training import PIECE_BYTES
@@ -174,7 +174,7 @@ def _encode(
 
     pieces = itertools.islice(documents.pieces(), first, None)
     ids = [end_of_text] if first == 0 else []
-    for batch, encodings in _one_ahead(encode, _batches(pieces)):
+    for batch, encodings in _one_ahead(encode, batches(pieces, lambda piece: piece.bytes, BATCH_BYTES)):
         for encoding, piece in zip(encodings, batch):
             ids.extend(encoding.ids)
             if piece.ends:
@@ -196,19 +196,6 @@ def _one_ahead(function: Callable[[X], Y], items: Iterable[X]) -> Iterator[Y]:
             pending = following
         if pending is not None:
             yield pending.result()
-
-
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Yield lists of pieces of about `BATCH_BYTES` bytes."""
-    batch, size = [], 0
-    for piece in pieces:
-        batch.append(piece)
-        size += piece.bytes
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def content_of_texts(documents: Documents) -> dict[str, Any]:
