@@ -74,9 +74,10 @@ def find_tasks(names: Sequence[str]) -> TaskManager:
 
 def as_lm(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, batch_rows: int) -> HFLM:
     """Return the model as lm-eval takes it, with the context it was made for."""
-    options: Any = {"pretrained": model, "tokenizer": tokenizer, "backend": "causal", "batch_size": batch_rows}
+    make: Any = HFLM
+    options = {"backend": "causal", "batch_size": batch_rows, "max_length": context_of(model)}
     with quiet():
-        return HFLM(**options, max_length=context_of(model))
+        return make(pretrained=model, tokenizer=tokenizer, **options)
 
 
 def run_task(
