@@ -17,31 +17,26 @@ from jinja2 import Template
 from groundup.common.errors import public_name
 from groundup.common.files import (
     ADAPTER_FILE,
-    ADAPTER_WEIGHTS,
     CARD_FILE,
     CONFIG_FILE,
     CURVE_FILE,
     GENERATION_FILE,
     GGUF_WEIGHTS,
-    MODEL_WEIGHTS,
     RECIPE_FILE,
     TOKENIZER_FILE,
     TOKENIZER_SETTINGS_FILE,
     atomic_write,
-    sha256_of,
 )
-from groundup.common.settings import read_yaml, write_yaml
+from groundup.common.settings import read_yaml
 from groundup.evaluation.metrics_json import (
     family_lines,
     markdown_table,
     notes,
-    own_metrics,
     read_metrics,
     result_lines,
     section,
     shown,
     title,
-    write_metrics,
 )
 from groundup.inference.folder import auto_class_of, overrides_of, read_json
 
@@ -248,34 +243,6 @@ def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{_summary(kind, metrics, recipe)}\n\n{body}")
     atomic_write(folder / CARD_FILE, str(card).encode())
     return folder / CARD_FILE
-
-
-def describe_twin(folder: Path, original: Path, parameters: int, difference: float | None) -> None:
-    """Write `metrics.json` and the card of a twin, and complete its recipe, from those of the original.
-
-    The original's numbers hold for it because its logits are the same: by how much they differ is kept beside them.
-
-    Args:
-        folder: the twin, with its weights and a recipe.
-        original: the folder it was made of; one that is none (a Hub name) gives no numbers.
-        parameters: of the twin.
-        difference: the largest between the logits of the two; None where nothing here can read the twin.
-    """
-    weights = next(name for name in (MODEL_WEIGHTS, GGUF_WEIGHTS) if (folder / name).is_file())
-    measured = (original / name for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS))
-    metrics = own_metrics(original, next((path for path in measured if path.is_file()), None))
-    recipe = read_yaml(folder / RECIPE_FILE)
-    if (original / RECIPE_FILE).is_file():
-        known = read_yaml(original / RECIPE_FILE)
-        recipe |= {name: known[name] for name in ("license", "language", "sources") if known.get(name)}
-        write_yaml(folder / RECIPE_FILE, recipe)
-    about = {
-        "parameters": parameters,
-        "measured_weights_sha256": metrics["weights_sha256"],
-        "largest_difference_of_logits": difference,
-    }
-    write_metrics(folder, metrics["metrics"], about, sha256_of(folder / weights), metrics.get("samples", ()))
-    write_card(folder)
 
 
 def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequence[dict[str, Any]]) -> ModelCardData:

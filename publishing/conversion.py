@@ -48,7 +48,7 @@ from groundup.inference.loading import (
 )
 from groundup.inference.saving import save_model
 from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4, write_gguf
-from groundup.publishing.card import describe_twin, write_card
+from groundup.publishing.card import write_card
 from groundup.publishing.proof import Probed
 from groundup.publishing.settings import ExportSettings, ImportSettings, MergeSettings
 from groundup.tokenization.folder import fingerprint
@@ -200,6 +200,34 @@ def last_line(error: Exception) -> str:
 
 
 _ROUNDING = 1e-4  # of the largest logit: each weight is rounded once more than with the adapter beside it
+
+
+def describe_twin(folder: Path, original: Path, parameters: int, difference: float | None) -> None:
+    """Write `metrics.json` and the card of a twin, and complete its recipe, from those of the original.
+
+    The original's numbers hold for it because its logits are the same: by how much they differ is kept beside them.
+
+    Args:
+        folder: the twin, with its weights and a recipe.
+        original: the folder it was made of; one that is none (a Hub name) gives no numbers.
+        parameters: of the twin.
+        difference: the largest between the logits of the two; None where nothing here can read the twin.
+    """
+    weights = next(name for name in (MODEL_WEIGHTS, GGUF_WEIGHTS) if (folder / name).is_file())
+    measured = (original / name for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS))
+    metrics = own_metrics(original, next((path for path in measured if path.is_file()), None))
+    recipe = read_yaml(folder / RECIPE_FILE)
+    if (original / RECIPE_FILE).is_file():
+        known = read_yaml(original / RECIPE_FILE)
+        recipe |= {name: known[name] for name in ("license", "language", "sources") if known.get(name)}
+        write_yaml(folder / RECIPE_FILE, recipe)
+    about = {
+        "parameters": parameters,
+        "measured_weights_sha256": metrics["weights_sha256"],
+        "largest_difference_of_logits": difference,
+    }
+    write_metrics(folder, metrics["metrics"], about, sha256_of(folder / weights), metrics.get("samples", ()))
+    write_card(folder)
 
 
 @verb(MergeSettings)
