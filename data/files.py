@@ -24,7 +24,7 @@ import datasets
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, listed, near, printable, user_path
-from groundup.common.files import atomic_folder
+from groundup.common.files import atomic_folder, sha256_of
 
 TEXT_KINDS = (".txt", ".text", ".md", ".rst")
 ROW_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -288,3 +288,39 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (
         (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
     )
+
+
+def refuse_other_content(rows: Any, items: list[str], option: str, out: Path) -> None:
+    """Raise `InputError` where the items of a data option name other files now than those that `out` was made from.
+
+    `rows` are what its recipe keeps of those: the name and sha256 of each; anything else says nothing.
+    """
+    known = [row for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict) and row.get("sha256")]
+    read = [(_last_part(str(row.get("name"))), str(row["sha256"])) for row in known]
+    if read and (change := _change(read, items)):
+        given = f"--{option.replace('_', '-')} {' '.join(map(printable, items))}"
+        raise InputError(f"{out} {change.format(given=given)}: leave that out to go on, or choose a new --out")
+
+
+def _change(read: list[tuple[str, str]], items: list[str]) -> str | None:
+    """Return what tells the files that items of data name now from those read, each by name and sha256; None if none.
+
+    A file that came is known by its kind, since files of other kinds than those read may have lain there unread, and
+    by its content, since of copies one is read.
+    """
+    here = [item for item in items if os.path.lexists(user_path(item)) or glob.has_magic(item)]
+    files = [path for item in here for path, _ in list_files(item) if path.is_file()]
+    found = [(_last_part(path.name), sha256_of(path)) for path in files]
+    names, contents = {name for name, _ in read}, {content for _, content in read}
+    kinds = {kind_of(Path(name)) for name in names}
+    for name, content in found:
+        if name in names and (name, content) not in read:
+            return f"was made from another {name} than {{given}} has"
+        if name not in names and content not in contents and kind_of(Path(name)) in kinds:
+            return f"was made without {name}, which {{given}} has now"
+    gone = sorted(names - {name for name, _ in found}) if here == items else []
+    return f"was made with {gone[0]}, which {{given}} has no more" if gone else None
+
+
+def _last_part(name: str) -> str:
+    return printable(name.rsplit("/", 1)[-1])

@@ -175,6 +175,8 @@ class Evaluation:
         training, weights = ({"models": about}, None) if several else (about[self.names[0]], hashes[0])
         samples = [sample for parts in found.values() for part in parts for sample in part.get("samples", [])]
         out = self.parts.out
+        if self.text is not None:
+            self.parts.note_sources(self.text.sources)
         write_metrics(out, rows, training, weights, samples, self.parts.failures)
         write_page(out)
         self.parts.end()

@@ -8,7 +8,7 @@ OUT/metrics.json     at the end
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from groundup.common.settings import (
     settings_from,
     write_yaml,
 )
+from groundup.data.files import refuse_other_content
 from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"
@@ -83,6 +84,12 @@ class Parts:
         known = read_yaml(self.out / RECIPE_FILE)
         others = differing(settings, settings.given(), known, public=True)
         refuse(others, known, self.out, "is finished", "choose a new --out")
+        if "data" in settings.given():
+            refuse_other_content(known.get("sources"), settings.data, "data", self.out)
+
+    def note_sources(self, sources: Sequence[Mapping[str, Any]]) -> None:
+        """Keep in the recipe what the text came from, by name, size and sha256."""
+        write_yaml(self.out / RECIPE_FILE, read_yaml(self.out / RECIPE_FILE) | {"sources": [*map(dict, sources)]})
 
     def give_up(self) -> None:
         """Remove what `begin` wrote if nothing is done yet: the command can be mended and given again."""

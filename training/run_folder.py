@@ -12,9 +12,7 @@ All else is its own, from its recipe; a setting that says otherwise is refused b
 
 import contextlib
 import dataclasses
-import glob
 import json
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.errors import InputError, printable, user_path
+from groundup.common.errors import InputError
 from groundup.common.files import (
     ADAPTER_WEIGHTS,
     CURVE_FILE,
@@ -48,7 +46,7 @@ from groundup.common.settings import (
     settings_from,
     write_yaml,
 )
-from groundup.data.files import kind_of, list_files
+from groundup.data.files import refuse_other_content
 from groundup.evaluation.metrics_json import write_metrics
 from groundup.evaluation.report import log_rows, plot_curve
 from groundup.inference.saving import save_model
@@ -313,37 +311,8 @@ def _asked(settings: TrainingOptions, kept: Mapping[str, Any], *, public: bool) 
 def _refuse_other_content(settings: TrainingOptions, recipe: Mapping[str, Any], out: Path) -> None:
     """Raise `InputError` where the data given is not what the run has read: a file of it changed, came or is gone."""
     for option, part in (("data", "sources"), ("eval_data", "eval_sources")):
-        rows = [row for row in recipe.get(part) or [] if isinstance(row, dict) and row.get("sha256")]
-        if rows and option in settings.given():
-            read = [(_last_part(str(row.get("name"))), str(row["sha256"])) for row in rows]
-            items = getattr(settings, option)
-            if change := _change(read, items):
-                given = f"--{option.replace('_', '-')} {' '.join(map(printable, items))}"
-                raise InputError(f"{out} {change.format(given=given)}: leave that out to go on, or choose a new --out")
-
-
-def _change(read: list[tuple[str, str]], items: list[str]) -> str | None:
-    """Return what tells the files that items of data name now from those read, each by name and sha256; None if none.
-
-    A file that came is known by its kind, since files of other kinds than those read may have lain there unread, and
-    by its content, since of copies one is read.
-    """
-    here = [item for item in items if os.path.lexists(user_path(item)) or glob.has_magic(item)]
-    files = [path for item in here for path, _ in list_files(item) if path.is_file()]
-    found = [(_last_part(path.name), sha256_of(path)) for path in files]
-    names, contents = {name for name, _ in read}, {content for _, content in read}
-    kinds = {kind_of(Path(name)) for name in names}
-    for name, content in found:
-        if name in names and (name, content) not in read:
-            return f"was made from another {name} than {{given}} has"
-        if name not in names and content not in contents and kind_of(Path(name)) in kinds:
-            return f"was made without {name}, which {{given}} has now"
-    gone = sorted(names - {name for name, _ in found}) if here == items else []
-    return f"was made with {gone[0]}, which {{given}} has no more" if gone else None
-
-
-def _last_part(name: str) -> str:
-    return printable(name.rsplit("/", 1)[-1])
+        if option in settings.given():
+            refuse_other_content(recipe.get(part), getattr(settings, option), option, out)
 
 
 def _can_take(name: str, value: Any, kept: Mapping[str, Any]) -> bool:

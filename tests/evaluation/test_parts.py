@@ -10,6 +10,8 @@ import pytest
 from groundup.cli.main import main
 from groundup.cli.recipe import find_recipe, read_recipe
 from groundup.common.errors import InputError, Interrupted
+from groundup.common.files import sha256_of
+from groundup.common.settings import read_yaml
 from groundup.evaluation import evaluating
 from groundup.evaluation.benchmarks import documents
 from groundup.evaluation.evaluating import evaluate
@@ -305,3 +307,17 @@ def test_a_setting_of_what_is_not_measured_is_refused_before_any_work(option, va
     with pytest.raises(InputError, match=f"has nothing to do without --{needed}: add that"):
         evaluate(model=["x"], out=str(tmp_path / "o"), **given, **{option: value})
     assert not (tmp_path / "o").exists()
+
+
+def test_a_finished_evaluation_knows_the_text_that_it_measured_on(models, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("The cat sat on the mat. " * 9)
+    options = {"model": models[:1], "data": [str(text)], "samples": 0, "out": str(tmp_path / "out")}
+    evaluate(**options)
+    (source,) = read_yaml(tmp_path / "out" / "recipe.yaml")["sources"]
+    assert (source["name"], source["sha256"]) == ("text.txt", sha256_of(text))
+    evaluate(**options, resume=True)
+    assert "is finished: nothing to do" in " ".join(capsys.readouterr().err.split())
+    text.write_text("The dog sat on the log. " * 9)
+    with pytest.raises(InputError, match=r"was made from another text\.txt than --data .* has"):
+        evaluate(**options, resume=True)
