@@ -53,7 +53,7 @@ def read_weights(weights: Path) -> tuple[PreTrainedConfig, dict[str, torch.Tenso
     """
     if weights.suffix.lower() == ".gguf":
         return _read_gguf(weights)
-    config = _read_config(weights.parent)
+    config = read_config(weights.parent)
     kind = "gpt2" if config is None else config.model_type
     if weights.suffix == ".index":
         tensors = openai_names(read_tensorflow(weights))
@@ -74,7 +74,8 @@ def weights_files(weights: Path) -> list[Path]:
     return [weights]
 
 
-def _read_config(folder: Path) -> PreTrainedConfig | None:
+def read_config(folder: Path) -> PreTrainedConfig | None:
+    """Return the config of the model in a folder, None where there is none. Raises `ValueError` as `read_weights`."""
     if (path := folder / "config.json").is_file():
         values = _read_json(path)
         kind = values.get("model_type", "gpt2")
@@ -155,4 +156,4 @@ def _read_json(path: Path) -> dict:
     return values
 
 
-__all__ = ["WEIGHTS_FILES", "find_weights", "read_weights", "weights_files"]
+__all__ = ["WEIGHTS_FILES", "find_weights", "read_config", "read_weights", "weights_files"]

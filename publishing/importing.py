@@ -32,7 +32,7 @@ from groundup.inference.loading import load_model, quiet_transformers
 from groundup.inference.saving import save_model
 from groundup.modeling.export import assemble
 from groundup.modeling.stock import from_stock, full_names, groundup_config
-from groundup.modeling.weights_files import find_weights, read_weights, weights_files
+from groundup.modeling.weights_files import find_weights, read_config, read_weights, weights_files
 from groundup.publishing.card import write_card
 from groundup.publishing.conversion import has_gguf, last_line, public_recipe, take_over
 from groundup.publishing.proof import Probed
@@ -45,7 +45,7 @@ _HUB_FILES = [
     *(CONFIG_FILE, GENERATION_FILE, CHAT_TEMPLATE_FILE, "tokenizer*.json", "tokenizer.model"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
 ]
-_HUB_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # a pickle only where there are no safetensors
+_HUB_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # a pickle of GPT-2 alone, without safetensors
 _SUFFIXES = (".safetensors", ".bin", ".index", ".json", ".gguf")
 
 
@@ -65,9 +65,8 @@ def import_model(settings: ImportSettings) -> Path:
     if settings.quiet:
         disable_progress_bars()
     with claim(settings.out, "import", name) as output:
-        place = _fetch(settings.source)
         try:
-            weights = find_weights(place)
+            weights = find_weights(_fetch(settings.source))
             stock, model, tokenizer = _read_source(weights, settings)
         except (ValueError, OSError, StrictDataclassError) as error:
             raise InputError(f"{failed}: {last_line(error)}") from error
@@ -99,7 +98,10 @@ import_gpt2 = import_model
 
 
 def _fetch(source: str) -> Path:
-    """Return the folder or file of a source: itself, or what was fetched from its repository on the Hub."""
+    """Return the folder or file of a source: itself, or what was fetched from its repository on the Hub.
+
+    Raises `ValueError` for a repository whose model cannot be held.
+    """
     path = user_path(source)
     if path.exists():
         return path
@@ -109,15 +111,20 @@ def _fetch(source: str) -> Path:
         raise InputError(
             f"{source} does not exist{near(path.name, known)}: give a model's folder, a file or a Hub name"
         )
-    folder = path
+    folder = _fetch_files(source, _HUB_FILES)
+    config = read_config(folder)  # refuses what cannot be held before gigabytes are fetched
+    for weights in _HUB_WEIGHTS if config is None or config.model_type == "gpt2" else _HUB_WEIGHTS[:1]:
+        folder = _fetch_files(source, [*_HUB_FILES, weights])
+        if any(folder.glob(weights)):
+            break
+    return folder
+
+
+def _fetch_files(source: str, patterns: list[str]) -> Path:
     try:
-        for weights in _HUB_WEIGHTS:
-            folder = Path(snapshot_download(source, allow_patterns=[*_HUB_FILES, weights]))
-            if any(folder.glob(weights)):
-                break
+        return Path(snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise InputError(f"no folder or file {source}, and the Hub gives none: {last_line(error)}") from error
-    return folder
 
 
 def _read_source(

@@ -23,7 +23,7 @@ from groundup.common.errors import InputError
 from groundup.common.options import StockForm
 from groundup.modeling import GroundupForCausalLM
 from groundup.modeling.architectures import ARCHITECTURES
-from groundup.publishing import conversion
+from groundup.publishing import conversion, importing
 from groundup.publishing.conversion import export
 from groundup.publishing.importing import import_gpt2, import_model
 
@@ -179,8 +179,6 @@ def test_an_import_that_gives_other_logits_is_not_kept(tokenizer, source, out, m
         tensors = from_stock(*arguments)
         return tensors | {"model.norm.weight": tensors["model.norm.weight"] * 1.01}
 
-    from groundup.publishing import importing
-
     from_stock = importing.from_stock
     monkeypatch.setattr(importing, "from_stock", broken)
     with pytest.raises(InputError, match=r"gives other logits, by .*, and is not kept"):
@@ -268,6 +266,26 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_left(fault, message, t
         import_model(source=source, out=out)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert not out.exists()
+
+
+def test_of_a_repository_that_cannot_be_held_no_weights_are_fetched(source, out, tmp_path, monkeypatch):
+    MixtralConfig(**SIZES, num_local_experts=2).save_pretrained(source)
+    asked = []
+
+    def fetched(name, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(source)
+
+    monkeypatch.setattr(importing, "snapshot_download", fetched)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot import someone/experts: a mixtral model cannot be held"):
+        import_model(source="someone/experts", out=out)
+    assert "config.json" in asked and not any("safetensors" in pattern or ".bin" in pattern for pattern in asked)
+    shutil.rmtree(source)
+    stock("llama").config.save_pretrained(source)
+    with pytest.raises(InputError, match=r"holds none of model\.safetensors"):
+        import_model(source="someone/pickled", out=out)
+    assert not any(".bin" in pattern for pattern in asked) and not out.exists()
 
 
 def test_a_gguf_file_without_its_package_says_how_to_get_it(source, out, monkeypatch):
