@@ -15,6 +15,9 @@ from groundup.inference.loading import plain_head
 from groundup.modeling import GroundupForConditionalGeneration
 
 LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used a piece at a time
+# Positions whose logits torch makes at a time. It would take 16 where the vocabulary has 49,152 tokens and the model is
+# 576 wide, reads the head once for each piece, and is five times slower (docs/performance.md).
+PIECE_ROWS = 256
 
 
 class TokenLoss(nn.Module):
@@ -24,7 +27,7 @@ class TokenLoss(nn.Module):
         super().__init__()
         self.model = model
         self._head_is_plain = plain_head(model) is not None
-        self._pieces = torch.nn.LinearCrossEntropyOptions()
+        self._pieces = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=PIECE_ROWS)
         self._compiled = compiled
         self._of_logits = torch.compile(loss_of_logits) if compiled else loss_of_logits
 
