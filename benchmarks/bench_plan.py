@@ -59,7 +59,7 @@ def _grid(own: Plan) -> list[dict[str, Any]]:
         {"vocab_size": 2 * own.vocab_size},
         {"batch_tokens": 2 * own.batch_tokens},
         {"context_length": 2 * own.context_length},
-        {"learning_rate": 1.5},
+        {"learning_rate_scale": 1.5},
     ]
 
 

@@ -204,8 +204,9 @@ class BatchOptions(Settings):
 
     batch_tokens: Count | None = None
     """Tokens in one step, approximately (default: by the plan)."""
-    optimizer: Optimizer = "muon"
-    """muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all."""
+    optimizer: Optimizer | None = None
+    """muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all (default: adamw for a model
+    that was pretrained elsewhere, muon for all others)."""
 
 
 @dataclass(kw_only=True)

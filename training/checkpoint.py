@@ -17,10 +17,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from groundup.common.console import say
-from groundup.common.files import remove, sha256_of
+from groundup.common.errors import user_path
+from groundup.common.files import RECIPE_FILE, remove, sha256_of
 from groundup.common.processes import random_state
+from groundup.common.settings import read_yaml
 from groundup.inference.loading import without_bars
 from groundup.training.machine import share_like, to_save
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 STATE = "state"
 MANIFEST = "manifest.json"
+TRAINING_VERBS = ("pretrain", "classify", "instruct")
 
 
 @dataclass
@@ -145,6 +149,25 @@ def load_state(
     own = state / f"rank-{rank}.safetensors"
     position = Position(**json.loads((state / "position.json").read_text(encoding="utf-8")))
     return position, load_file(own) if own.is_file() else None
+
+
+def pretrained_elsewhere(source: str | Path) -> bool:
+    """Say whether a model was pretrained by somebody else: it has no recipe of ours, or one that began from such.
+
+    Args:
+        source: a folder or a Hub name.
+    """
+    folder = user_path(source)
+    if folder.is_dir():
+        path = folder / RECIPE_FILE
+    else:
+        found = cached_file(str(source), RECIPE_FILE, _raise_exceptions_for_missing_entries=False)
+        path = Path(found or folder / RECIPE_FILE)
+    if not path.is_file():
+        return True
+    recipe = read_yaml(path)
+    plan = recipe.get("plan")
+    return recipe.get("verb") not in TRAINING_VERBS or not isinstance(plan, dict) or bool(plan.get("from_elsewhere"))
 
 
 def write_manifest(folder: Path) -> None:

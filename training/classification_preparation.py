@@ -28,6 +28,7 @@ from groundup.data.sources import check_exists, short_name
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import suitable_vocab_size, train_bpe
 from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
+from groundup.training.optim import FINE_TUNING
 from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder
@@ -49,9 +50,9 @@ MOST_EPOCHS, MOST_STEPS = 3.0, 300  # under a clock the larger of both is the en
 LARGEST_VOCABULARY = 8192
 BATCH_ROWS = 32
 PATIENCE = 4  # validations, of ten in a run, without a better one, that end a run without a budget
-# Of the rates for training from nothing. A small model of our own has little to forget; one of somebody else, trained
-# for weeks, is moved as its makers move theirs (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
-FINE_TUNING, GENTLE = 0.3, 0.05
+# Of the rates for language: labels say little, and somebody else's model is moved as its makers move theirs
+# (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
+LABELS_SHARE = 0.5
 DROPOUT, TOKEN_DROPOUT, LANGUAGE_WEIGHT = 0.1, 0.1, 0.5  # for a model of our own
 
 
@@ -271,14 +272,18 @@ def _plan(
     patience: int | None,
 ) -> ClassifyPlan:
     """Sizes and rates, by the plan of pretraining; gentler, the more the model knows already."""
-    optimizer = settings.optimizer or ("muon" if start.is_ours else "adamw")
+    share = LABELS_SHARE if start.from_elsewhere else FINE_TUNING
     base = make_plan(
         Given.of(
             settings,
             hidden_size=settings.hidden_size or start.width,
             context_length=start.context_length,
             vocab_size=len(tokenizer),
-            optimizer=optimizer,
+            from_scratch=settings.model is None,
+            from_elsewhere=start.from_elsewhere,
+            share=1.0 if settings.train == "head" else share,
+            new_head=not start.labels,
+            main="adapter" if settings.lora else "head" if settings.train == "head" else "matrix",
             weight_decay=LEAST_DECAY,
         ),
         text_bytes,
@@ -286,19 +291,17 @@ def _plan(
     )
     if settings.model is None:
         base.require_memory()
-    gentle = FINE_TUNING if start.is_ours else GENTLE
-    scale = 1.0 if settings.train == "head" else gentle
-    rates = {name: rate if name == "adapter" else rate * scale for name, rate in base.rates.items()}
     names = _in_order(label_names(train.labels), start, settings)
     batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
     return ClassifyPlan(
         precision=base.precision,
-        optimizer=optimizer,
-        rates=rates,
+        optimizer=base.optimizer,
+        from_elsewhere=base.from_elsewhere,
+        rates=base.rates,
         weight_decay=base.weight_decay,
         warmup=0.05,
         decay=0.7,
-        clip=None if optimizer == "muon" else 1.0,
+        clip=base.clip,
         context_length=base.context_length,
         batch_rows=batch_rows,
         micro_batch_tokens=base.micro_batch_rows * base.context_length,
@@ -313,7 +316,7 @@ def _plan(
         patience=patience,
         model={} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT},
         objective=start.predicts if not settings.model or settings.adapt_minutes or settings.adapt_epochs else None,
-        pretraining_rate=gentle if settings.model else 1.0,
+        pretraining_rate=FINE_TUNING if settings.model and not start.from_elsewhere else 1.0,
     )
 
 
@@ -343,10 +346,10 @@ def _model_fields(settings: ClassifySettings, start: Start) -> dict[str, Any]:
 
 
 def _for_ours(given: float | None, usual: float, settings: ClassifySettings, start: Start) -> float:
-    """What was given, else what is usual for a model of our own that is trained whole, and nothing for others."""
+    """What was given, else what is usual for a model of our own training that is trained whole; nothing for others."""
     if given is not None:
         return given
-    return usual if start.is_ours and settings.train == "all" and not settings.lora else 0.0
+    return 0.0 if start.from_elsewhere or settings.train != "all" or settings.lora else usual
 
 
 def write_examples(path: Path, examples: Examples) -> None:

@@ -25,6 +25,7 @@ from groundup.inference.loading import context_of, is_adapter, load_adapter, loa
 from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig
 from groundup.tokenization.folder import load_tokenizer
+from groundup.training.checkpoint import pretrained_elsewhere
 from groundup.training.settings import ClassifySettings
 
 LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
@@ -41,6 +42,7 @@ FOLDED = "folded"  # under work/: the model that an adapter and its base make
 class Start:
     """What the choices depend on: the longest row in tokens, and of `--model` its width and what it can do.
 
+    `is_ours` says that the network is our own, `from_elsewhere` that its weights are somebody else's.
     `predicts` is "clm" for a model with a head for next tokens, "mlm" for one with a head for masked ones, else None;
     `labels` are those of a classifier, in its order.
     """
@@ -48,6 +50,7 @@ class Start:
     context_length: int
     width: int | None = None
     is_ours: bool = True
+    from_elsewhere: bool = False
     predicts: str | None = "clm"
     labels: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = OUR_DROPOUTS
@@ -98,6 +101,7 @@ def start_of(
         context_length=settings.context_length or min(limit, enough),
         width=config.hidden_size,
         is_ours=is_ours,
+        from_elsewhere=pretrained_elsewhere(source),
         predicts=predicts,
         labels=labels_of(model) if _is_classifier(model.config.architectures) else (),
         dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),

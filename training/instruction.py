@@ -110,7 +110,7 @@ def _pretrain_settings(prepared: PreparedInstructions, minutes: float | None) ->
         hidden_size=plan.model["hidden_size"],
         num_hidden_layers=plan.model["num_hidden_layers"],
         optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
+        learning_rate_scale=settings.learning_rate_scale,
         precision=settings.precision,
         seed=settings.seed,
         resume=True,

@@ -26,6 +26,8 @@ from groundup.inference.loading import context_of, load_model
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import suitable_vocab_size, train_bpe
+from groundup.training.checkpoint import pretrained_elsewhere
+from groundup.training.optim import FINE_TUNING
 from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import LONGEST_ROW, SMOKE_ROWS, evenly
 from groundup.training.run_folder import RunFolder
@@ -41,7 +43,6 @@ VALIDATION_SHARE = 0.1
 LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
 SHORTEST_CONTEXT = 128
 PASSES = 8  # over the rows, that a budget is made for where none is given
-FINE_TUNING = 0.3  # of the rates for training from nothing: a model that can do something already must not forget it
 PATHS = (*PUBLIC_PATHS, "model")
 TEXTS_FILE = "texts.jsonl"  # under work/: what a new model pretrains on
 _TEMPLATES = {"chat": CHAT_TEMPLATE, "alpaca": ALPACA_TEMPLATE}
@@ -318,15 +319,16 @@ def _plan(
         context_length=context,
         hidden_size=settings.hidden_size if width is None else width,
         weight_decay=LEAST_DECAY if settings.weight_decay is None else settings.weight_decay,
+        **({} if settings.model is None else _fine_tuning(settings, settings.model)),
     )
     plan = make_plan(given, text_bytes, seconds)
     if settings.model is None:
         plan.require_memory()
-    scale = 1.0 if settings.model is None else FINE_TUNING
     return InstructPlan(
         precision=plan.precision,
         optimizer=plan.optimizer,
-        rates={name: rate if name == "adapter" else rate * scale for name, rate in plan.rates.items()},
+        from_elsewhere=plan.from_elsewhere,
+        rates=plan.rates,
         weight_decay=plan.weight_decay,
         warmup=plan.warmup,
         decay=plan.decay,
@@ -337,6 +339,17 @@ def _plan(
         stop_ids=[],
         model=plan.model,
     )
+
+
+def _fine_tuning(settings: InstructSettings, model: str) -> dict[str, Any]:
+    """Return what the plan must know of a model that was trained before, for its rates."""
+    elsewhere = pretrained_elsewhere(model)
+    return {
+        "from_scratch": False,
+        "from_elsewhere": elsewhere,
+        "share": 1.0 if elsewhere else FINE_TUNING,
+        "main": "adapter" if settings.lora else "matrix",
+    }
 
 
 def _texts(conversations: Iterable[Conversation]) -> Iterable[str]:

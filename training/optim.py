@@ -29,6 +29,13 @@ POLAR_EXPRESS = (
 )
 
 ADAPTER_NAMES = (".lora_", ".trainable_tokens_delta.")  # what peft calls the parameters that it adds
+FINE_TUNING = 0.3  # of the rates for training from nothing: a model that can do something already must not forget it
+# The same for a model that was pretrained elsewhere, on far more tokens, whose weights are large and exact: one step of
+# Muon and AdamW at the rates for training from nothing takes SmolLM2-135M from 3.5 nats a token to 10.
+OF_A_LARGE_PRETRAINING = 0.03
+NEW_HEAD_RATE = 1e-3  # on a model that was pretrained elsewhere
+_KINDS = ("matrix", "embedding", "head", "vector")
+_MEANT = 20.0  # times the plan's rate or less of it: beyond, a rate was meant for another optimizer
 
 
 def orthogonalise(gradients: torch.Tensor) -> torch.Tensor:
@@ -157,6 +164,61 @@ def _by_layout(model: nn.Module, matrices: list[nn.Parameter]) -> list[dict[str,
     for parameter in matrices:
         groups[layouts.get(id(parameter), (False, 1))].append(parameter)
     return [{"params": group, "transposed": layout[0], "parts": layout[1]} for layout, group in groups.items()]
+
+
+def learning_rates(
+    optimizer: str,
+    width: int,
+    *,
+    from_elsewhere: bool = False,
+    share: float = 1.0,
+    new_head: bool = False,
+    main: str = "matrix",
+    given: float | None = None,
+    scale: float = 1.0,
+) -> dict[str, float]:
+    """Return the peak learning rate of each kind of parameter (`split_parameters`).
+
+    AdamW's rates fall with the width; those of Muon do not, since its steps are normalised. A model that was pretrained
+    elsewhere takes those published for full training of such models and for LoRA (Schulman et al. 2025): both fall
+    with the width to the power 0.781. LoRA's are anchored at 128 wide, where 5e-3 was best (docs/domain.md).
+
+    Args:
+        width: hidden size.
+        from_elsewhere: the model was pretrained by somebody else, on far more tokens than are to come.
+        share: the part of these rates that fine-tuning takes, for all but an adapter.
+        new_head: the head is new on a model from elsewhere, and learns at a rate of its own.
+        main: the kind whose rate `given` is; the others keep their ratio to it.
+        given: the rate asked for.
+        scale: multiplies all.
+    """
+    narrow = (width / 256) ** -0.5
+    rates = {"adapter": 5e-3 * (128 / width) ** 0.781}
+    if optimizer == "adamw" and from_elsewhere:
+        rates |= dict.fromkeys(_KINDS, 5e-5 * (2000 / width) ** 0.781 * share)
+    elif optimizer == "adamw":
+        rates |= dict.fromkeys(_KINDS, 2e-3 * narrow * share)
+    else:
+        share = OF_A_LARGE_PRETRAINING if from_elsewhere else share
+        muon = {"matrix": 0.015, "embedding": 0.04 * narrow, "head": 0.005 * narrow, "vector": 0.01}
+        rates |= {kind: rate * share for kind, rate in muon.items()}
+    if from_elsewhere and new_head:
+        rates["head"] = NEW_HEAD_RATE
+    factor = scale * (1.0 if given is None else given / rates[main])
+    return {kind: rate * factor for kind, rate in rates.items()}
+
+
+def question_rate(given: float | None, optimizer: str, main: str, rates: dict[str, float]) -> str | None:
+    """Return what to say of a rate that cannot be meant, where `rates` are those without it; None where it can be."""
+    if given is None or 1 / _MEANT <= given / rates[main] <= _MEANT:
+        return None
+    what = {"adapter": "an adapter", "head": "a new head"}.get(main, "Muon" if optimizer == "muon" else "AdamW")
+    less = given < rates[main]
+    end = "the model will hardly learn" if less else "the loss will probably not fall"
+    return (
+        f"--learning-rate {given:g} is {'far below' if less else 'far above'} {rates[main]:.2g}, the plan's rate for "
+        f"{what} here: {end}; leave it out, or multiply all rates with --learning-rate-scale"
+    )
 
 
 TABLE_DECAY = 0.4  # of the share that a matrix in a block loses in a step, what an embedding and the head lose

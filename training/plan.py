@@ -12,12 +12,14 @@ from typing import Any, cast
 import psutil
 import torch
 
+from groundup.common.console import say
 from groundup.common.errors import InputError, near
 from groundup.common.settings import Settings
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.training import suitable_vocab_size
 from groundup.training.machine import compiler_found
+from groundup.training.optim import learning_rates, question_rate
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
 USED_SHARE = 0.55  # of the measured matrix-multiply speed that a training step of a small model reaches
@@ -53,7 +55,6 @@ WORTH_COMPILING = 120.0  # seconds of training: compiling takes up to 20, and ma
 FORGETTING = 0.3
 LEAST_DECAY, MOST_DECAY = 0.1, 3.0
 OFTEN = 5.0  # passes over the text foreseen, from which on a smaller vocabulary is better (docs/experiments.md)
-ADAPTER_RATE = 5e-3  # of LoRA's factors, whatever the width and the rank (docs/domain.md)
 _OF_THE_TOKENIZER = ("vocab_size", "bos_token_id", "eos_token_id")
 _SIZES = ("hidden_size", "num_hidden_layers")
 _NOT_CHOSEN = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "tokenizer") | {
@@ -71,7 +72,8 @@ LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient an
 class Given:
     """Say what is given of a run; the plan chooses what is None. The names and meanings are those of the settings.
 
-    A model that is not `from_scratch` has its sizes already, and its weights decay little.
+    A model that is not `from_scratch` has its sizes already, and its weights decay little; for what depends on who
+    trained it, and on what of it is trained, see `learning_rates`.
     """
 
     vocab_size: int | None = None
@@ -84,8 +86,13 @@ class Given:
     from_scratch: bool = True
     batch_tokens: int | None = None
     micro_batch_rows: int | None = None
-    optimizer: str = "muon"
-    learning_rate: float = 1.0
+    optimizer: str | None = None
+    from_elsewhere: bool = False
+    share: float = 1.0
+    new_head: bool = False
+    main: str = "matrix"
+    learning_rate: float | None = None
+    learning_rate_scale: float = 1.0
     weight_decay: float | None = None
     precision: str = "auto"
     compile: str = "auto"
@@ -103,7 +110,7 @@ class Optimization:
     """How gradients become updates: precision, optimizer, learning rates by kind of parameter, and their schedule.
 
     `warmup` and `decay` are shares of the budget; `clip` is the greatest norm of a gradient, None for any; `compiled`
-    says that the blocks go through torch.compile.
+    says that the blocks go through torch.compile. `from_elsewhere` says that the model was pretrained by somebody else.
     """
 
     precision: str
@@ -114,6 +121,7 @@ class Optimization:
     decay: float
     clip: float | None = None
     compiled: bool = False
+    from_elsewhere: bool = False
 
 
 @dataclass(kw_only=True)
@@ -219,7 +227,8 @@ def make_plan(
         _, of_a_token = cost_of(model, vocab_size, context_length)
     batch_tokens = given.batch_tokens or (1024 if given.smoke else suitable_batch(tokens or flop / of_a_token))
     rows = max(1, batch_tokens // context_length)
-    rates = _rates(given, model["hidden_size"])
+    optimizer = given.optimizer or ("adamw" if given.from_elsewhere else "muon")
+    rates = _rates(given, optimizer, model["hidden_size"])
     steps_of_a_pass = text_bytes / bytes_a_token(vocab_size) / (rows * context_length)
     micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
     return Plan(
@@ -229,12 +238,13 @@ def make_plan(
         batch_tokens=rows * context_length,
         micro_batch_rows=min(rows, given.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
         precision=precision,
-        optimizer=given.optimizer,
+        optimizer=optimizer,
+        from_elsewhere=given.from_elsewhere,
         rates=rates,
-        weight_decay=_weight_decay(given, rates, steps_of_a_pass),
-        warmup=0.0 if given.optimizer == "muon" else 0.05,
+        weight_decay=_weight_decay(given, optimizer, rates, steps_of_a_pass),
+        warmup=0.0 if optimizer == "muon" else 0.05,
         decay=0.6,
-        clip=1.0 if given.optimizer == "adamw" else None,
+        clip=1.0 if optimizer == "adamw" else None,
         compiled=_compiled(given, seconds),
         reasons=_reasons(given, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
     )
@@ -312,11 +322,11 @@ def bytes_a_token(vocab_size: int) -> float:
     return 2.6 + (math.log2(vocab_size) - 10) / 3
 
 
-def _weight_decay(given: Given, rates: dict[str, float], steps_of_a_pass: float) -> float:
+def _weight_decay(given: Given, optimizer: str, rates: dict[str, float], steps_of_a_pass: float) -> float:
     """Strong for a short text, which a run sees again and again and would learn by heart; weak for a long one."""
     if given.weight_decay is not None:
         return given.weight_decay
-    if given.optimizer == "adamw" or not given.from_scratch:
+    if optimizer == "adamw" or not given.from_scratch:
         return LEAST_DECAY
     suitable = 1 / (rates["matrix"] * FORGETTING * max(1.0, steps_of_a_pass))
     return round(min(MOST_DECAY, max(LEAST_DECAY, suitable)), 3)
@@ -369,17 +379,10 @@ def _config_fields(given: Given, own: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _rates(given: Given, width: int) -> dict[str, float]:
-    """Learning rates by kind of parameter; AdamW's fall with the width, Muon's do not (its steps are normalised)."""
-    scale = given.learning_rate
-    narrow = (width / 256) ** -0.5
-    if given.optimizer == "adamw":
-        rates: dict[str, float] = dict.fromkeys(("matrix", "embedding", "head", "vector"), 2e-3 * narrow * scale)
-        return rates | {"adapter": ADAPTER_RATE * scale}
-    return {
-        "matrix": 0.015 * scale,
-        "embedding": 0.04 * narrow * scale,
-        "head": 0.005 * narrow * scale,
-        "vector": 0.01 * scale,
-        "adapter": ADAPTER_RATE * scale,
-    }
+def _rates(given: Given, optimizer: str, width: int) -> dict[str, float]:
+    """Return the learning rates, and say of one that is given if it cannot be meant."""
+    how = {name: getattr(given, name) for name in ("from_elsewhere", "share", "new_head", "main")}
+    usual = learning_rates(optimizer, width, **how)
+    if question := question_rate(given.learning_rate, optimizer, given.main, usual):
+        say(question)
+    return learning_rates(optimizer, width, **how, given=given.learning_rate, scale=given.learning_rate_scale)

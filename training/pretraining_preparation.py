@@ -36,6 +36,7 @@ from groundup.tokenization.folder import (
 )
 from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
+from groundup.training.checkpoint import pretrained_elsewhere
 from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
 from groundup.training.run_folder import RunFolder
 from groundup.training.settings import (
@@ -266,6 +267,8 @@ def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:
         )
     return {
         "from_scratch": False,
+        "from_elsewhere": pretrained_elsewhere(settings.init_from),
+        "main": "adapter" if settings.lora else "matrix",
         "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
         "num_hidden_layers": model.config.get_text_config().num_hidden_layers,
         "context_length": settings.context_length or min(longest, LONGEST_ROW),

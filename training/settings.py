@@ -92,8 +92,11 @@ class TrainingOptions(
     """Test set, text or rows, scored once, at the end (default: only the validation set held out from --data)."""
     epochs: Annotated[float, Interval(gt=0, le=1e6)] | None = None
     """Budget in epochs over the data."""
-    learning_rate: Annotated[float, Interval(gt=0, le=1e6)] = 1.0
-    """Multiplies every learning rate of the plan."""
+    learning_rate: Annotated[float, Interval(gt=0, le=1e6)] | None = None
+    """Peak learning rate of the adapter with --lora, else of AdamW, or of the matrices with Muon; those of other
+    parameters keep their ratio to it (default: by the plan)."""
+    learning_rate_scale: Annotated[float, Interval(gt=0, le=1e6)] = 1.0
+    """Multiplies every learning rate."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the matrix products; auto is bf16 where the processor has instructions for it."""
     save_every: Count | None = None
@@ -206,8 +209,8 @@ class ClassifySettings(TrustOption, TrainingOptions, TextOptions):
     batch_rows: Count | None = None
     """Rows in one step (default: 32)."""
     optimizer: Optimizer | None = None
-    """muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all (default: muon for our own
-    models, adamw for others)."""
+    """muon: Muon for the matrices in the blocks, AdamW for the rest; adamw: AdamW for all (default: adamw for a model
+    that was pretrained elsewhere, muon for all others)."""
     seeds: Annotated[int, Interval(ge=1, le=10_000)] = 1
     """Repeat the run with this many seeds, counting from --seed, each with its own split; report mean and standard
     deviation, and keep the run with the best validation score."""

@@ -70,7 +70,7 @@ def made(folder):
         eval_data=[str(folder / "test.jsonl")],
         out=str(folder / "out"),
         epochs=12,
-        learning_rate=3.0,
+        learning_rate_scale=3.0,
         **TINY,
     )
     return folder / "out"

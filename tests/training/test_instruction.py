@@ -276,7 +276,7 @@ def test_trl_tunes_a_checkpoint_of_ours_to_preferences(made, tmp_path):
 def test_an_adapter_learns_to_answer_and_is_saved_alone(made, tmp_path, scores_of):
     out = package.instruct(
         data=[str(made / "rows.jsonl")], model=str(made / "out"), lora=True, lora_rank=2, split=[0.6, 0.2, 0.2],
-        out=str(tmp_path / "out"), max_steps=3, learning_rate=0.1, quiet=True,
+        out=str(tmp_path / "out"), max_steps=3, learning_rate=5e-4, quiet=True,
     )  # fmt: skip
     assert not (out / "model.safetensors").exists()
     assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(made / "out")

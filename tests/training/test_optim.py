@@ -15,7 +15,15 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.export import assemble
 from groundup.modeling.stock import from_stock, groundup_config
 from groundup.training.lora import add_lora
-from groundup.training.optim import TABLE_DECAY, Muon, build_optimizers, orthogonalise, split_parameters
+from groundup.training.optim import (
+    TABLE_DECAY,
+    Muon,
+    build_optimizers,
+    learning_rates,
+    orthogonalise,
+    question_rate,
+    split_parameters,
+)
 from groundup.training.settings import LoraOptions
 
 
@@ -291,3 +299,47 @@ def test_a_stock_gpt2_makes_the_steps_of_the_same_network_of_ours(inner):
     matched = from_stock(stock.state_dict(), stock.config)
     for name, weight in ours.named_parameters():
         torch.testing.assert_close(matched[name], weight.detach(), rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("main", ["matrix", "head", "adapter"])
+@pytest.mark.parametrize("from_elsewhere", [False, True])
+def test_a_rate_that_is_given_is_the_rate_of_what_is_trained_and_the_others_keep_their_ratio(
+    optimizer, main, from_elsewhere
+):
+    how = {"from_elsewhere": from_elsewhere, "share": 0.3, "new_head": True, "main": main}
+    usual = learning_rates(optimizer, 576, **how)
+    given = learning_rates(optimizer, 576, **how, given=3e-4)
+    assert given[main] == pytest.approx(3e-4)
+    for kind, rate in usual.items():
+        assert given[kind] / given[main] == pytest.approx(rate / usual[main])
+    doubled = learning_rates(optimizer, 576, **how, given=3e-4, scale=2.0)
+    assert doubled == pytest.approx({kind: 2 * rate for kind, rate in given.items()})
+
+
+def test_a_model_from_elsewhere_is_moved_as_its_makers_would():
+    adamw, muon = (learning_rates(kind, 576, from_elsewhere=True) for kind in ("adamw", "muon"))
+    assert 5e-5 < adamw["matrix"] == adamw["embedding"] < 2e-4
+    assert muon["embedding"] < 1e-3 < learning_rates("muon", 576)["embedding"] / 10
+    for width in (128, 576, 2048):
+        full, lora = 5e-5 * (2000 / width) ** 0.781, learning_rates("adamw", width)["adapter"]
+        assert 8 * full < lora < 12 * full  # Schulman et al. 2025
+    assert learning_rates("adamw", 576, from_elsewhere=True, share=0.5, new_head=True)["head"] == 1e-3
+    assert learning_rates("adamw", 576, from_elsewhere=True)["head"] == adamw["matrix"]  # that of a language model
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer", "main", "words"),
+    [
+        (3e-4, "muon", "matrix", "far below 0.015, the plan's rate for Muon"),
+        (2e-5, "adamw", "adapter", "far below 0.0015, the plan's rate for an adapter"),
+        (1.0, "adamw", "matrix", "far above 0.0013, the plan's rate for AdamW"),
+        (1.0, "adamw", "head", "far above 0.0013, the plan's rate for a new head"),
+        (0.02, "muon", "matrix", None),
+        (2e-4, "adamw", "adapter", None),
+        (None, "muon", "matrix", None),
+    ],
+)
+def test_a_rate_that_cannot_be_meant_is_questioned(given, optimizer, main, words):
+    said = question_rate(given, optimizer, main, learning_rates(optimizer, 576))
+    assert said is None if words is None else words in said and "--learning-rate-scale" in said

@@ -78,7 +78,7 @@ def test_more_epochs_mean_more_weight_decay_unless_it_is_given():
     # Steps until a weight that nothing renews has shrunk to 1 / e: three tenths of a pass.
     forgotten = 1 / (0.015 * decay(1.4e6))
     assert forgotten * 2048 == pytest.approx(0.3 * 1.4e6 / bytes_a_token(2048), rel=0.01)
-    assert decay(1.4e6, learning_rate=2.0) == pytest.approx(decay(1.4e6) / 2, rel=0.01)
+    assert decay(1.4e6, learning_rate_scale=2.0) == pytest.approx(decay(1.4e6) / 2, rel=0.01)
     assert decay(1.4e6, weight_decay=0.7) == 0.7
     assert decay(1.4e6, from_scratch=False) == decay(1.4e6, optimizer="adamw") == 0.1
 

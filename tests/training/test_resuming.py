@@ -58,7 +58,10 @@ OTHERS = [
     ({"model_config": {"qk_norm": False}}, "--model-config {'qk_norm': False} (it has none)"),
     ({"lora": True}, "--lora True (it has False)"),
     ({"tokenizer": "finished"}, "--tokenizer finished (it has none)"),
-    ({"hidden_size": 64, "learning_rate": 2.0}, "--hidden-size 64 (it has 32), --learning-rate 2.0 (it has 1.0)"),
+    (
+        {"hidden_size": 64, "learning_rate_scale": 2.0},
+        "--hidden-size 64 (it has 32), --learning-rate-scale 2.0 (it has 1.0)",
+    ),
 ]
 
 
