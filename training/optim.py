@@ -204,8 +204,8 @@ def learning_rates(
         rates |= {kind: rate * share for kind, rate in muon.items()}
     if from_elsewhere and new_head:
         rates["head"] = NEW_HEAD_RATE
-    factor = scale * (1.0 if given is None else given / rates[main])
-    return {kind: rate * factor for kind, rate in rates.items()}
+    top, asked = rates[main], rates[main] if given is None else given
+    return {kind: rate / top * asked * scale for kind, rate in rates.items()}
 
 
 def question_rate(given: float | None, optimizer: str, main: str, rates: dict[str, float]) -> str | None:

@@ -60,6 +60,26 @@ def logits(model, ids):
         return model.eval()(input_ids=ids).logits
 
 
+def test_whoever_pretrained_a_model_decides_how_it_is_trained_on_however_often(folder, story, tmp_path):
+    def plan(**options):
+        out = package.pretrain(
+            data=[str(story)], out=str(tmp_path / str(len(list(tmp_path.iterdir())))), max_steps=1, quiet=True,
+            batch_tokens=128, context_length=32, **options,
+        )  # fmt: skip
+        return out, read_yaml(out / "recipe.yaml")["plan"]
+
+    theirs, first = plan(init_from=str(folder / "llama"))
+    _, second = plan(init_from=str(theirs), learning_rate=1e-4)
+    for made in (first, second):
+        assert (made["from_elsewhere"], made["optimizer"], made["weight_decay"]) == (True, "adamw", 0.1)
+    assert second["rates"]["matrix"] == 1e-4 < first["rates"]["matrix"] < 2e-3
+    sizes = {"vocab_size": 270, "hidden_size": 32, "num_hidden_layers": 1}
+    ours, new = plan(**sizes)
+    _, more = plan(init_from=str(ours))
+    assert [made["from_elsewhere"] for made in (new, more)] == [False, False]
+    assert new["rates"]["matrix"] == more["rates"]["matrix"] == 0.015
+
+
 @pytest.mark.parametrize("layout", [None, "chat"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_stock_model_learns_to_answer_in_words_or_with_tokens_that_it_lacked(folder, tmp_path, layout, lora):
