@@ -58,6 +58,7 @@ VALIDATION_ANSWERS = 200  # written at the end where no rows to test on are give
 SHORTEST_PRETRAINING = 3.0  # seconds
 FINISH_SHARE = 0.15  # of the time, what the last answers may take; beyond it fewer are written
 FINISH_SECONDS = 10.0  # to load the base again and to write the last files
+FEW_ANSWERS = 4, 64  # written to learn how long an answer takes; the more the more exactly, where time allows it
 LONGEST_ANSWER = 2  # times the longest right answer: what does not stop by then does not stop
 
 
@@ -300,13 +301,17 @@ class InstructionRun(TrainingRun):
     def _affordable(self, conversations: list[Conversation]) -> int:
         """How many answers may be written: all, unless under a clock that would take more than its share."""
         minutes = self.prepared.settings.minutes
-        few = conversations[:: max(1, len(conversations) // 64)][:64]
-        if minutes is None or len(few) == len(conversations):
+        if minutes is None or len(conversations) <= FEW_ANSWERS[0]:
             return len(conversations)
-        started = time.monotonic()
-        self._write(self.model, few)
-        each = (time.monotonic() - started) / len(few)
-        affordable = max(len(few), int(FINISH_SHARE * minutes * 60 / each))
+        affordable = 0
+        for few in FEW_ANSWERS:
+            some = conversations[:: max(1, len(conversations) // few)][:few]
+            started = time.monotonic()
+            self._write(self.model, some)
+            each = (time.monotonic() - started) / len(some)
+            affordable = max(len(some), int(FINISH_SHARE * 60 * minutes / each))
+            if affordable < FEW_ANSWERS[-1]:
+                break
         if affordable < len(conversations):
             say(f"only {affordable:,} of {len(conversations):,} rows are answered: the time allows no more")
         return min(affordable, len(conversations))

@@ -31,8 +31,10 @@ from groundup.training.settings import PretrainSettings
 
 VALIDATION_TOKENS = 2**16  # scored at each validation of a run whose budget is no clock
 SMOKE_TOKENS = 2**12  # scored at each validation of a short try; its last scores are on VALIDATION_TOKENS
-TIMED_TOKENS = 2**12  # scored to learn how fast that is
-VALIDATION_SHARE = 0.02  # of the time, what all validations of a run under a clock may take together
+TIMED_TOKENS = 2**12  # scored to learn how fast that is, unless it takes too long
+LONGEST_TIMING = 2.0  # seconds
+VALIDATION_SHARE = 0.02  # of the time, what all validations of a run under a clock take together
+LARGEST_VALIDATION_SHARE = 0.1  # and the most that they may take, where they would see too few tokens otherwise
 FINISH_SHARE = 0.2  # of the time, the most that the last scores may take; beyond it they are taken on a part
 FINISH_SECONDS = 5.0  # to write the last files
 
@@ -154,9 +156,12 @@ class Pretraining(TrainingRun):
         if minutes is None:
             return Position(validation_tokens=SMOKE_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS)
         rate, total = self._scored_tokens_per_second(), 60 * minutes
-        finish = min(FINISH_SHARE * total, len(self.prepared.validation) / rate) + FINISH_SECONDS
-        tokens = int(max(TIMED_TOKENS, VALIDATION_SHARE / SAVES * total * rate))
-        return Position(budget_seconds=self.deadline.seconds_left(finish), validation_tokens=tokens)
+        most = FINISH_SHARE * total
+        finish = most if self.prepared.settings.eval_data else min(most, len(self.prepared.validation) / rate)
+        enough = min(TIMED_TOKENS, LARGEST_VALIDATION_SHARE / SAVES * total * rate)
+        tokens = int(max(enough, VALIDATION_SHARE / SAVES * total * rate))
+        budget = self.deadline.seconds_left(finish + FINISH_SECONDS)
+        return Position(budget_seconds=budget, validation_tokens=max(1, tokens))
 
     def validate(self, position: Position) -> dict[str, float]:
         """Loss and bits per byte on a part of the text that was kept back."""
@@ -173,11 +178,12 @@ class Pretraining(TrainingRun):
         return super().describe(position) | {"epochs": round(epochs, 3)} | ({"overlap": found} if found else {})
 
     def score(self) -> list[dict[str, Any]]:
-        """The scores on what was kept back, all of it where that is affordable, and on `--eval-data`."""
+        """The scores on the held-out text, all of it where that is affordable, and on `--eval-data`."""
         prepared = self.prepared
-        seed = prepared.settings.seed
+        seed, share = prepared.settings.seed, 0.5 if prepared.settings.eval_data else 1.0
+        limit = self._affordable_tokens(prepared.validation, "validation", share)
         with ProgressBar("scoring", total=1.0) as bar:
-            score = self._score(prepared.validation, self._affordable_tokens(), bar.update)
+            score = self._score(prepared.validation, limit, bar.update)
         rows = language_rows(
             score, dataset=prepared.name, split="validation", seed=seed, unigram=prepared.unigram, xz=prepared.xz
         )
@@ -190,7 +196,7 @@ class Pretraining(TrainingRun):
         self.folder.add_to_recipe({"eval_sources": sources})
         documents = self._unseen(documents)
         test = write_shards(documents, prepared.tokenizer, self.folder.work / "test")
-        score = self._score(test, VALIDATION_TOKENS if settings.smoke else None)
+        score = self._score(test, self._affordable_tokens(test, "test", 1.0))
         unigram = unigram_score(prepared.train, test, len(prepared.tokenizer), self.special_ids, self.token_bytes)
         about = {"dataset": short_name(settings.eval_data), "split": "test", "seed": settings.seed}
         return language_rows(score, **about, unigram=unigram, xz=xz_bits_per_byte(documents.texts()))
@@ -224,16 +230,25 @@ class Pretraining(TrainingRun):
         )
 
     def _scored_tokens_per_second(self) -> float:
-        self._score(self.prepared.validation, 1)  # the first pass of all finds its memory and kernels, which takes time
-        started = time.perf_counter()
-        tokens = self._score(self.prepared.validation, TIMED_TOKENS).tokens
-        return max(1, tokens) / (time.perf_counter() - started)
+        self._timed(1)  # the first pass of all finds its memory and kernels, which takes time
+        rate = self._timed(1)  # a single window, which is enough of a large model
+        return self._timed(TIMED_TOKENS) if LONGEST_TIMING * rate > TIMED_TOKENS else rate
 
-    def _affordable_tokens(self) -> int | None:
-        """How many tokens the last scores may take: all, unless that would eat into the training or a short try."""
+    def _timed(self, tokens: int) -> float:
+        started = time.perf_counter()
+        return max(1, self._score(self.prepared.validation, tokens).tokens) / (time.perf_counter() - started)
+
+    def _affordable_tokens(self, stream: TokenStream, split: str, share: float) -> int | None:
+        """Return how many tokens the last scores may take of `stream`: None for all, or what `share` of the time left
+        allows, which is then said."""
+        minutes = self.prepared.settings.minutes
         if self.prepared.settings.smoke:
             return VALIDATION_TOKENS
-        minutes = self.prepared.settings.minutes
         if minutes is None:
             return None
-        return int(max(VALIDATION_TOKENS, FINISH_SHARE * minutes * 60 * self._scored_tokens_per_second()))
+        seconds = share * min(FINISH_SHARE * 60 * minutes, self.deadline.seconds_left(FINISH_SECONDS) or 0.0)
+        tokens = max(1, int(seconds * self._scored_tokens_per_second()))
+        if tokens >= len(stream):
+            return None
+        say(f"{split}: about {tokens:,} of {len(stream):,} tokens are scored, spread over the text: time is short")
+        return tokens
