@@ -241,6 +241,7 @@ def refuse_for_finished(settings: TrainingOptions, folder: Path, verb: str) -> N
     """Raise `InputError` if anything is asked of a run that has ended, which cannot change."""
     recipe = read_yaml(folder / RECIPE_FILE)
     kept = _kept(settings, folder, recipe, {})
+    kept = _as_planned(kept, recipe)
     others = _asked(settings, kept, public=True)
     instead = f"start from its weights: {FROM[verb]} {folder} and a new --out"
     if any(name.startswith(PUSHING) for name in others):
@@ -256,10 +257,11 @@ def take_changes(settings: TrainingOptions, run: RunFolder, *, fixed: bool = Fal
     """
     recipe, private = run.read_recipe()
     kept = _kept(settings, run.out, recipe, private)
-    asked = _asked(settings, kept, public=False)
+    planned = _as_planned(kept, recipe)
+    asked = _asked(settings, planned, public=False)
     fixed = fixed or kept.get("average", 1) > 1 or run.final.is_dir()
     others = {name: value for name, value in asked.items() if fixed or not _can_take(name, value, kept)}
-    refuse(others, kept, run.out, "goes on with the settings that it began with", "choose a new --out")
+    refuse(others, planned, run.out, "goes on with the settings that it began with", "choose a new --out")
     _refuse_other_content(settings, recipe, run.out)
     return settings_from(run.out / RECIPE_FILE, kept | asked, type(settings)) if asked else None
 
@@ -298,6 +300,12 @@ def _kept(
     kept = recipe.get("settings")
     known = {**kept, **private} if isinstance(kept, dict) else kept
     return dataclasses.asdict(settings_from(folder / RECIPE_FILE, known, type(settings)))
+
+
+def _as_planned(kept: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with what the plan chose in place of those that were left to it."""
+    plan = recipe.get("plan") or {}
+    return {name: plan.get(name) if value is None else value for name, value in kept.items()}
 
 
 def _asked(settings: TrainingOptions, kept: Mapping[str, Any], *, public: bool) -> dict[str, Any]:
