@@ -112,7 +112,8 @@ def test_a_sliding_window_is_qwen3s_also_token_by_token(build, ids):
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_gpt2_gives_the_same_bits(attention, build, perturb, ids):
-    config = GPT2Config(vocab_size=199, n_embd=48, n_layer=2, n_head=4, n_positions=64)
+    sizes = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    config = GPT2Config(vocab_size=199, **sizes, bos_token_id=None, eos_token_id=None)
     peer, model = perturb(GPT2LMHeadModel(config)), build("gpt2")
     model.load_state_dict(from_stock(peer.state_dict(), config), strict=False)
     for each in (model, peer):
