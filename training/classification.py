@@ -142,7 +142,7 @@ def adapt(prepared: PreparedExamples, deadline: Deadline) -> None:
         data=[str(prepared.work / "texts.jsonl")],
         tokenizer=str(prepared.work / "tokenizer") if settings.model is None else None,
         init_from=None if settings.model is None else str(prepared.given),
-        objective=plan.objective,
+        objective=plan.objective or "clm",
         out=str(prepared.work / BASE),
         minutes=settings.adapt_minutes,
         epochs=settings.adapt_epochs,

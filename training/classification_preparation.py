@@ -7,7 +7,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -75,7 +75,7 @@ class ClassifyPlan(Optimization):
     most_epochs: float | None
     patience: int | None
     model: dict[str, Any]
-    objective: str | None
+    objective: Literal["clm", "mlm"] | None
     pretraining_rate: float
 
 

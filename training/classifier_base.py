@@ -6,7 +6,7 @@ stays: what it knows of a label is kept for that label, whatever place the label
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class Start:
     width: int | None = None
     is_ours: bool = True
     from_elsewhere: bool = False
-    predicts: str | None = "clm"
+    predicts: Literal["clm", "mlm"] | None = "clm"
     labels: tuple[str, ...] = ()
     dropouts: tuple[str, ...] = OUR_DROPOUTS
 
@@ -117,7 +117,7 @@ def _check_head(settings: ClassifySettings, predicts: str | None) -> None:
         raise InputError(f"{option}: {settings.model} has no language-model head to pretrain with: leave it out")
 
 
-def _predicts(config: Any) -> str | None:
+def _predicts(config: Any) -> Literal["clm", "mlm"] | None:
     ends = [end for name in config.architectures or [] for end in AUTO_CLASSES if name.endswith(end)]
     classes = {AUTO_CLASSES[end] for end in ends}
     return "clm" if "AutoModelForCausalLM" in classes else "mlm" if "AutoModelForMaskedLM" in classes else None
