@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from pathlib import Path
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,7 +14,8 @@ from groundup.tokenization.chat import CHAT_TEMPLATE
 from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.tokenization.training import train_word_level
 from groundup.training import instruction_preparation as preparation
-from groundup.training.instruction_preparation import FINE_TUNING, open_instructions, prepare_instructions
+from groundup.training.instruction_preparation import open_instructions, prepare_instructions
+from groundup.training.optim import FINE_TUNING, learning_rates
 from groundup.training.plan import LEAST_DECAY, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import SMOKE_ROWS
 from groundup.training.run_folder import RunFolder
@@ -117,8 +119,12 @@ def test_an_ordered_split_holds_out_new_answers_when_all_prompts_are_the_same(pr
 
 
 def test_a_pretrained_model_gets_smaller_learning_rates_and_an_adapter_does_not(prepared, llama):
+    base = llama()
     new = prepared(questions(20), hidden_size=32, context_length=64).plan.rates
-    taught = prepared(questions(20), model=llama(), context_length=64).plan.rates
+    theirs = prepared(questions(20), model=base, context_length=64).plan
+    assert (theirs.optimizer, theirs.rates) == ("adamw", learning_rates("adamw", 32, from_elsewhere=True))
+    (Path(base) / "recipe.yaml").write_text("verb: pretrain\nplan: {}\n")  # as of a run of ours
+    taught = prepared(questions(20), model=base, context_length=64).plan.rates
     gentle = {name: rate if name == "adapter" else FINE_TUNING * rate for name, rate in new.items()}
     assert taught == pytest.approx(gentle) and "adapter" in gentle
 
