@@ -279,14 +279,19 @@ def _reasons(given: Given, size: Size, text_bytes: float, seconds: float | None,
         "compiled": "takes up to 20 seconds and makes a step a third faster: pays from two minutes on",
     }
     was_given = {
-        "size": given.preset or given.hidden_size or given.num_hidden_layers or not given.from_scratch,
+        "size": given.preset or given.hidden_size or given.num_hidden_layers,
         "vocabulary": given.vocab_size,
         "batch": given.batch_tokens,
         "context": given.context_length or given.preset,
         "weight_decay": given.weight_decay is not None,
         "compiled": given.compile != "auto",
     }
-    return reasons | {name: "as given" for name, was in was_given.items() if was}
+    reasons |= {name: "as given" for name, was in was_given.items() if was}
+    if not given.from_scratch:
+        reasons |= {"size": "the model's", "vocabulary": "the model's"}
+        if given.weight_decay is None:
+            reasons["weight_decay"] = "little: the model was trained before"
+    return reasons
 
 
 def suitable_batch(tokens: float) -> int:

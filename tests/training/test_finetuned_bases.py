@@ -72,6 +72,7 @@ def test_whoever_pretrained_a_model_decides_how_it_is_trained_on_however_often(f
     _, second = plan(init_from=str(theirs), learning_rate=1e-4)
     for made in (first, second):
         assert (made["from_elsewhere"], made["optimizer"], made["weight_decay"]) == (True, "adamw", 0.1)
+        assert made["reasons"]["size"] == made["reasons"]["vocabulary"] == "the model's"
     assert second["rates"]["matrix"] == 1e-4 < first["rates"]["matrix"] < 2e-3
     sizes = {"vocab_size": 270, "hidden_size": 32, "num_hidden_layers": 1}
     ours, new = plan(**sizes)
