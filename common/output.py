@@ -136,14 +136,8 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
         if self._resume and not has_begun:
             if maker := next((verb for verb in GOING_ON if is_begun(self.path, verb)), None):
                 raise InputError(f"{self.path} was made by `groundup {maker}`: resume it with that verb")
-            damaged, recipe = "", self.path / RECIPE_FILE
-            try:
-                if recipe.is_file():
-                    read_yaml(recipe)
-            except InputError as error:
-                damaged = f" (or its recipe is damaged: {error})"
-            found = f"{self.path} holds something that `{self._verb}` did not write{damaged}"
-            raise InputError(f"{found}: choose a new --out")
+            found = f"{self.path} holds something that `{self._verb}` did not write"
+            raise InputError(f"{found}{_unread(self.path / RECIPE_FILE)}: choose a new --out")
         if not self._resume:
             or_else = ", or add --resume to resume it" if has_begun and self._resume is not None else ""
             raise InputError(f"{self.path} already holds something: choose a new --out{or_else}")
@@ -221,20 +215,25 @@ def claim(
         InputError: for a folder that holds something else, that cannot be written to, or that another command uses.
     """
     ours = is_ours or (lambda folder: is_begun(folder, verb))
+    if out is not None:
+        path = given_folder(out)
+        try:
+            return OutputFolder(path, verb, resume, ours, is_named=True)
+        except (OSError, ValueError) as error:
+            raise _unwritable(path, error) from error
     plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip("-.")
     plain = plain.encode()[:_NAME_BYTES].decode(errors="ignore") or "run"
-    numbered = (Path("runs") / f"{verb}-{plain}{f'-{number}' if number else ''}" for number in itertools.count())
-    is_named = out is not None
-    while True:
-        path = given_folder(out) if out is not None else next(path for path in numbered if not os.path.lexists(path))
+    for number in itertools.count():
+        path = Path("runs") / f"{verb}-{plain}{f'-{number}' if number else ''}"
+        if os.path.lexists(path):
+            continue
         try:
-            return OutputFolder(path, verb, resume, ours, is_named)
-        except (OSError, ValueError, InputError) as error:
-            if not is_named and isinstance(error, FileExistsError | InputError):
-                continue  # made, or even filled, by another command since
-            if isinstance(error, InputError):
-                raise
+            return OutputFolder(path, verb, resume, ours, is_named=False)
+        except (FileExistsError, InputError):  # made, or even filled, by another command since
+            continue
+        except (OSError, ValueError) as error:
             raise _unwritable(path, error) from error
+    raise AssertionError("there are always more numbers")
 
 
 def given_folder(out: str | Path) -> Path:
@@ -257,6 +256,16 @@ def is_begun(folder: Path, verb: str) -> bool:
         return read_yaml(folder / RECIPE_FILE).get("verb") == verb
     except (InputError, ValueError):
         return False
+
+
+def _unread(recipe: Path) -> str:
+    """Return why a recipe that is there cannot be read, in brackets; nothing if it can be, or is not there."""
+    if recipe.is_file():
+        try:
+            read_yaml(recipe)
+        except InputError as error:
+            return f" (or its recipe is damaged: {error})"
+    return ""
 
 
 def nothing_to_resume(folder: str | Path) -> InputError:

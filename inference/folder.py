@@ -238,7 +238,7 @@ def _plain(layer: Any) -> Any:
 
 
 def file_of(source: str | Path, name: str) -> Path | None:
-    """Return a file of an adapter's folder or repository, None where it has none of that name."""
+    """Return a file of a folder or of a repository on the Hub, None where it has none of that name."""
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     path = cached_file(str(user_path(source)), name, **missing)
     return None if path is None else Path(path)

@@ -21,7 +21,7 @@ from transformers import (
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a stock class calls what ours has.
+    """Say how a stock class names the parts of ours.
 
     Attributes:
         config: its config class.

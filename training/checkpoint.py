@@ -6,6 +6,7 @@
 A folder is written under another name, synced and renamed: a crash or a full disk leaves the one before whole.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,13 +18,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
 
 from groundup.common.console import say
-from groundup.common.errors import user_path
+from groundup.common.errors import InputError
 from groundup.common.files import RECIPE_FILE, remove, sha256_of
 from groundup.common.processes import random_state
 from groundup.common.settings import read_yaml
+from groundup.inference.folder import file_of
 from groundup.inference.loading import without_bars
 from groundup.training.machine import share_like, to_save
 
@@ -155,17 +156,12 @@ def pretrained_elsewhere(source: str | Path) -> bool:
     """Say whether a model was pretrained by somebody else: it has no recipe of ours, or one that began from such.
 
     Args:
-        source: a folder or a Hub name.
+        source: the folder or the Hub name of a model or an adapter.
     """
-    folder = user_path(source)
-    if folder.is_dir():
-        path = folder / RECIPE_FILE
-    else:
-        found = cached_file(str(source), RECIPE_FILE, _raise_exceptions_for_missing_entries=False)
-        path = Path(found or folder / RECIPE_FILE)
-    if not path.is_file():
-        return True
-    recipe = read_yaml(path)
+    path, recipe = file_of(source, RECIPE_FILE), {}
+    if path is not None:
+        with contextlib.suppress(InputError):  # what cannot be read is no recipe of ours
+            recipe = read_yaml(path)
     plan = recipe.get("plan")
     return recipe.get("verb") not in TRAINING_VERBS or not isinstance(plan, dict) or bool(plan.get("from_elsewhere"))
 

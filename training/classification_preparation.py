@@ -346,7 +346,7 @@ def _model_fields(settings: ClassifySettings, start: Start) -> dict[str, Any]:
 
 
 def _for_ours(given: float | None, usual: float, settings: ClassifySettings, start: Start) -> float:
-    """What was given, else what is usual for a model of our own training that is trained whole; nothing for others."""
+    """Return what was given, else what is usual where all of a model of our own training is trained, else 0."""
     if given is not None:
         return given
     return 0.0 if start.from_elsewhere or settings.train != "all" or settings.lora else usual

@@ -101,7 +101,7 @@ def start_of(
         context_length=settings.context_length or min(limit, enough),
         width=config.hidden_size,
         is_ours=is_ours,
-        from_elsewhere=pretrained_elsewhere(source),
+        from_elsewhere=pretrained_elsewhere(settings.model or source),  # of an adapter its own folder has the recipe
         predicts=predicts,
         labels=labels_of(model) if _is_classifier(model.config.architectures) else (),
         dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),

@@ -3,6 +3,7 @@
 documents -> tokenizer -> shards -> plan -> loop -> checkpoint -> scores
 """
 
+import functools
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -155,7 +156,7 @@ class Pretraining(TrainingRun):
         minutes = self.deadline.minutes
         if minutes is None:
             return Position(validation_tokens=SMOKE_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS)
-        rate, total = self._scored_tokens_per_second(), 60 * minutes
+        rate, total = self._scored_tokens_per_second, 60 * minutes
         most = FINISH_SHARE * total
         finish = most if self.prepared.settings.eval_data else min(most, len(self.prepared.validation) / rate)
         enough = min(TIMED_TOKENS, LARGEST_VALIDATION_SHARE / SAVES * total * rate)
@@ -229,6 +230,7 @@ class Pretraining(TrainingRun):
             progress=progress,
         )
 
+    @functools.cached_property
     def _scored_tokens_per_second(self) -> float:
         self._timed(1)  # the first pass of all finds its memory and kernels, which takes time
         rate = self._timed(1)  # a single window, which is enough of a large model
@@ -239,15 +241,14 @@ class Pretraining(TrainingRun):
         return max(1, self._score(self.prepared.validation, tokens).tokens) / (time.perf_counter() - started)
 
     def _affordable_tokens(self, stream: TokenStream, split: str, share: float) -> int | None:
-        """Return how many tokens the last scores may take of `stream`: None for all, or what `share` of the time left
-        allows, which is then said."""
+        """Return how many tokens of `stream` may be scored in `share` of the time left, which is said; None for all."""
         minutes = self.prepared.settings.minutes
         if self.prepared.settings.smoke:
             return VALIDATION_TOKENS
         if minutes is None:
             return None
         seconds = share * min(FINISH_SHARE * 60 * minutes, self.deadline.seconds_left(FINISH_SECONDS) or 0.0)
-        tokens = max(1, int(seconds * self._scored_tokens_per_second()))
+        tokens = max(1, int(seconds * self._scored_tokens_per_second))
         if tokens >= len(stream):
             return None
         say(f"{split}: about {tokens:,} of {len(stream):,} tokens are scored, spread over the text: time is short")

@@ -1,4 +1,4 @@
-"""What is said in the terminal."""
+"""Look at what is said in the terminal."""
 
 from groundup.common.console import say
 

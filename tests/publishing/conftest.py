@@ -47,6 +47,19 @@ TOKEN = "hf_" + "aLiCeAnDhErToKeN0123456789abcdefgh"
 READER = "hf_" + "rEaDoNlY0123456789abcdefghijklmnop"
 
 
+@pytest.fixture
+def source(tmp_path):
+    """An empty folder for a model to import."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
 @pytest.fixture(scope="session")
 def bpe():
     return train_bpe(TEXTS, 400)

@@ -239,18 +239,6 @@ def logits_of(model, ids):
         return model(ids).logits
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.__name__)
 def test_every_form_of_gpt2s_weights_becomes_the_same_whole_checkpoint(form, peer, vocabulary, source, out):
     import_model(source=str(form(source, peer, vocabulary)), out=str(out))

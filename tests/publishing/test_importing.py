@@ -85,18 +85,6 @@ def logits_of(model, length=40):
         return model(ids).logits
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def test_what_can_be_imported_is_what_can_be_exported():
     assert set(typing.get_args(StockForm)) == {*ARCHITECTURES, "gguf"} and FOLDERS.keys() == ARCHITECTURES.keys()
 

@@ -10,6 +10,7 @@ from groundup.inference.saving import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.folder import load_tokenizer, without_length
 from groundup.tokenization.training import train_bpe
+from groundup.training.checkpoint import pretrained_elsewhere
 
 CONTEXT, NO_LIMIT = 24, int(1e30)
 SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
@@ -62,3 +63,25 @@ def test_a_model_that_takes_token_types_gets_them_again(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     save_model(tmp_path, BertForMaskedLM(BertConfig(vocab_size=300, **sizes)), tokenizer)
     assert "token_type_ids" in load_tokenizer(tmp_path)("a river")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "elsewhere"),
+    [
+        ("verb: pretrain\nplan: {optimizer: muon}\n", False),
+        ("verb: classify\nplan: {from_elsewhere: false}\n", False),
+        ("verb: instruct\nplan: {from_elsewhere: true}\n", True),  # trained on from somebody else's
+        ("verb: import\nsettings: {}\n", True),
+        ("pretrain", True),
+        ("verb: [", True),
+        (None, True),
+    ],
+)
+def test_a_model_is_ours_by_the_recipe_of_its_training_alone(tmp_path, recipe, elsewhere):
+    if recipe is not None:
+        (tmp_path / "recipe.yaml").write_text(recipe)
+    assert pretrained_elsewhere(tmp_path) is elsewhere
+
+
+def test_a_name_on_a_hub_that_cannot_be_reached_is_somebody_elses():
+    assert pretrained_elsewhere("somebody/model")
