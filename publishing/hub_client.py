@@ -16,7 +16,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, get_session
 
 from groundup.common.console import console
-from groundup.common.errors import InputError, Unavailable, one_line
+from groundup.common.errors import InputError, Unavailable, causes, one_line
 
 SILENCE_SECONDS = 60.0  # a server that says nothing for so long is taken for dead; the client itself waits for ever
 WAITS = (1.0, 4.0)  # seconds before the second and the third try of a call that the client does not repeat itself
@@ -54,18 +54,15 @@ def plain_words(repo_id: str, state: str = "") -> Iterator[None]:
 
 def _explain(error: BaseException, repo_id: str) -> tuple[type[Exception] | None, str]:
     """Return the kind of error of ours and the words for an error of the client's; None for a fault of our own."""
-    causes, cause = [], error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    answered = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
+    chain = list(causes(error))
+    answered = next((cause for cause in chain if getattr(cause, "response", None) is not None), None)
     if isinstance(error, RepositoryNotFoundError):
         return InputError, f"the Hub knows no repository {repo_id} that your token may see: check name and token"
     if answered is not None:
         return _explain_status(answered.response, repo_id)  # type: ignore[attr-defined]
-    if any(isinstance(cause, httpx2.TimeoutException) for cause in causes):
+    if any(isinstance(cause, httpx2.TimeoutException) for cause in chain):
         return Unavailable, f"{constants.ENDPOINT} does not answer: run the same command again later"
-    if any(isinstance(cause, httpx2.TransportError | ConnectionError) for cause in causes):
+    if any(isinstance(cause, httpx2.TransportError | ConnectionError) for cause in chain):
         return Unavailable, f"cannot reach {constants.ENDPOINT}, or it went away: run the same command again"
     if isinstance(error, ValueError):  # the card's metadata, or a file that the storage refuses
         return InputError, f"the Hub refuses what is to be published: {one_line(error)}"
