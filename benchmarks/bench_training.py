@@ -22,7 +22,7 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training import machine
 from groundup.training.loop import Batch, Budget, Loop, Schedule
 from groundup.training.machine import attending_in_blocks, compile_blocks
-from groundup.training.objectives import NextTokenLoss
+from groundup.training.objectives import TokenLoss
 from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization, bf16_is_native, cost_of, measure_flops
 
@@ -44,7 +44,7 @@ class RandomRows:
     def __init__(self, config: GroundupConfig, rows: int, parts: int, steps: int):
         ids = rows_of_ids(rows * parts * steps, config.max_position_embeddings, config.vocab_size)
         labels = functional.pad(ids, (0, 1), value=0)[:, 1:]
-        self.all = [{"input_ids": i, "shift_labels": y} for i, y in zip(ids.split(rows), labels.split(rows))]
+        self.all = [{"input_ids": i, "labels": y} for i, y in zip(ids.split(rows), labels.split(rows))]
         self.parts = parts
 
     def micro_batches(self, step: int) -> list[Batch]:
@@ -74,7 +74,7 @@ def training_run(config: GroundupConfig, how: Optimization, rows: int, parts: in
         AcceleratorState._reset_state()  # Trainer resets it, too
         return Accelerator(cpu=True, mixed_precision={"fp32": "no"}.get(how.precision, how.precision))
 
-    objective = accelerator().prepare(NextTokenLoss(model, how.compiled))
+    objective = accelerator().prepare(TokenLoss(model, how.compiled))
     batches = RandomRows(config, rows, parts, steps)
     console.quiet = True
 
@@ -166,7 +166,7 @@ def large_step(ours: bool) -> None:
             optimizers = build_optimizers(model, "adamw", RATES, 0.1)
             labels = functional.pad(ids, (0, 1), value=-100)[:, 1:]
             model.set_attn_implementation(machine.NAME)
-            loss = NextTokenLoss(model)(input_ids=ids, shift_labels=labels) / labels.numel()
+            loss = TokenLoss(model)(input_ids=ids, labels=labels) / labels.numel()
         else:
             model = GPT2LMHeadModel(GPT2Config(**sizes, **ENDS, **NO_DROPOUT)).train()
             optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-3)]

@@ -69,7 +69,7 @@ VERBS = {
     ),
     "plan": Verb(
         "groundup.training.settings:PlanSettings",
-        "groundup.training.planning:plan",
+        "groundup.training.forecast:plan",
         example="groundup plan --data my_texts --minutes 60",
     ),
     "evaluate": Verb(

@@ -1,7 +1,7 @@
 """Encode labelled texts and conversations as rows of ids, with what is to be learnt: a label, or what was answered.
 
-texts ──encode_examples──> ExampleRows ──ExampleBatches──> batches in which little is padding
-conversations ──chat template──> segments ──encode_conversations──> ConversationRows ──> batches
+texts ──encode_examples──> ExampleRows ──deal──> batches in which little is padding
+conversations ──chat template──> segments ──encode_conversations──> ConversationRows ──deal──> batches
 """
 
 import copy
@@ -21,13 +21,11 @@ from transformers import PreTrainedTokenizerFast
 from groundup.common.console import ProgressBar
 from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, RowCounts
-from groundup.data.windows import IGNORED, BatchOrder
+from groundup.data.windows import IGNORED, Batch, BatchOrder, Dealer, OrderByLength
 from groundup.tokenization.chat import ChatEncoder
 
 ENCODED_AT_ONCE = 1000  # conversations
 GROUPED_STEPS = 16  # steps whose rows are sorted by length together: little padding, and still a new mix each epoch
-
-Batch = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,19 @@ class ExampleRows:
         """Return `input_ids` and `attention_mask` (B, T), padded on the right to the longest row, and `labels` (B,)."""
         ids, mask = _padded([self.ids[place] for place in places], pad_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.from_numpy(self.labels[places])}
+
+    def deal(
+        self, order: BatchOrder, pad_id: int, micro_batch_tokens: int, rank: int = 0, processes: int = 1
+    ) -> Dealer:
+        """Deal the rows out in batches; a step's micro-batches have as many rows each, but for the last."""
+        return Dealer(
+            OrderByLength(order, self.lengths, GROUPED_STEPS),
+            lambda rows: np.full(len(rows), self.lengths[rows].max()),
+            micro_batch_tokens,
+            lambda rows, _: self.batch(rows, pad_id),
+            rank,
+            processes,
+        )
 
 
 def _padded(rows: Sequence[npt.NDArray[Any]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,50 +118,6 @@ def for_classifying(tokenizer: PreTrainedTokenizerFast, context_length: int) -> 
     return tokenizer
 
 
-class ExampleBatches:
-    """The rows of each step, of similar length, cut into micro-batches, of which this process gets its part."""
-
-    def __init__(
-        self,
-        rows: ExampleRows,
-        order: BatchOrder,
-        pad_id: int,
-        micro_batch_tokens: int,
-        rank: int = 0,
-        processes: int = 1,
-    ):
-        self.rows, self.order, self.pad_id, self.micro_batch_tokens = rows, order, pad_id, micro_batch_tokens
-        self.rank, self.processes = rank, processes
-        self._group: tuple[int, list[npt.NDArray[np.int64]]] = (-1, [])
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        """Return the micro-batches of a step, as many on every process: a row that no loss counts fills a gap."""
-        rows = self._rows_of(step)
-        if not len(rows):
-            return []
-        mine = rows[self.rank :: self.processes]
-        missing = -(-len(rows) // self.processes) - len(mine)
-        at_once = max(1, self.micro_batch_tokens // int(self.rows.lengths[rows].max()))
-        places = np.concatenate([mine, rows[:missing]])
-        batches = [self.rows.batch(places[at : at + at_once], self.pad_id) for at in range(0, len(places), at_once)]
-        if missing:
-            batches[-1]["labels"][-missing:] = IGNORED
-        return batches
-
-    def _rows_of(self, step: int) -> npt.NDArray[np.int64]:
-        """Return the rows of a step: those of `GROUPED_STEPS` steps sorted by length, dealt out in a new order."""
-        group, within = divmod(step, GROUPED_STEPS)
-        if self._group[0] != group:
-            steps = range(group * GROUPED_STEPS, (group + 1) * GROUPED_STEPS)
-            drawn = [rows for rows in map(self.order.indices, steps) if len(rows)]
-            rows = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
-            rows = rows[np.argsort(self.rows.lengths[rows], kind="stable")]
-            parts = np.array_split(rows, len(drawn)) if drawn else []
-            places = np.random.default_rng([self.order.seed, 2, group]).permutation(len(parts))
-            self._group = group, [parts[place] for place in places]
-        return self._group[1][within] if within < len(self._group[1]) else np.zeros(0, np.int64)
-
-
 class ConversationRows:
     """Rows of ids of different lengths, one after another in memory, with a mark on each id that is trained.
 
@@ -189,7 +156,7 @@ class ConversationRows:
         return self.ids[place], self.trained[place]
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer], pad_id: int) -> dict[str, torch.Tensor]:
-        """Return `input_ids` and `shift_labels` (B, T) of several rows, padded on the right to the longest.
+        """Return `input_ids` and `labels` (B, T) of several rows, padded on the right to the longest.
 
         Position t predicts label t: the next id where that is trained, else -100. Padding stands behind all that
         counts, where a causal model does not look.
@@ -197,7 +164,7 @@ class ConversationRows:
         rows = [self.row(int(index)) for index in indices]
         inputs, _ = _padded([ids[:-1] for ids, _ in rows], pad_id)
         labels, _ = _padded([np.where(trained[1:], ids[1:], IGNORED) for ids, trained in rows], IGNORED)
-        return {"input_ids": inputs, "shift_labels": labels}
+        return {"input_ids": inputs, "labels": labels}
 
     def pairs(self, indices: Sequence[int] | npt.NDArray[np.integer], pad_id: int) -> dict[str, torch.Tensor]:
         """Return rows for an encoder and a decoder: `input_ids` and `attention_mask` (B, S), `labels` (B, T).
@@ -207,6 +174,27 @@ class ConversationRows:
         read, written = zip(*(self.split(int(index)) for index in indices))
         ids, mask = _padded(read, pad_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": _padded(written, IGNORED)[0]}
+
+    def deal(
+        self,
+        order: BatchOrder,
+        pad_id: int,
+        micro_batch_tokens: int,
+        rank: int = 0,
+        processes: int = 1,
+        *,
+        as_pairs: bool = False,
+    ) -> Dealer:
+        """Deal the rows out in batches, `as_pairs` for an encoder and a decoder."""
+        make = self.pairs if as_pairs else self.batch
+        return Dealer(
+            OrderByLength(order, self.lengths),
+            lambda rows: self.lengths[rows],
+            micro_batch_tokens,
+            lambda rows, _: make(rows, pad_id),
+            rank,
+            processes,
+        )
 
     def split(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
         """Return the ids of a row before its last answer, and those of that answer with its end token."""

@@ -1,7 +1,10 @@
-"""Cut a long stream into rows of ids: sliding windows, packed documents, hidden tokens, and the order of training."""
+"""Cut a long stream into rows of ids, and deal rows of every kind out in batches.
+
+Sliding windows, packed documents, hidden tokens; the order of training, and its micro-batches.
+"""
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +13,8 @@ import numpy.typing as npt
 import torch
 
 from groundup.data.tokens import READ_TOKENS, TokenStream
+
+Batch = dict[str, torch.Tensor]
 
 IGNORED = -100  # a label that no loss counts, torch's own default
 MASKED_SHARE = 0.3  # of the text tokens; Warner et al. 2024, section 2.2 (after Wettig et al. 2023: more than 15 %)
@@ -34,10 +39,10 @@ class _Rows(torch.utils.data.Dataset):
 class SlidingWindow(_Rows):
     """Windows of `context_length` tokens, one every `stride` tokens (default: the context length).
 
-    Row i holds `input_ids` (T,) from position i·stride and `shift_labels` (T,), the same shifted by one: position t
-    predicts label t. The name is transformers' own for labels that are already shifted. The last window is padded with
-    `pad_id` and labels -100. With the default stride every token but the very first is a target exactly once; with a
-    smaller one windows overlap and every token is a target at least once.
+    Row i holds `input_ids` (T,) from position i·stride and `labels` (T,), the same shifted by one: position t predicts
+    label t, where models of transformers shift labels themselves. The last window is padded with `pad_id` and labels
+    -100. With the default stride every token but the very first is a target exactly once; with a smaller one windows
+    overlap and every token is a target at least once.
     """
 
     def __init__(
@@ -56,7 +61,7 @@ class SlidingWindow(_Rows):
         return 1 + max(0, -(-(targets - self.context_length) // self.stride))
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
-        """Return `input_ids` and `shift_labels` of several rows, both (B, T), int64."""
+        """Return `input_ids` and `labels` of several rows, both (B, T), int64."""
         length = self.context_length + 1
         starts = np.asarray(indices, np.int64) * self.stride
         whole = starts + length <= len(self.stream)
@@ -67,13 +72,13 @@ class SlidingWindow(_Rows):
             rows[row, : len(ids)] = ids
         inputs, labels = rows[:, :-1].copy(), rows[:, 1:].copy()
         inputs[labels == IGNORED] = self.pad_id
-        return {"input_ids": torch.from_numpy(inputs), "shift_labels": torch.from_numpy(labels)}
+        return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
 
 
 class PackedRows(_Rows):
     """Rows of `context_length` tokens in which every document sees only itself.
 
-    Row i holds `input_ids` and `shift_labels` as `SlidingWindow` does, and `position_ids` (T,), which restart at 0 with
+    Row i holds `input_ids` and `labels` as `SlidingWindow` does, and `position_ids` (T,), which restart at 0 with
     each document: attention without a mask keeps documents apart by that. `pack` decides which documents share a row.
     Every token of the stream but the very first is a target exactly once. The last row is padded with `pad_id` and
     labels -100.
@@ -90,7 +95,7 @@ class PackedRows(_Rows):
         return len(self.packing.first) - 1
 
     def batch(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> dict[str, torch.Tensor]:
-        """Return `input_ids`, `shift_labels` and `position_ids` of several rows, each (B, T), int64."""
+        """Return `input_ids`, `labels` and `position_ids` of several rows, each (B, T), int64."""
         shape = len(indices), self.context_length
         inputs, labels = np.full(shape, self.pad_id, np.int64), np.full(shape, IGNORED, np.int64)  # (B, T)
         positions = np.zeros(shape, np.int64)
@@ -105,7 +110,7 @@ class PackedRows(_Rows):
             positions[row, at:] = np.arange(self.context_length - at)
         return {
             "input_ids": torch.from_numpy(inputs),
-            "shift_labels": torch.from_numpy(labels),
+            "labels": torch.from_numpy(labels),
             "position_ids": torch.from_numpy(positions),
         }
 
@@ -233,6 +238,83 @@ class BatchOrder:
             self._epochs = {known: order for known, order in self._epochs.items() if known == epoch - 1}
             self._epochs[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
         return self._epochs[epoch]
+
+
+class OrderByLength:
+    """Give the rows of each step of another order, with rows of similar length together: little padding.
+
+    The rows of `steps_together` steps are sorted by length, cut into steps again, and dealt out in a new order by the
+    seed: still a new mix each epoch. Within a step rows are sorted.
+    """
+
+    def __init__(self, order: BatchOrder, lengths: npt.NDArray[np.int64], steps_together: int = 1):
+        self.order, self.lengths, self.steps_together = order, lengths, steps_together
+        self.batch_rows = order.batch_rows
+        self._group: tuple[int, list[npt.NDArray[np.int64]]] = (-1, [])
+
+    def indices(self, step: int) -> npt.NDArray[np.int64]:
+        """Return the rows of step `step` (from 0), shape (batch_rows,); none beyond the last."""
+        group, within = divmod(step, self.steps_together)
+        if self._group[0] != group:
+            steps = range(group * self.steps_together, (group + 1) * self.steps_together)
+            drawn = [rows for rows in map(self.order.indices, steps) if len(rows)]
+            rows = np.concatenate(drawn) if drawn else np.zeros(0, np.int64)
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            parts = np.array_split(rows, len(drawn)) if drawn else []
+            places = np.random.default_rng([self.order.seed, 2, group]).permutation(len(parts))
+            self._group = group, [parts[place] for place in places]
+        return self._group[1][within] if within < len(self._group[1]) else np.zeros(0, np.int64)
+
+
+class Dealer:
+    """Deal the rows of each step out to all processes, and cut each one's part into micro-batches.
+
+    Args:
+        order: the rows of each step; if their lengths differ, sorted by them.
+        lengths: the lengths by which rows (N,) are counted.
+        micro_batch_tokens: the most tokens in a micro-batch of several rows, padding included.
+        make: makes a micro-batch with `labels` of rows (B,), given with each one's number in the run (B,).
+        rank, processes: which process this is, of how many.
+    """
+
+    def __init__(
+        self,
+        order: BatchOrder | OrderByLength,
+        lengths: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+        micro_batch_tokens: int,
+        make: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], Batch],
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        self.order, self.lengths, self.micro_batch_tokens, self.make = order, lengths, micro_batch_tokens, make
+        self.rank, self.processes = rank, processes
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Return this process's micro-batches of a step, as many as every other's: a row that no loss counts fills up.
+
+        Neighbours on all processes are of similar length; the longest of them says where a micro-batch ends.
+        """
+        rows = self.order.indices(step)
+        if not len(rows):
+            return []
+        missing = -len(rows) % self.processes
+        dealt = np.concatenate([rows, np.repeat(rows[-1:], missing)]).reshape(-1, self.processes)
+        samples = step * self.order.batch_rows + np.arange(dealt.size).reshape(dealt.shape)
+        parts = by_size(np.arange(len(dealt)), self.lengths(dealt[:, -1]), self.micro_batch_tokens)
+        batches = [self.make(dealt[part, self.rank], samples[part, self.rank]) for part in parts]
+        if missing and self.rank >= self.processes - missing:
+            batches[-1]["labels"][-1] = IGNORED
+        return batches
+
+
+def by_size(indices: npt.NDArray[Any], lengths: npt.NDArray[Any], batch_tokens: int) -> list[npt.NDArray[Any]]:
+    """Cut rows, which are sorted by length, into batches of at most `batch_tokens`, padding included."""
+    parts, start = [], 0
+    for stop in range(1, len(indices) + 1):
+        if stop == len(indices) or (stop + 1 - start) * lengths[indices[stop]] > batch_tokens:
+            parts.append(indices[start:stop])
+            start = stop
+    return parts
 
 
 class Masking:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.data.conversations import Conversation
 from groundup.data.encoding import ConversationRows
+from groundup.data.windows import by_size
 from groundup.evaluation.likelihood import score_batch
 from groundup.evaluation.metrics_json import markdown_table
 from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, ngrams, rouge, units
@@ -51,25 +52,11 @@ def answer_loss(
     nats, tokens = 0.0, 0
     with evaluating(model):
         for part in by_size(chosen, rows.lengths, BATCH_TOKENS):
-            if model.config.is_encoder_decoder:
-                batch = rows.pairs(part, pad_id)
-                labels = batch["labels"]
-            else:
-                batch = rows.batch(part, pad_id)
-                labels = batch.pop("shift_labels")
+            batch = (rows.pairs if model.config.is_encoder_decoder else rows.batch)(part, pad_id)
+            labels = batch["labels"] if model.config.is_encoder_decoder else batch.pop("labels")
             scored, _ = score_batch(model, batch, labels, use_cache=False)
             nats, tokens = nats + float(scored.sum(dtype=np.float64)), tokens + len(scored)
     return AnswerLoss(nats, tokens)
-
-
-def by_size(indices: np.ndarray, lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Cut rows, in order of their length, into batches of about `batch_tokens`, the filling included."""
-    parts, start = [], 0
-    for stop in range(1, len(indices) + 1):
-        if stop == len(indices) or (stop + 1 - start) * lengths[indices[stop]] > batch_tokens:
-            parts.append(indices[start:stop])
-            start = stop
-    return parts
 
 
 # ---------------------------------------------------------------------------------------------------------------------

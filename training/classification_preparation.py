@@ -7,41 +7,29 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, listed
-from groundup.common.settings import Deadline, public_settings
+from groundup.common.settings import Deadline
 from groundup.data.encoding import ExampleRows, encode_examples, for_classifying
-from groundup.data.examples import (
-    Columns,
-    Examples,
-    also_in,
-    label_names,
-    load_examples,
-    stratified,
-)
-from groundup.data.sources import check_exists, short_name
-from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
-from groundup.tokenization.training import suitable_vocab_size, train_bpe
-from groundup.training.classifier_base import FOLDED, Start, base_of, start_of
+from groundup.data.examples import Columns, Examples, also_in, label_names, load_examples, stratified
+from groundup.inference.folder import AUTO_CLASSES
+from groundup.inference.loading import is_adapter, load_adapter, load_network
+from groundup.inference.saving import save_model
+from groundup.modeling import GroundupConfig
+from groundup.tokenization.folder import load_tokenizer
+from groundup.tokenization.training import train_bpe
+from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 from groundup.training.optim import FINE_TUNING
-from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
-from groundup.training.pretraining_preparation import SMOKE_ROWS, evenly
-from groundup.training.run_folder import RunFolder
-from groundup.training.settings import (
-    PUBLIC_PATHS,
-    ClassifySettings,
-    check_lora,
-    refuse_of_new,
-    with_budget,
-)
+from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, suitable_minutes, vocabulary
+from groundup.training.pretraining_preparation import BASE, SMOKE_ROWS, evenly, row_length, write_rows, write_texts
+from groundup.training.settings import ClassifySettings
+from groundup.training.verbs import Chosen, preparation
 
-PATHS = (*PUBLIC_PATHS, "model", "predict")
-BASE = "base"  # under work/: the model that has learnt the texts
 LONGEST_MINUTES = 10.0  # of a run without a budget
 ADAPT_SHARE = 0.6  # of a budget, for pretraining on the texts of a model from nothing (docs/classification.md)
 ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
@@ -56,17 +44,24 @@ LABELS_SHARE = 0.5
 DROPOUT, TOKEN_DROPOUT, LANGUAGE_WEIGHT = 0.1, 0.1, 0.5  # for a model of our own
 
 
+LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
+WHOLE_TEXTS = 0.98  # share of the texts that a new model's context holds whole
+OUR_DROPOUTS = ("embedding_dropout", "residual_dropout", "classifier_dropout")
+OTHER_DROPOUTS = (
+    "attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "classifier_dropout", "embd_pdrop",
+    "hidden_dropout_prob", "resid_pdrop",
+)  # fmt: skip
+FOLDED = "folded"  # in work/: the model that an adapter and its base make
+
+
 @dataclass(kw_only=True)
-class ClassifyPlan(Optimization):
+class ClassifyPlan(RowsPlan):
     """Hold every choice of a run.
 
-    `objective` is that of the pretraining on the texts that comes first, None where there is none, `pretraining_rate`
-    the factor on its learning rates, and `model` are the fields of `GroundupConfig` for a new model.
+    `objective` is that of the pretraining on the texts that comes first, None where there is none, and
+    `pretraining_rate` the factor on its learning rates.
     """
 
-    context_length: int
-    batch_rows: int
-    micro_batch_tokens: int
     labels: list[str]
     label_counts: list[int]
     model_fields: dict[str, Any]
@@ -74,14 +69,31 @@ class ClassifyPlan(Optimization):
     language_weight: float
     most_epochs: float | None
     patience: int | None
-    model: dict[str, Any]
     objective: Literal["clm", "mlm"] | None
     pretraining_rate: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """Hold what the choices depend on: the longest row in tokens, and of `--model` its width and what it can do.
+
+    `is_ours` says that the network is our own, `from_elsewhere` that its weights are somebody else's.
+    `predicts` is "clm" for a model with a head for next tokens, "mlm" for one with a head for masked ones, else None;
+    `labels` are those of a classifier, in its order.
+    """
+
+    context_length: int
+    width: int | None = None
+    is_ours: bool = True
+    from_elsewhere: bool = False
+    predicts: Literal["clm", "mlm"] | None = "clm"
+    labels: tuple[str, ...] = ()
+    dropouts: tuple[str, ...] = OUR_DROPOUTS
+
+
 @dataclass
 class PreparedExamples:
-    """A run before (or between) its steps, as it lies in its folder."""
+    """Hold a run before (or between) its steps, as it lies in its folder."""
 
     settings: ClassifySettings
     plan: ClassifyPlan
@@ -92,20 +104,23 @@ class PreparedExamples:
 
     @property
     def given(self) -> str | Path | None:
-        """`--model`, with its adapter folded in where it is one."""
+        """Return `--model`, with its adapter folded in where it is one."""
         return self.work / FOLDED if (self.work / FOLDED).is_dir() else self.settings.model
 
     @property
     def source(self) -> str | Path:
-        """What the model is made from: what the adaptation left, else `--model`."""
+        """Return what the model is made from: what the first pretraining left, else `--model`."""
         return self.work / BASE if self.plan.objective is not None else self.given or ""
 
     def examples(self, part: str) -> Examples:
-        """The rows of `train`, `selection` or `test` (the last only where it was split off `--data`)."""
-        return read_examples(self.work / f"{part}.jsonl")
+        """Read the rows of `train`, `selection` or `test` (the last only where it was split off `--data`)."""
+        path = self.work / f"{part}.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        return Examples([row["text"] for row in rows], [row["label"] for row in rows])
 
     def encode(self, examples: Examples, what: str) -> ExampleRows:
-        """Rows of ids; says how many texts were longer than the context."""
+        """Return rows of ids; say how many texts are longer than the context."""
         plan = self.plan
         rows = encode_examples(examples.texts, examples.labels, plan.labels, self.tokenizer, plan.context_length)
         if rows.cut:
@@ -113,15 +128,38 @@ class PreparedExamples:
         return rows
 
 
-def prepare_classification(settings: ClassifySettings, run: RunFolder, _: Deadline) -> None:
-    """Read the rows, split them, train the tokenizer of a new model, plan; the recipe is written last.
+@preparation()
+def prepare_classification(settings: ClassifySettings, run: RunFolder, _: Deadline) -> Chosen[ClassifySettings]:
+    """Read the rows, split them, train the tokenizer of a new model, plan.
 
     Raises `InputError` for data or options that will not do.
     """
-    settings = with_budget(settings)
     _check(settings)
-    with run.being_prepared():
-        _prepare(settings, run)
+    columns = Columns(settings.text_column, settings.label_column)
+    examples, sources, columns = load_examples(settings.data, columns)
+    tested = _look_at_tests(settings, columns, examples.labels)
+    if settings.smoke:
+        examples = examples.take(evenly(len(examples), SMOKE_ROWS))
+    parts, dropped = _split(examples, settings)
+    for part, rows in parts.items():
+        pairs = zip(rows.texts, rows.labels)
+        write_rows(run.work / f"{part}.jsonl", ({"text": text, "label": label} for text, label in pairs))
+    train = parts["train"]
+    order = np.random.default_rng(settings.seed).permutation(len(train))  # its last tenth measures
+    write_texts(run.work, train.take(order).texts)
+    size = sum(len(text.encode()) for text in train.texts)
+    patience = None if settings.has_budget else PATIENCE
+    settings = _with_minutes(settings, size)
+    source = base_of(settings, run.work)
+    tokenizer = _tokenizer(settings, train.texts, size)
+    start = start_of(settings, source, tokenizer, train.texts)
+    plan = _plan(settings, start, train, tokenizer, size, patience)
+    about = {
+        "columns": dataclasses.asdict(columns),
+        "rows": {part: len(rows) for part, rows in parts.items()} | {"dropped_from_selection": dropped},
+        "sources": sources,
+    }
+    return settings, plan, tokenizer, about | tested
 
 
 def open_classification(run: RunFolder) -> PreparedExamples:
@@ -145,15 +183,10 @@ def _check(settings: ClassifySettings) -> None:
         raise InputError(
             f"--adapt-minutes {adapt_minutes:g} leaves no time for the labels in --minutes {minutes:g}: give less"
         )
-    if settings.model is not None:
-        refuse_of_new(settings, "--model")
     if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
         raise InputError("a new model is pretrained on the texts first: give --adapt-minutes above 0, or --model")
-    check_lora(settings)
-    if settings.lora and (settings.model is None or settings.adapt_minutes or settings.adapt_epochs):
-        raise InputError(
-            "--lora adapts an existing model: give --model, and leave out --adapt-minutes and --adapt-epochs"
-        )
+    if settings.lora and (settings.adapt_minutes or settings.adapt_epochs):
+        raise InputError("--lora adapts a model as it is: leave out --adapt-minutes and --adapt-epochs")
     if settings.lora and settings.average > 1:
         raise InputError("--average takes the mean of all weights, --lora trains an adapter: leave one out")
     if settings.lora and settings.train != "all":
@@ -162,49 +195,15 @@ def _check(settings: ClassifySettings) -> None:
         raise InputError("--language-weight trains what lies below the head: leave it out, or --train head")
     if settings.eval_data and settings.test_share != ClassifySettings.test_share:
         raise InputError("--test-share and --eval-data both give a test set: leave one out")
-    check_exists(settings.eval_data)
 
 
-def _prepare(settings: ClassifySettings, run: RunFolder) -> None:
-    columns = Columns(settings.text_column, settings.label_column)
-    examples, sources, columns = load_examples(settings.data, columns)
-    tested = _look_at_tests(settings, columns, examples.labels)
-    if settings.smoke:
-        examples = examples.take(evenly(len(examples), SMOKE_ROWS))
-    parts, dropped = _split(examples, settings)
-    for part, rows in parts.items():
-        write_examples(run.work / f"{part}.jsonl", rows)
-    order = np.random.default_rng(settings.seed).permutation(len(parts["train"]))  # its last tenth measures
-    write_texts(run.work / "texts.jsonl", parts["train"].take(order).texts)
-    size = sum(len(text.encode()) for text in parts["train"].texts)
-    patience = None if settings.minutes or settings.max_steps or settings.epochs else PATIENCE
-    settings = _with_minutes(settings, size)
-    source = base_of(settings, run.work)
-    tokenizer = _tokenizer(settings, parts["train"].texts, size)
-    save_tokenizer(tokenizer, run.work / "tokenizer")
-    start = start_of(settings, source, tokenizer, parts["train"].texts)
-    plan = _plan(settings, start, parts["train"], tokenizer, size, patience)
-    recipe = {
-        "name": short_name(settings.data),
-        "verb": "classify",
-        "settings": public_settings(settings, PATHS),
-        "plan": dataclasses.asdict(plan),
-        "columns": dataclasses.asdict(columns),
-        "rows": {part: len(rows) for part, rows in parts.items()} | {"dropped_from_selection": dropped},
-        "sources": sources,
-        **({"eval_sources": tested} if tested else {}),
-        "tokenizer_sha256": fingerprint(tokenizer),
-    }
-    run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS})
-
-
-def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[str]) -> list[dict[str, Any]]:
-    """Where the rows of `--eval-data` come from; what is wrong with them is said before anything is trained.
+def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[str]) -> dict[str, Any]:
+    """Return for the recipe where the rows of `--eval-data` come from; say what is wrong with them before training.
 
     Nothing else of them is looked at now. Raises `InputError` for rows that nothing can be measured on.
     """
     if not settings.eval_data:
-        return []
+        return {}
     named = Columns(settings.text_column, settings.label_column)
     tests, sources, _ = load_examples(settings.eval_data, named, like=columns, held_out=True)
     known, asked = set(labels), set(tests.labels)
@@ -213,11 +212,11 @@ def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[st
             f"no label of {', '.join(settings.eval_data)} is one of --data: {listed(sorted(asked), 4)} there, "
             f"{listed(sorted(known), 4)} here"
         )
-    return sources
+    return {"eval_sources": sources}
 
 
 def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Examples], int]:
-    """Rows for training, selection and, without `--eval-data`, the test; a text of training does not select."""
+    """Split rows for training, selection and, without `--eval-data`, the test; a text of training does not select."""
     count, different = len(examples), len(label_names(examples.labels))
     parts = {}
     if not settings.eval_data and settings.test_share:
@@ -242,9 +241,9 @@ def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Ex
 
 
 def _with_minutes(settings: ClassifySettings, text_bytes: int) -> ClassifySettings:
-    """The settings with a budget, and the pretraining's part of it."""
+    """Return the settings with a budget, and the pretraining's part of it."""
     from_nothing = settings.model is None
-    if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
+    if not settings.has_budget:
         minutes = min(LONGEST_MINUTES, 3 * suitable_minutes(text_bytes)) if from_nothing else LONGEST_MINUTES
         say(f"no budget given: training until the validation score stops rising, at most {minutes:g} minutes")
         settings = dataclasses.replace(settings, minutes=minutes)
@@ -256,11 +255,10 @@ def _with_minutes(settings: ClassifySettings, text_bytes: int) -> ClassifySettin
 
 
 def _tokenizer(settings: ClassifySettings, texts: list[str], text_bytes: int) -> PreTrainedTokenizerFast:
-    """The model's own, or one trained on the training texts alone."""
+    """Return the model's own tokenizer, or one trained on the training texts alone."""
     if settings.model is not None:
         return load_tokenizer(settings.model)
-    size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(text_bytes), LARGEST_VOCABULARY))
-    return train_bpe(texts, size)
+    return train_bpe(texts, vocabulary(Given.of(settings), text_bytes, LARGEST_VOCABULARY))
 
 
 def _plan(
@@ -271,7 +269,7 @@ def _plan(
     text_bytes: int,
     patience: int | None,
 ) -> ClassifyPlan:
-    """Sizes and rates, by the plan of pretraining; gentler, the more the model knows already."""
+    """Choose sizes and rates by the plan of pretraining: gentler rates, the more the model knows already."""
     share = LABELS_SHARE if start.from_elsewhere else FINE_TUNING
     base = make_plan(
         Given.of(
@@ -292,19 +290,11 @@ def _plan(
     if settings.model is None:
         base.require_memory()
     names = _in_order(label_names(train.labels), start, settings)
+    model = {} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
     batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
     return ClassifyPlan(
-        precision=base.precision,
-        optimizer=base.optimizer,
-        from_elsewhere=base.from_elsewhere,
-        rates=base.rates,
-        weight_decay=base.weight_decay,
-        warmup=0.05,
-        decay=0.7,
-        clip=base.clip,
-        context_length=base.context_length,
+        **base.for_rows() | {"warmup": 0.05, "decay": 0.7, "model": model},
         batch_rows=batch_rows,
-        micro_batch_tokens=base.micro_batch_rows * base.context_length,
         labels=names,
         label_counts=[train.labels.count(name) for name in names],
         model_fields=_model_fields(settings, start),
@@ -314,14 +304,13 @@ def _plan(
         else _for_ours(settings.language_weight, LANGUAGE_WEIGHT, settings, start),
         most_epochs=None if settings.minutes is None else max(MOST_EPOCHS, MOST_STEPS * batch_rows / len(train)),
         patience=patience,
-        model={} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT},
         objective=start.predicts if not settings.model or settings.adapt_minutes or settings.adapt_epochs else None,
         pretraining_rate=FINE_TUNING if settings.model and not start.from_elsewhere else 1.0,
     )
 
 
 def _in_order(names: list[str], start: Start, settings: ClassifySettings) -> list[str]:
-    """The labels in the order that a classifier has them in; what is new to it, and what it loses, is said.
+    """Return the labels in the order that a classifier has them in; say what is new to it, and what it loses.
 
     Raises `InputError` for other labels where an adapter is to be trained: its base would keep a head of another shape.
     """
@@ -338,7 +327,7 @@ def _in_order(names: list[str], start: Start, settings: ClassifySettings) -> lis
 
 
 def _model_fields(settings: ClassifySettings, start: Start) -> dict[str, Any]:
-    """What the settings change in the model's config: pooling and dropout."""
+    """Return what the settings change in the model's config: pooling and dropout."""
     pooling = settings.pooling or (None if start.labels else "mean")  # a classifier has one already
     fields: dict[str, Any] = {"classifier_pooling": pooling} if start.is_ours and pooling else {}
     dropout = DROPOUT if settings.dropout is None and start.is_ours else settings.dropout
@@ -352,25 +341,71 @@ def _for_ours(given: float | None, usual: float, settings: ClassifySettings, sta
     return 0.0 if start.from_elsewhere or settings.train != "all" or settings.lora else usual
 
 
-def write_examples(path: Path, examples: Examples) -> None:
-    """Write rows as JSONL with the columns `text` and `label`."""
-    rows = zip(examples.texts, examples.labels)
-    _write_lines(path, [{"text": text, "label": label} for text, label in rows])
+def base_of(settings: ClassifySettings, work: Path) -> str | Path | None:
+    """Return `--model`; for an adapter, merge it into its base in `work`, once, and return that folder.
+
+    Raises `InputError` for an adapter that another one is wanted on.
+    """
+    if settings.model is None or not is_adapter(settings.model):
+        return settings.model
+    if settings.lora:
+        raise InputError(f"--lora: {settings.model} is an adapter: merge it into its base first with groundup merge")
+    folder = work / FOLDED
+    if not folder.is_dir():
+        from groundup.inference.folder import fold  # peft takes a while to import
+
+        model = fold(load_adapter(settings.model, trust_remote_code=settings.trust_remote_code))
+        save_model(folder, model, load_tokenizer(settings.model))
+    return folder
 
 
-def read_examples(path: Path) -> Examples:
-    """What `write_examples` wrote; nothing where there is no such file."""
-    if not path.is_file():
-        return Examples()
-    with path.open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return Examples([row["text"] for row in rows], [row["label"] for row in rows])
+def start_of(
+    settings: ClassifySettings, source: str | Path | None, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> Start:
+    """Return what the model at `source` (that of `base_of`) is and how long its rows are. Raises `InputError`."""
+    lengths = [len(ids) for ids in for_classifying(tokenizer, LONGEST_CONTEXT)(texts, truncation=True)["input_ids"]]
+    enough = min(LONGEST_CONTEXT, max(SHORTEST_CONTEXT, -(-int(np.quantile(lengths, WHOLE_TEXTS)) // 32) * 32))
+    if source is None:
+        return Start(settings.context_length or enough)
+    model = load_network(
+        source, AutoModelForSequenceClassification, trust_remote_code=settings.trust_remote_code, new_head=True
+    )
+    config, length = model.config.get_text_config(), row_length(settings, model, enough)
+    is_ours = config.model_type == GroundupConfig.model_type
+    if settings.pooling is not None and not is_ours:
+        raise InputError(
+            f"--pooling is for our own models, and {settings.model} is a {config.model_type}: leave it out"
+        )
+    names = model.config.architectures or []
+    classes = {kind for end, kind in AUTO_CLASSES.items() if any(name.endswith(end) for name in names)}
+    predicts = "clm" if "AutoModelForCausalLM" in classes else "mlm" if "AutoModelForMaskedLM" in classes else None
+    _check_head(settings, predicts)
+    return Start(
+        context_length=length,
+        width=config.hidden_size,
+        is_ours=is_ours,
+        from_elsewhere=pretrained_elsewhere(settings.model or source),  # of an adapter its own folder has the recipe
+        predicts=predicts,
+        labels=labels_of(model) if is_classifier(model.config.architectures) else (),
+        dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),
+    )
 
 
-def write_texts(path: Path, texts: list[str]) -> None:
-    """Write texts as JSONL with the one column `text`: what a language model learns from."""
-    _write_lines(path, [{"text": text} for text in texts])
+def _check_head(settings: ClassifySettings, predicts: str | None) -> None:
+    """Raise `InputError` for what needs a head that `--model` has not."""
+    if settings.language_weight and predicts != "clm":
+        raise InputError(f"--language-weight: {settings.model} has no head that predicts the next token: leave it out")
+    if predicts is None and (settings.adapt_minutes or settings.adapt_epochs):
+        option = "--adapt-minutes" if settings.adapt_minutes else "--adapt-epochs"
+        raise InputError(f"{option}: {settings.model} has no language-model head to pretrain with: leave it out")
 
 
-def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+def is_classifier(architectures: list[str] | None) -> bool:
+    """Return whether the classes that a config names are those of classifiers."""
+    return any(name.endswith("ForSequenceClassification") for name in architectures or [])
+
+
+def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the labels of a classifier in the order of its head."""
+    names = cast(dict[int, str], model.config.id2label or {})
+    return tuple(str(names[number]) for number in sorted(names))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from accelerate.state import PartialState
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,14 +18,13 @@ from groundup.common.settings import Deadline, verb
 from groundup.data.conversations import Conversation, RowCounts, load_conversations
 from groundup.data.encoding import ConversationRows, encode_conversations
 from groundup.data.sources import short_name
-from groundup.data.windows import IGNORED, BatchOrder
+from groundup.data.windows import BatchOrder, Dealer
 from groundup.evaluation.instruction import (
     SAMPLES,
     Answer,
     AnswerLoss,
     answer_loss,
     answer_rows,
-    by_size,
     sample_table,
     write_answers,
 )
@@ -34,23 +32,17 @@ from groundup.inference.loading import load_model, quiet_transformers
 from groundup.modeling import GroundupForConditionalGeneration
 from groundup.tokenization.chat import INPUT_JOINTS, ChatEncoder
 from groundup.tokenization.folder import CHAT_TOKENS
-from groundup.training.checkpoint import Position
-from groundup.training.instruction_preparation import (
-    TEXTS_FILE,
-    PreparedInstructions,
-    open_instructions,
-    prepare_instructions,
-)
-from groundup.training.loop import Batch, Batches
+from groundup.training.checkpoint import RunFolder
+from groundup.training.instruction_preparation import PreparedInstructions, open_instructions, prepare_instructions
+from groundup.training.loop import Position
 from groundup.training.lora import add_lora
-from groundup.training.objectives import NextTokenLoss, PairLoss
+from groundup.training.objectives import PairLoss, TokenLoss
 from groundup.training.pretraining import pretrain_first
-from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly, make_config
-from groundup.training.run import TrainingRun, carry_out
-from groundup.training.run_folder import RunFolder
-from groundup.training.settings import InstructSettings, PretrainSettings
+from groundup.training.pretraining_preparation import BASE, SMOKE_TEST_ROWS, evenly, make_config
+from groundup.training.run import TrainingRun
+from groundup.training.settings import InstructSettings
+from groundup.training.verbs import carry_out
 
-BASE = "base"  # under work/: the new model after its first pretraining
 SAMPLES_FILE = "samples.md"
 VALIDATION_ROWS = 500  # measured at each validation
 LAST_ROWS = 2000  # of those kept back, measured at the end
@@ -73,89 +65,29 @@ def instruct(settings: InstructSettings, deadline: Deadline) -> Path:
         Interrupted: after Ctrl-C, with the state saved.
         Diverged: when the loss stops being a number.
     """
-    out = carry_out(
-        settings,
-        deadline,
-        verb="instruct",
-        name=short_name(settings.data),
-        prepare=prepare_instructions,
-        start=_start,
-    )
+    out = carry_out(settings, deadline, prepare=prepare_instructions, start=_start)
     say(f"written to {out}, with answers before and after in {SAMPLES_FILE}; try: groundup chat --model {out}")
     return out
 
 
 def _start(run: RunFolder, deadline: Deadline) -> "InstructionRun":
-    """Return the run of a prepared folder; a new decoder has been pretrained on the rows' own text before."""
+    """Return the run of a prepared folder; a new decoder is pretrained on the rows' own text before."""
     prepared = open_instructions(run)
-    settings = prepared.settings
+    settings, share = prepared.settings, prepared.settings.pretrain_share
     if settings.model is None and settings.architecture == "decoder":
         left = deadline.after(settings.minutes).seconds_left()
-        minutes = None if left is None else max(SHORTEST_PRETRAINING, settings.pretrain_share * left) / 60
-        pretrain_first(_pretrain_settings(prepared, minutes), Deadline())
+        pretrain_first(
+            prepared,
+            Deadline(),
+            minutes=None if left is None else max(SHORTEST_PRETRAINING, share * left) / 60,
+            max_steps=None if settings.max_steps is None else max(1, round(share * settings.max_steps)),
+            epochs=None if settings.epochs is None else max(0.01, share * settings.epochs),
+        )
     return InstructionRun(prepared, run, deadline)
 
 
-def _pretrain_settings(prepared: PreparedInstructions, minutes: float | None) -> PretrainSettings:
-    """Return what pretrains a new model in `work/base` with a share of the budget."""
-    settings, plan, share = prepared.settings, prepared.plan, prepared.settings.pretrain_share
-    return PretrainSettings(
-        data=[str(prepared.work / TEXTS_FILE)],
-        tokenizer=str(prepared.work / "tokenizer"),
-        out=str(prepared.work / BASE),
-        minutes=minutes,
-        max_steps=None if settings.max_steps is None else max(1, round(share * settings.max_steps)),
-        epochs=None if settings.epochs is None else max(0.01, share * settings.epochs),
-        context_length=plan.context_length,
-        model_config=plan.model,
-        hidden_size=plan.model["hidden_size"],
-        num_hidden_layers=plan.model["num_hidden_layers"],
-        optimizer=settings.optimizer,
-        learning_rate_scale=settings.learning_rate_scale,
-        precision=settings.precision,
-        seed=settings.seed,
-        resume=True,
-        quiet=settings.quiet,
-    )
-
-
-class ConversationBatches:
-    """The rows of each step, those of like length together in a micro-batch, of which this process reads its part."""
-
-    def __init__(
-        self,
-        rows: ConversationRows,
-        order: BatchOrder,
-        micro_batch_tokens: int,
-        state: PartialState,
-        pad_id: int,
-        pairs: bool,
-    ):
-        self.rows, self.order, self.micro_batch_tokens, self.pad_id = rows, order, micro_batch_tokens, pad_id
-        self.rank, self.processes, self.pairs = state.process_index, state.num_processes, pairs
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, as many on every process: a missing row is filled by one that counts nothing.
-
-        Rows are sorted by length and dealt out, so that neighbours on all processes are of a length; where a
-        micro-batch ends follows from the longest of them.
-        """
-        chosen = self.order.indices(step)
-        if not len(chosen):
-            return []
-        chosen = chosen[np.argsort(self.rows.lengths[chosen], kind="stable")]
-        missing = -len(chosen) % self.processes
-        dealt = np.concatenate([chosen, np.repeat(chosen[-1:], missing)]).reshape(-1, self.processes)
-        cuts = by_size(np.arange(len(dealt)), self.rows.lengths[dealt[:, -1]], self.micro_batch_tokens)
-        make = self.rows.pairs if self.pairs else self.rows.batch
-        batches = [make(dealt[part, self.rank], self.pad_id) for part in cuts]
-        if missing and self.rank >= self.processes - missing:
-            batches[-1]["labels" if self.pairs else "shift_labels"][-1] = IGNORED
-        return batches
-
-
 class InstructionRun(TrainingRun):
-    """A prepared run of `instruct`."""
+    """Carry out a prepared run of `instruct`."""
 
     finish_share, finish_seconds = FINISH_SHARE, FINISH_SECONDS
 
@@ -170,7 +102,7 @@ class InstructionRun(TrainingRun):
         super().__init__(prepared, folder, deadline)
 
     def make_model(self) -> PreTrainedModel:
-        """The model to teach, with the end tokens of its answers in its generation config."""
+        """Return the model to teach, with the end tokens of its answers in its generation config."""
         model = self._base()
         known = model.generation_config.eos_token_id
         ends = {*self.prepared.plan.stop_ids, *(known if isinstance(known, list) else [known])} - {None}
@@ -184,10 +116,12 @@ class InstructionRun(TrainingRun):
         return model
 
     def _base(self) -> PreTrainedModel:
-        """The model as it is before the first step, with an embedding for each token of the tokenizer."""
+        """Return the model as it is before the first step, with an embedding for each token of the tokenizer."""
         prepared = self.prepared
-        if self.pairs:
-            return self._new_pair()
+        if self.pairs:  # a new encoder and decoder
+            fields = {"is_encoder_decoder": True, "decoder_start_token_id": prepared.tokenizer.bos_token_id}
+            whole: Any = dataclasses.replace(prepared.plan, model=prepared.plan.model | fields)
+            return GroundupForConditionalGeneration(make_config(whole, prepared.tokenizer))
         source = prepared.settings.model or prepared.work / BASE
         model, _ = load_model(source, trust_remote_code=prepared.settings.trust_remote_code)
         if len(prepared.tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
@@ -195,39 +129,29 @@ class InstructionRun(TrainingRun):
                 model.resize_token_embeddings(len(prepared.tokenizer))
         return model
 
-    def _new_pair(self) -> PreTrainedModel:
-        """An encoder and a decoder with fresh weights, of the plan's sizes."""
-        plan, tokenizer = self.prepared.plan, self.prepared.tokenizer
-        fields = {"is_encoder_decoder": True, "decoder_start_token_id": tokenizer.bos_token_id}
-        whole: Any = dataclasses.replace(plan, model=plan.model | fields)
-        return GroundupForConditionalGeneration(make_config(whole, tokenizer))
-
     def make_objective(self) -> nn.Module:
-        """The summed loss on the answers."""
-        return PairLoss(self.model) if self.pairs else NextTokenLoss(self.model)
+        """Return the summed loss on the answers."""
+        return PairLoss(self.model) if self.pairs else TokenLoss(self.model)
 
-    def make_batches(self) -> Batches:
-        """Rows in the order that the seed decides."""
-        plan, seed = self.prepared.plan, self.prepared.settings.seed
-        order = BatchOrder(self.rows, self.batch_rows, seed, self.row_limit())
-        return ConversationBatches(
-            self.prepared.train, order, plan.micro_batch_tokens, PartialState(), self.pad_id, self.pairs
-        )
+    def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
+        """Return the rows, those of like length together."""
+        tokens = self.plan.micro_batch_tokens
+        return self.prepared.train.deal(order, self.pad_id, tokens, rank, processes, as_pairs=self.pairs)
 
     def validate(self, position: Position) -> dict[str, float]:
-        """The loss on the answers of rows that were kept back."""
+        """Return the loss on answers of held-out rows."""
         with self.accelerator.autocast():
             rows = self.prepared.validation
             score = answer_loss(self.model, rows, evenly(len(rows), VALIDATION_ROWS), self.pad_id)
         return {"validation_loss": round(score.mean, 6)}
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """What every run says of itself, and how often the rows were seen."""
+        """Return what every run says of itself, and how often the rows were seen."""
         rows = position.step * self.prepared.plan.batch_rows
         return super().describe(position) | {"epochs": round(rows / len(self.prepared.train), 3)}
 
     def score(self) -> list[dict[str, Any]]:
-        """The loss on answers and the answers themselves, of all rows to test on, else of some that were kept back."""
+        """Score the loss on answers and the answers themselves, of all test rows, else of some held-out ones."""
         settings, prepared = self.prepared.settings, self.prepared
         base = self._base().to(self.accelerator.device)
         about = {"dataset": prepared.name, "seed": settings.seed}
@@ -249,7 +173,7 @@ class InstructionRun(TrainingRun):
         return rows + self._answered(chosen, base, about | {"split": "validation"})
 
     def _tests(self) -> tuple[list[Conversation], RowCounts]:
-        """The rows to test on, read only now, and what became of the others."""
+        """Return the rows to test on, read only now, and what became of the others."""
         settings = self.prepared.settings
         if settings.eval_data:
             joint = INPUT_JOINTS.get(str(self.tokenizer.chat_template), "\n")
@@ -261,22 +185,19 @@ class InstructionRun(TrainingRun):
         return tests, RowCounts(rows=len(tests))
 
     def _loss_rows(self, rows: ConversationRows, base: PreTrainedModel, about: dict[str, Any]) -> list[dict[str, Any]]:
-        """The loss on answers, after training and before."""
+        """Return the loss on answers, after training and before."""
 
         def row(score: AnswerLoss, baseline: str | None) -> dict[str, Any]:
             return {"name": "answer_loss", "value": score.mean, **about, "count": score.tokens, "baseline": baseline}
 
         chosen = evenly(len(rows), LAST_ROWS) if about["split"] == "validation" else None
-        scores = [(answer_loss(model, rows, chosen, self.pad_id), name) for model, name in self._both(base)]
-        return [row(*score) for score in scores]
-
-    def _both(self, base: PreTrainedModel) -> list[tuple[PreTrainedModel, str | None]]:
-        return [(self.model, None), (base, "before training")]
+        both = ((self.model, None), (base, "before training"))
+        return [row(answer_loss(model, rows, chosen, self.pad_id), name) for model, name in both]
 
     def _answered(
         self, conversations: list[Conversation], base: PreTrainedModel, about: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """Measures of written answers, and the table of samples; rows that were trained on are left out of a second."""
+        """Measure generated answers, once more without prompts that are in training, and write the table of samples."""
         train = self.prepared.conversations("train")
         order = np.random.default_rng(self.prepared.settings.seed).permutation(len(conversations))
         conversations = [conversations[place] for place in order]
@@ -299,7 +220,7 @@ class InstructionRun(TrainingRun):
         return rows
 
     def _affordable(self, conversations: list[Conversation]) -> int:
-        """How many answers may be written: all, unless under a clock that would take more than its share."""
+        """Return how many answers may be written: all, unless under a clock that would take more than its share."""
         minutes = self.prepared.settings.minutes
         if minutes is None or len(conversations) <= FEW_ANSWERS[0]:
             return len(conversations)

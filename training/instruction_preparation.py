@@ -18,50 +18,44 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.settings import Deadline, public_settings
+from groundup.common.settings import Deadline
 from groundup.data.conversations import WEIGHT, Conversation, RowCounts, load_conversations
 from groundup.data.encoding import ConversationRows, encode_conversations
-from groundup.data.sources import check_exists, short_name
-from groundup.inference.loading import context_of, load_model
+from groundup.inference.loading import load_model
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
-from groundup.tokenization.folder import CHAT_TOKENS, fingerprint, load_tokenizer, save_tokenizer
-from groundup.tokenization.training import suitable_vocab_size, train_bpe
-from groundup.training.checkpoint import pretrained_elsewhere
+from groundup.tokenization.folder import CHAT_TOKENS, load_tokenizer
+from groundup.tokenization.training import train_bpe
+from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 from groundup.training.optim import FINE_TUNING
-from groundup.training.plan import LEAST_DECAY, Given, Optimization, make_plan, suitable_minutes
-from groundup.training.pretraining_preparation import LONGEST_ROW, SMOKE_ROWS, evenly
-from groundup.training.run_folder import RunFolder
-from groundup.training.settings import (
-    PUBLIC_PATHS,
-    InstructSettings,
-    check_lora,
-    refuse_of_new,
-    with_budget,
+from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, suitable_minutes, vocabulary
+from groundup.training.pretraining_preparation import (
+    LONGEST_ROW,
+    SMOKE_ROWS,
+    evenly,
+    row_length,
+    write_rows,
+    write_texts,
 )
+from groundup.training.settings import InstructSettings
+from groundup.training.verbs import Chosen, preparation
 
 VALIDATION_SHARE = 0.1
 LONGEST_CONTEXT = 512  # of a new model, unless it is asked for a longer one
 SHORTEST_CONTEXT = 128
 PASSES = 8  # over the rows, that a budget is made for where none is given
-PATHS = (*PUBLIC_PATHS, "model")
-TEXTS_FILE = "texts.jsonl"  # under work/: what a new model pretrains on
 _TEMPLATES = {"chat": CHAT_TEMPLATE, "alpaca": ALPACA_TEMPLATE}
 
 
 @dataclass(kw_only=True)
-class InstructPlan(Optimization):
-    """Every choice of a run. `model` are fields of `GroundupConfig`, for a new model; `stop_ids` end an answer."""
+class InstructPlan(RowsPlan):
+    """Hold every choice of a run; `stop_ids` end an answer."""
 
-    context_length: int
-    batch_rows: int
-    micro_batch_tokens: int
     stop_ids: list[int]
-    model: dict[str, Any]
 
 
 @dataclass
 class PreparedInstructions:
-    """A run before (or between) its steps, as it lies in its folder."""
+    """Hold a run before (or between) its steps, as it lies in its folder."""
 
     settings: InstructSettings
     plan: InstructPlan
@@ -72,19 +66,52 @@ class PreparedInstructions:
     work: Path
 
     def conversations(self, part: str) -> list[Conversation]:
-        """The messages of `train`, `validation` or `test` (empty without `--split`), in the order of their ids."""
+        """Read the messages of `train`, `validation` or `test` (empty without `--split`), in the order of their ids."""
         return read_conversations(self.work / f"{part}.jsonl")
 
 
-def prepare_instructions(settings: InstructSettings, run: RunFolder, deadline: Deadline) -> None:
-    """Read the rows, plan, train the tokenizer of a new model, encode; the recipe is written last.
+@preparation()
+def prepare_instructions(settings: InstructSettings, run: RunFolder, deadline: Deadline) -> Chosen[InstructSettings]:
+    """Read the rows, plan, train the tokenizer of a new model, encode.
 
     Raises `InputError` for data or options that will not do.
     """
-    settings = with_budget(settings)
     _check(settings)
-    with run.being_prepared():
-        _prepare(settings, run, deadline)
+    tokenizer = None if settings.model is None else load_tokenizer(settings.model)
+    template = _template(settings, tokenizer)
+    conversations, loaded, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
+    for line in loaded.warnings():
+        say(line)
+    if settings.smoke:
+        conversations = [conversations[place] for place in evenly(len(conversations), SMOKE_ROWS)]
+    parts = _split(conversations, settings)
+    size = sum(len(text.encode()) for text in _texts(parts["train"]))
+    if tokenizer is None:
+        tokenizer = train_bpe(_texts(parts["train"]), vocabulary(Given.of(settings), size))
+    _lay_out(tokenizer, template)
+    context, width = _limits(settings)
+    counts = {part: RowCounts(rows=len(parts[part])) for part in ("train", "validation")}
+    rows, stop_ids = {}, frozenset()
+    for part in counts:
+        rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, counts[part])
+        parts[part] = [parts[part][place] for place in places]
+        stop_ids |= ends
+    for part, what in (("train", "training"), ("validation", "validation")):
+        for line in counts[part].warnings(context):
+            say(f"{what}: {line}")
+    for line in _padding_warnings(tokenizer, stop_ids):
+        say(line)
+    settings = _with_minutes(settings, size)
+    seconds = deadline.after(settings.minutes).seconds_left()
+    plan = _plan(settings, rows["train"], context, width, size, seconds, stop_ids)
+    tested = _look_at_tests(settings, parts["test"], tokenizer, plan.context_length)
+    write_texts(run.work, _texts(parts["train"]))
+    for part, members in parts.items():
+        write_rows(run.work / f"{part}.jsonl", map(dataclasses.asdict, members))
+    for part, encoded in rows.items():
+        encoded.save(run.work / part)
+    numbers = (loaded + counts["train"]).numbers() | {part: len(members) for part, members in parts.items()}
+    return settings, plan, tokenizer, {"rows": numbers, "sources": sources} | tested
 
 
 def open_instructions(run: RunFolder) -> PreparedInstructions:
@@ -110,68 +137,12 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
     if settings.model is not None and settings.pretrain_share != InstructSettings.pretrain_share:
         raise InputError("--pretrain-share is for a new model: leave it out, or --model")
-    if settings.model is not None:
-        refuse_of_new(settings, "--model")
-    check_lora(settings)
-    if settings.model is None and settings.lora:
-        raise InputError("--lora adapts an existing model: give --model")
-    check_exists(settings.eval_data)
-
-
-def _prepare(settings: InstructSettings, run: RunFolder, deadline: Deadline) -> None:
-    tokenizer = None if settings.model is None else load_tokenizer(settings.model)
-    template = _template(settings, tokenizer)
-    conversations, loaded, sources = load_conversations(settings.data, INPUT_JOINTS.get(template, "\n"))
-    for line in loaded.warnings():
-        say(line)
-    if settings.smoke:
-        conversations = [conversations[place] for place in evenly(len(conversations), SMOKE_ROWS)]
-    parts = _split(conversations, settings)
-    size = sum(len(text.encode()) for text in _texts(parts["train"]))
-    if tokenizer is None:
-        vocab_size = settings.vocab_size or (512 if settings.smoke else min(suitable_vocab_size(size), 16384))
-        tokenizer = train_bpe(_texts(parts["train"]), vocab_size)
-    _lay_out(tokenizer, template)
-    context, width = _limits(settings)
-    counts = {part: RowCounts(rows=len(parts[part])) for part in ("train", "validation")}
-    rows, stop_ids = {}, frozenset()
-    for part in counts:
-        rows[part], places, ends = encode_conversations(parts[part], tokenizer, context, counts[part])
-        parts[part] = [parts[part][place] for place in places]
-        stop_ids |= ends
-    for part, what in (("train", "training"), ("validation", "validation")):
-        for line in counts[part].warnings(context):
-            say(f"{what}: {line}")
-    for line in _padding_warnings(tokenizer, stop_ids):
-        say(line)
-    settings = _with_minutes(settings, size)
-    seconds = deadline.after(settings.minutes).seconds_left()
-    plan = _plan(settings, rows["train"], context, width, size, seconds)
-    plan.stop_ids = sorted(stop_ids)
-    tested = _look_at_tests(settings, parts["test"], tokenizer, plan.context_length)
-    write_texts(run.work / TEXTS_FILE, parts["train"])
-    for part, members in parts.items():
-        write_conversations(run.work / f"{part}.jsonl", members)
-    for part, encoded in rows.items():
-        encoded.save(run.work / part)
-    save_tokenizer(tokenizer, run.work / "tokenizer")
-    recipe = {
-        "name": short_name(settings.data),
-        "verb": "instruct",
-        "settings": public_settings(settings, PATHS),
-        "plan": dataclasses.asdict(plan),
-        "rows": (loaded + counts["train"]).numbers() | {part: len(members) for part, members in parts.items()},
-        "sources": sources,
-        **({"eval_sources": tested} if tested else {}),
-        "tokenizer_sha256": fingerprint(tokenizer),
-    }
-    run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PATHS})
 
 
 def _look_at_tests(
     settings: InstructSettings, split_off: list[Conversation], tokenizer: PreTrainedTokenizerFast, context: int
-) -> list[dict[str, Any]]:
-    """Where the rows of `--eval-data` come from; what is wrong with them is said before anything is trained.
+) -> dict[str, Any]:
+    """Return for the recipe where the rows of `--eval-data` come from; say what is wrong with them before training.
 
     Nothing else of them is looked at now. Raises `InputError` for rows that nothing can be measured on.
     """
@@ -185,11 +156,11 @@ def _look_at_tests(
             encode_conversations(tests, tokenizer, context, counts)
         except InputError as error:
             raise InputError(f"the test rows: {error}") from error
-    return sources
+    return {"eval_sources": sources} if sources else {}
 
 
 def _template(settings: InstructSettings, tokenizer: PreTrainedTokenizerFast | None) -> str:
-    """The chat template: the one asked for, the tokenizer's own, or a layout that needs no new tokens."""
+    """Return the chat template asked for, else the tokenizer's own, else a layout that needs no new tokens."""
     if settings.layout is not None:
         return _TEMPLATES[settings.layout]
     if tokenizer is None:
@@ -207,7 +178,7 @@ def _lay_out(tokenizer: PreTrainedTokenizerFast, template: str) -> None:
 
 
 def _split(conversations: list[Conversation], settings: InstructSettings) -> dict[str, list[Conversation]]:
-    """The conversations for training, validation and testing; what is kept back is not trained on.
+    """Split the conversations for training, validation and testing; what is held out is not trained on.
 
     Whole prompts are kept back where there are enough different ones, else whole rows: new answers to known prompts.
     """
@@ -229,7 +200,7 @@ def _split(conversations: list[Conversation], settings: InstructSettings) -> dic
 
 
 def _kept_back(conversations: list[Conversation], seed: int) -> list[bool]:
-    """Which rows are kept back: a tenth, by chance, and never one of two that are alike."""
+    """Return which rows are held out: a tenth, by chance, and never one of two that are alike."""
     order = np.argsort(np.random.default_rng(seed).permutation(len(conversations)))
     wanted = math.ceil(VALIDATION_SHARE * len(conversations))
     prompts = [row.key for row in conversations]
@@ -249,7 +220,7 @@ def _kept_back(conversations: list[Conversation], seed: int) -> list[bool]:
 
 
 def _whole_groups(keys: Sequence[Hashable], order: Iterable[int], wanted: int) -> list[bool]:
-    """A mask of about `wanted` rows, such that rows with one key are on one side; in `order`, what is too much not."""
+    """Return a mask of at most `wanted` rows, drawn in `order`, that holds all rows of a key or none."""
     sizes, chosen, left = Counter(keys), set(), wanted
     for place in order:
         if keys[place] not in chosen and sizes[keys[place]] <= left:
@@ -259,7 +230,7 @@ def _whole_groups(keys: Sequence[Hashable], order: Iterable[int], wanted: int) -
 
 
 def _fresh(rows: list[Conversation], train: list[Conversation]) -> list[Conversation]:
-    """The rows with prompts that training has not; where those are less than half, with answers that it has not."""
+    """Return the rows whose prompts are not in training; if less than half, those whose answers are not."""
     asked, answered = {row.key for row in train}, {(row.key, row.answer) for row in train}
     fresh = [row for row in rows if row.key not in asked]
     if 2 * len(fresh) < len(rows):
@@ -271,20 +242,15 @@ def _fresh(rows: list[Conversation], train: list[Conversation]) -> list[Conversa
 
 
 def _limits(settings: InstructSettings) -> tuple[int, int | None]:
-    """The longest row in tokens, and the width of the model to teach; a new one has none yet."""
+    """Return the longest row in tokens, and the width of the model to teach; a new one has none yet."""
     if settings.model is None:
         return settings.context_length or LONGEST_CONTEXT, None
     model, _ = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
-    context = context_of(model)
-    if settings.context_length is not None and settings.context_length > context:
-        raise InputError(
-            f"--context-length {settings.context_length}: {settings.model} has a context of {context:,}: give no more"
-        )
-    return settings.context_length or min(context, LONGEST_ROW), model.config.get_text_config().hidden_size
+    return row_length(settings, model, LONGEST_ROW), model.config.get_text_config().hidden_size
 
 
 def _padding_warnings(tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]) -> list[str]:
-    """What to say of a padding token that is an end token: here padding is told by its place, elsewhere it is not."""
+    """Return what to say of a padding token that is an end token, too."""
     pad: Any = tokenizer.pad_token_id
     if pad is None or pad not in stop_ids:
         return []
@@ -295,8 +261,8 @@ def _padding_warnings(tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int
 
 
 def _with_minutes(settings: InstructSettings, text_bytes: int) -> InstructSettings:
-    """The settings with a budget; one made here ends earlier when the validation loss stops falling."""
-    if settings.minutes is not None or settings.max_steps is not None or settings.epochs is not None:
+    """Return the settings with a budget; one made here ends earlier when the validation loss stops falling."""
+    if settings.has_budget:
         return settings
     minutes = 10.0 if settings.model is not None else max(1.0, suitable_minutes(PASSES * text_bytes))
     say(f"no budget given: training until the validation loss stops falling, at most {minutes:g} minutes")
@@ -310,8 +276,9 @@ def _plan(
     width: int | None,
     text_bytes: int,
     seconds: float | None,
+    stop_ids: Iterable[int],
 ) -> InstructPlan:
-    """Sizes and rates, by the plan of pretraining; gentler for a model that was trained before."""
+    """Choose sizes and rates by the plan of pretraining: gentler rates for a model that was trained before."""
     if settings.model is None and settings.context_length is None:
         context = max(SHORTEST_CONTEXT, -(-int(rows.lengths.max()) // 64) * 64)
     given = Given.of(
@@ -325,19 +292,9 @@ def _plan(
     if settings.model is None:
         plan.require_memory()
     return InstructPlan(
-        precision=plan.precision,
-        optimizer=plan.optimizer,
-        from_elsewhere=plan.from_elsewhere,
-        rates=plan.rates,
-        weight_decay=plan.weight_decay,
-        warmup=plan.warmup,
-        decay=plan.decay,
-        clip=plan.clip,
-        context_length=context,
+        **plan.for_rows(),
         batch_rows=max(1, min(len(rows), round(plan.batch_tokens / rows.lengths.mean()))),
-        micro_batch_tokens=plan.micro_batch_rows * context,
-        stop_ids=[],
-        model=plan.model,
+        stop_ids=sorted(stop_ids),
     )
 
 
@@ -353,27 +310,14 @@ def _fine_tuning(settings: InstructSettings, model: str) -> dict[str, Any]:
 
 
 def _texts(conversations: Iterable[Conversation]) -> Iterable[str]:
-    """The bare text of each conversation: what a tokenizer and a first pretraining learn from.
+    """Return the bare text of each conversation: what a tokenizer and a first pretraining learn from.
 
     An answer of weight 0 is not in it: it is not to be learnt.
     """
     return ("\n".join(message["content"] for message in row.messages if WEIGHT not in message) for row in conversations)
 
 
-def write_texts(path: Path, conversations: Sequence[Conversation]) -> None:
-    """Write the bare text of each conversation as rows of JSONL, column `text`."""
-    lines = (json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in _texts(conversations))
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Write conversations as rows of JSONL."""
-    lines = (json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in conversations)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-
-
 def read_conversations(path: Path) -> list[Conversation]:
-    """What `write_conversations` wrote."""
+    """Return the conversations of a file of rows, one JSON object a line."""
     with path.open(encoding="utf-8") as file:
         return [Conversation(**json.loads(line)) for line in itertools.filterfalse(str.isspace, file)]

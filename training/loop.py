@@ -21,20 +21,16 @@ from torch import nn
 
 from groundup.common.console import ProgressBar, say
 from groundup.common.errors import Diverged, Interrupted
-from groundup.data.windows import IGNORED
-from groundup.training.checkpoint import Position
-
-Batch = dict[str, torch.Tensor]
+from groundup.data.windows import IGNORED, Batch
 
 LOG_ROWS = 200  # rows of log.jsonl in a run
 SAVES = 10  # validations and saved states in a run
 SAVE_SECONDS = 60.0  # and at least one state a minute
-LABELS = ("shift_labels", "labels")  # the names under which a batch may hold what is to be predicted
 BAD_STEPS = 3  # steps in a row whose loss is not a number end the run
 
 
 def learning_rate_factor(share: float, *, warmup: float, decay: float) -> float:
-    """The factor on every learning rate after `share` (0 to 1) of the budget: up, level, then in a line to zero.
+    """Return the factor on every learning rate after `share` (0 to 1) of the budget: up, level, then in a line to zero.
 
     The trapezoid of Zhai et al. 2022 and Hägele et al. 2024; `warmup` and `decay` are shares of the budget.
     """
@@ -44,47 +40,69 @@ def learning_rate_factor(share: float, *, warmup: float, decay: float) -> float:
 
 
 def momentum(share: float, *, warmup: float, start: float = 0.85, end: float = 0.95) -> float:
-    """Muon's momentum after `share` of the budget: short memory while the weights move fast, then longer."""
+    """Return Muon's momentum after `share` of the budget: short memory while the weights move fast, then longer."""
     return start + (end - start) * min(1.0, share / warmup) if warmup > 0 else end
 
 
 @dataclass
 class Budget:
-    """What a run may use: `steps` updates, `seconds` of training time, or both; one may be None."""
+    """Hold what a run may use: `steps`, `seconds` of training time, or both; one may be None."""
 
     steps: int | None = None
     seconds: float | None = None
 
     def share_used(self, steps: int, seconds: float) -> float:
-        """The share of the budget that `steps` updates and `seconds` of training have used: the larger, 0 to 1."""
+        """Return the larger share of the budget, 0 to 1, that `steps` and `seconds` of training have used."""
         of_steps = 0.0 if self.steps is None else steps / max(1, self.steps)
         of_seconds = 0.0 if self.seconds is None else seconds / max(1e-9, self.seconds)
         return min(1.0, max(of_steps, of_seconds))
 
 
 class Stopwatch:
-    """Seconds of training, going on from those of an earlier process."""
+    """Measure the seconds of training, going on from those of an earlier process."""
 
     def __init__(self, seconds_before: float = 0.0):
         self._origin = time.perf_counter() - seconds_before
 
     @property
     def seconds(self) -> float:
-        """Seconds since the run began, those of earlier processes included."""
+        """Return the seconds since the run began, those of earlier processes included."""
         return time.perf_counter() - self._origin
 
 
+@dataclass
+class Position:
+    """Hold how far a run is: all but weights and optimizer that it needs to go on as if it had never stopped."""
+
+    step: int = 0
+    labels: int = 0  # learned from, over all processes
+    seconds: float = 0.0
+    step_seconds: float = 0.0  # of the last step, with what was due after the one before
+    budget_seconds: float | None = None
+    budget_minutes: float | None = None  # of the whole command, which `budget_seconds` are a part of
+    best_value: float | None = None  # of the step that is kept
+    best_step: int = 0
+    peak_value: float | None = None  # the best seen
+    stale: int = 0
+    bad_steps: int = 0
+    validation_tokens: int | None = None
+    validated_step: int | None = None  # the last one that was measured
+    losses: list[float] = field(default_factory=list)  # of the steps since the last row of the log
+    logged_labels: int = 0  # `labels` and `seconds` at that row
+    logged_seconds: float = 0.0
+
+
 class Batches(Protocol):
-    """What the loop trains on."""
+    """Give the loop what it trains on."""
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step for this process, a pure function of the step; empty past the last."""
+        """Return the micro-batches of a step for this process, a pure function of the step; empty past the last."""
         ...
 
 
 @dataclass
 class Schedule:
-    """Shares of the budget: warm-up and decay of the learning rate, warm-up of the momentum."""
+    """Hold shares of the budget: warm-up and decay of the learning rate, warm-up of the momentum."""
 
     warmup: float = 0.0
     decay: float = 0.5
@@ -94,7 +112,7 @@ class Schedule:
 
 @dataclass
 class Loop:
-    """A run of training; `run()` goes on from `position` until the budget is used.
+    """Train, from `position` on, until the budget is used.
 
     Args:
         accelerator: devices and precision.
@@ -182,7 +200,7 @@ class Loop:
         self.position.step_seconds, self.position.seconds = now - self.position.seconds, now
 
     def _shares(self) -> tuple[float, float]:
-        """The shares of the budget used before the last step and after it, by the position alone."""
+        """Return the shares of the budget used before the last step and after it, by the position alone."""
         at = self.position
         before = self.budget.share_used(max(0, at.step - 1), at.seconds - at.step_seconds)
         return before, self.budget.share_used(at.step, at.seconds)
@@ -197,14 +215,14 @@ class Loop:
         self._factor = factor
 
     def _step(self, batches: list[Batch]) -> None:
-        """One update from the micro-batches of all processes, equal to that of one large batch.
+        """Make one update from the micro-batches of all processes, equal to that of one large batch.
 
         Each micro-batch gives a sum; it is divided by the labels that count in all of them together, since a mean of
         means would weigh a short micro-batch like a long one.
         """
         device = self.accelerator.device
-        count = torch.tensor([sum(labels_that_count(batch) for batch in batches)], device=device)
-        count = int(self._sum(count))
+        counted = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+        count = int(self._sum(torch.tensor([counted], device=device)))
         total = torch.zeros((), device=device)
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
@@ -226,7 +244,7 @@ class Loop:
         self.position.labels += count
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a scalar over all processes."""
+        """Return the sum of a scalar over all processes."""
         return cast(torch.Tensor, self.accelerator.reduce(value, reduction="sum"))
 
     def _update(self) -> None:
@@ -306,13 +324,8 @@ class Loop:
         return self.patience is not None and self.position.stale >= self.patience
 
 
-def labels_that_count(batch: Batch) -> int:
-    """How many labels of a micro-batch are to be predicted."""
-    return sum(int((batch[name] != IGNORED).sum()) for name in LABELS if name in batch)
-
-
 def crossed(before: float, after: float, parts: int) -> bool:
-    """Whether a share that grew from `before` to `after` passed a border between `parts` equal parts."""
+    """Return whether a share that grew from `before` to `after` passed a border between `parts` equal parts."""
     return int(before * parts) != int(after * parts)
 
 

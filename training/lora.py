@@ -72,7 +72,7 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
 
 
 def task_type(model: PreTrainedModel) -> TaskType | None:
-    """What peft calls the kind of a model; None for a kind that it has no loader for."""
+    """Return what peft calls the kind of a model; None for a kind that it has no loader for."""
     if type(model).__name__.endswith("ForSequenceClassification"):
         return TaskType.SEQ_CLS
     if not model.can_generate():
@@ -81,7 +81,7 @@ def task_type(model: PreTrainedModel) -> TaskType | None:
 
 
 def _base_name(model: PreTrainedModel) -> str:
-    """Where the base can be loaded from again: a folder's whole path, or a name on the Hub."""
+    """Return where the base can be loaded from again: a folder's whole path, or a name on the Hub."""
     name = model.name_or_path
     if not name:
         raise InputError(
@@ -93,7 +93,7 @@ def _base_name(model: PreTrainedModel) -> str:
 
 
 def _targets(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:
-    """The names of the matrices to adapt: those wanted, or all that lie in the blocks.
+    """Return the names of the matrices to adapt: those wanted, or all that lie in the blocks.
 
     Raises `InputError` for a name that no matrix ends with, naming the nearest.
     """
@@ -106,7 +106,7 @@ def _targets(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:
 
 
 def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list[int]] | None:
-    """The rows of the embedding, and of a head with weights of its own, that stand for `tokens`; None for no tokens."""
+    """Return by table (embedding, head of its own weights) the rows that stand for `tokens`; None for no tokens."""
     if not tokens:
         return None
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -115,7 +115,7 @@ def _token_rows(model: PreTrainedModel, tokens: Sequence[int]) -> dict[str, list
 
 
 def describe_base(adapted: PeftModel) -> dict[str, str]:
-    """What metrics.json says of an adapter's base: its name, and the sha256 of its weights where they lie here."""
+    """Return what metrics.json says of an adapter's base: its name, and the sha256 of weights that lie here."""
     base = Path(str(adapted.peft_config["default"].base_model_name_or_path))
     if not base.is_dir():
         return {"base": str(base)}

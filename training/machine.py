@@ -34,12 +34,12 @@ T = TypeVar("T")
 
 
 def asked_to_shard() -> bool:
-    """Whether the launcher was told to shard, and there is more than one process to do it."""
+    """Return whether the launcher was told to shard, and there is more than one process to do it."""
     return parse_flag_from_env(ASKED) and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
 def without_accelerates() -> AbstractContextManager[Any]:
-    """A context in which an `Accelerator` is made as if nothing were to be sharded."""
+    """Return a context in which an `Accelerator` is made as if nothing were to be sharded."""
     return patch_environment(**{ASKED: "false"})
 
 
@@ -57,7 +57,7 @@ def shard(objective: nn.Module, device: torch.device) -> None:
 
 
 def run_within(objective: nn.Module, action: Callable[[], T]) -> T:
-    """What `action` gives, which runs the model of a sharded objective from outside; on every process alike."""
+    """Return what `action` gives, which runs the model of a sharded objective from outside; on every process alike."""
     sharded = cast(Any, objective)
     try:
         return sharded.carry_out(action)
@@ -66,7 +66,7 @@ def run_within(objective: nn.Module, action: Callable[[], T]) -> T:
 
 
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a sharded model with every tensor whole, as it is saved; called on every process.
+    """Return the state dict of a sharded model with every tensor whole, as it is saved; call it on every process.
 
     Torch's `get_model_state_dict` makes two tensors of a tied head, and both would be written.
     """
@@ -79,24 +79,24 @@ def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of which every process has its share, gathered on each of them; any other as it is."""
+    """Return a sharded tensor gathered, on every process; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def to_save(tensor: torch.Tensor) -> torch.Tensor:
-    """The same for what is saved: gathered in main memory, so that a card holds one whole tensor at a time."""
+    """Return a sharded tensor gathered in main memory, so that a card holds one whole tensor at a time."""
     return whole(tensor).cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def share_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Of a tensor that every process has whole, what it keeps where `like` is divided; else the tensor itself."""
+    """Return this process's share of a whole tensor, sharded as `like` is; the tensor itself where that is whole."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model, transformers' or ours: they have a class in common."""
+    """Return the blocks of a model, transformers' or ours: they have a class in common."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
@@ -112,12 +112,12 @@ def compile_blocks(model: nn.Module) -> None:
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """A context in which nothing is compiled: scores see other shapes, each of which would be compiled for one use."""
+    """Return a context in which nothing is compiled: scores see other shapes, each of which would be compiled once."""
     return torch.compiler.set_stance("force_eager")
 
 
 def compiler_found() -> bool:
-    """Whether there is a C++ compiler for torch.compile."""
+    """Return whether there is a C++ compiler for torch.compile."""
     from torch._inductor.cpp_builder import get_cpp_compiler  # takes a while to import
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -129,7 +129,7 @@ def compiler_found() -> bool:
 
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """(B, H, T, D) three times -> (B, H, T, D): every query mixes the values up to its own (Vaswani et al. 2017).
+    """Mix for every query the values up to its own (Vaswani et al. 2017): (B, H, T, D) three times -> (B, H, T, D).
 
     torch's kernel for it is made for long texts; its way back is slow for short ones. Written out as products of
     matrices, which a processor with bf16 does several times as fast as anything else, it takes half to four fifths of
@@ -157,7 +157,7 @@ def attend(
     scaling: float = 1.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What a kernel of transformers does: (B, H, T, D) -> (B, T, H, D); in blocks where that is faster."""
+    """Do what a kernel of transformers does, (B, H, T, D) -> (B, T, H, D); in blocks where that is faster."""
     as_expected = module.training and torch.is_autocast_enabled("cpu") and attention_mask is None and not dropout
     rows, heads, length, _ = query.shape
     causal = module.is_causal and kwargs.get("is_causal", True) and length == key.size(2)
@@ -176,7 +176,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def attending_in_blocks(model: PreTrainedModel) -> Iterator[None]:
-    """A context in which a model of ours whose attention is torch's attends in blocks; others stay as they are."""
+    """Let a model of ours whose attention is torch's attend in blocks within this context; leave others as they are."""
     ours = isinstance(model, GroundupPreTrainedModel) and model.config._attn_implementation == "sdpa"
     if ours:
         model.set_attn_implementation(NAME)

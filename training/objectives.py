@@ -21,7 +21,11 @@ PIECE_ROWS = 256
 
 
 class TokenLoss(nn.Module):
-    """The summed loss [nats] of predicting tokens; where the head is plain, large logits never exist whole."""
+    """Sum the loss [nats] of predicting tokens: each next one, or those that were masked.
+
+    Radford et al. 2018, equation 1; Devlin et al. 2019, section 3.1. Where the head is plain, large logits never exist
+    whole.
+    """
 
     def __init__(self, model: PreTrainedModel, compiled: bool = False):
         super().__init__()
@@ -31,8 +35,13 @@ class TokenLoss(nn.Module):
         self._compiled = compiled
         self._of_logits = torch.compile(loss_of_logits) if compiled else loss_of_logits
 
-    def summed(self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None) -> torch.Tensor:
-        """Ids (B, T) and what each position is to predict (B, T), -100 where nothing -> the sum over all, a scalar."""
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Take ids (B, T) and what each position is to predict (B, T), -100 for nothing -> the sum over all, a scalar.
+
+        `position_ids` (B, T) begin again at each document of a packed row.
+        """
         inputs = {} if position_ids is None else {"position_ids": position_ids}  # not every model takes them
         counted = labels != IGNORED
         if not self._head_is_plain:
@@ -54,14 +63,14 @@ class TokenLoss(nn.Module):
 
 
 def loss_of_logits(hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Vectors (N, C), the head (V, C) and the ids (N,) to predict -> the summed loss, with all logits at once."""
+    """Sum the loss with all logits at once: vectors (N, C), the head (V, C) and ids (N,) to predict -> a scalar."""
     return functional.cross_entropy(functional.linear(hidden, head).float(), targets, reduction="sum")
 
 
 def loss_in_pieces(
     of_logits: Callable[..., torch.Tensor], hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """The same loss with the logits of a piece at a time, made once more on the way back (Chen et al. 2016).
+    """Sum the same loss with the logits of a piece at a time, made once more on the way back (Chen et al. 2016).
 
     torch's chunked loss multiplies in fp32 within autocast, and rounds the loss itself if it is given bf16: on a GPU
     making bf16 logits twice is several times faster (docs/performance.md) and rounds only them.
@@ -74,41 +83,15 @@ def loss_in_pieces(
     return torch.stack(losses).sum()
 
 
-class NextTokenLoss(TokenLoss):
-    """The summed loss of predicting each next token (Radford et al. 2018, equation 1)."""
-
-    def forward(
-        self, input_ids: torch.Tensor, shift_labels: torch.Tensor, position_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Ids (B, T) and the ids that follow them (B, T), -100 where none counts -> the sum over all, a scalar.
-
-        `position_ids` (B, T) begin again at each document of a packed row.
-        """
-        return self.summed(input_ids, shift_labels, position_ids)
-
-
-class MaskedTokenLoss(TokenLoss):
-    """The summed loss of predicting the tokens that were hidden (Devlin et al. 2019, section 3.1)."""
-
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Ids with masks (B, T) and the hidden ids (B, T), -100 elsewhere -> the sum over the hidden ones, a scalar.
-
-        `position_ids` (B, T) begin again at each document of a packed row.
-        """
-        return self.summed(input_ids, labels, position_ids)
-
-
 class PairLoss(nn.Module):
-    """The summed loss of a decoder that writes one text from another (Vaswani et al. 2017, section 5)."""
+    """Sum the loss of a decoder that writes one text from another (Vaswani et al. 2017, section 5)."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Ids to read (B, S) and to write (B, T), -100 where none counts -> the sum over the latter, a scalar."""
+        """Take ids to read (B, S) and to write (B, T), -100 where none counts -> the sum over the latter, a scalar."""
         read = cast(GroundupForConditionalGeneration, self.model).prepare_decoder_input_ids_from_labels(labels)
         logits = self.model(
             input_ids=input_ids, attention_mask=attention_mask, decoder_input_ids=read, use_cache=False
@@ -117,7 +100,7 @@ class PairLoss(nn.Module):
 
 
 class LabelLoss(nn.Module):
-    """The summed cross entropy [nats] of the labels of whole texts.
+    """Sum the cross-entropy [nats] of the labels of whole texts.
 
     Args:
         model: a sequence classifier.
@@ -161,7 +144,7 @@ class LabelLoss(nn.Module):
         self.register_buffer("choices", torch.nonzero(replaceable).flatten(), persistent=False)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Ids (B, T), their mask (B, T) and labels (B,), -100 where none counts -> the sum over rows, a scalar."""
+        """Take ids (B, T), their mask (B, T) and labels (B,), -100 where none counts -> the sum over rows, a scalar."""
         noisy = self._with_noise(input_ids) if self.training and self.token_dropout else input_ids
         with_language = self.language_head is not None
         output = self.model(input_ids=noisy, attention_mask=attention_mask, output_hidden_states=with_language)
@@ -179,7 +162,7 @@ class LabelLoss(nn.Module):
         return loss + self.language_weight * self._language_loss(output.hidden_states[-1], input_ids, counted)
 
     def _language_loss(self, hidden: torch.Tensor, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The sum over rows of each row's mean loss on its next tokens, which are those without noise."""
+        """Return the sum over rows of each row's mean loss on its next tokens, which are those without noise."""
         counted = mask[:, 1:].bool()  # (B, T - 1)
         logits = functional.linear(hidden[:, :-1][counted], cast(torch.Tensor, self.language_head))  # (N, V)
         losses = functional.cross_entropy(logits.float(), input_ids[:, 1:][counted], reduction="none")

@@ -39,7 +39,7 @@ _MEANT = 20.0  # times the plan's rate or less of it: beyond, a rate was meant f
 
 
 def orthogonalise(gradients: torch.Tensor) -> torch.Tensor:
-    """(N, rows, columns) -> the same shape, every matrix with singular values near one.
+    """Bring the singular values of every matrix near one: (N, rows, columns) -> the same shape.
 
     Tall matrices are turned first, so that X X' is the smaller of the two products.
     """
@@ -53,7 +53,7 @@ def orthogonalise(gradients: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised (Jordan et al. 2024), for two-dimensional parameters.
+    """Update two-dimensional parameters by orthogonalised momentum (Jordan et al. 2024).
 
     The step of a matrix has the size `lr * max(1, rows / columns) ** 0.5` in every direction; decay is decoupled and
     spares weights that the step itself moves towards zero (cautious decay, Chen et al. 2025).
@@ -150,7 +150,7 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def _by_layout(model: nn.Module, matrices: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Groups of matrices that lie alike: as nn.Linear keeps them, or as `Conv1D` of GPT-2 does, which is transposed.
+    """Group matrices that lie alike: as nn.Linear keeps them, or as `Conv1D` of GPT-2 does, which is transposed.
 
     Its `c_attn` holds queries, keys and values side by side, which are matrices each: an update is the same whether a
     network keeps them in one tensor or in three.
@@ -225,7 +225,7 @@ TABLE_DECAY = 0.4  # of the share that a matrix in a block loses in a step, what
 
 
 def _share_of_decay(kind: str, rates: dict[str, float]) -> float:
-    """A kind's decay per unit of its own rate, relative to the matrices': what counts is the share lost in a step."""
+    """Return a kind's decay per unit of its own rate, so that its share lost in a step is relative to the matrices'."""
     if kind in ("loose", "vector", "adapter") or rates[kind] <= 0:
         return 0.0
     return (TABLE_DECAY if kind in ("embedding", "head") else 1.0) * rates.get("matrix", 0.0) / rates[kind]
@@ -234,7 +234,7 @@ def _share_of_decay(kind: str, rates: dict[str, float]) -> float:
 def build_optimizers(
     model: nn.Module, kind: str, rates: dict[str, float], weight_decay: float, precision: str = "fp32"
 ) -> list[torch.optim.Optimizer]:
-    """The optimizers of a model: `rates` gives the learning rate of each kind of parameter (`split_parameters`).
+    """Make the optimizers of a model: `rates` gives the learning rate of each kind of parameter (`split_parameters`).
 
     With "muon" the matrices in the blocks get Muon and the rest AdamW (betas of nanochat, read there on 2026-07-03:
     short memory for the gradients of rare tokens); with "adamw" AdamW has them all. Stacked and loose tensors have the

@@ -6,7 +6,7 @@ which is measured for a moment. All of it lands in recipe.yaml before the first 
 
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import psutil
@@ -24,13 +24,13 @@ from groundup.training.optim import learning_rates, question_rate
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
 USED_SHARE = 0.55  # of the measured matrix-multiply speed that a training step of a small model reaches
 DEFAULT_MINUTES = 10.0
-CPU_MICRO_BATCH = 2048  # tokens: the activations of so many still lie in a processor's cache
-ACCELERATOR_MICRO_BATCH = 2**16  # tokens
+# Tokens; on a processor, the activations of so many still lie in its cache.
+CPU_MICRO_BATCH, ACCELERATOR_MICRO_BATCH = 2048, 2**16
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's size and the compute [FLOP] from which on it is the best choice (docs/experiments.md)."""
+    """Hold a model's size and the compute [FLOP] from which on it is the best choice (docs/experiments.md)."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -70,7 +70,7 @@ LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient an
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Say what is given of a run; the plan chooses what is None. The names and meanings are those of the settings.
+    """Hold what is given of a run; the plan chooses what is None. Names and meanings are those of the settings.
 
     A model that is not `from_scratch` has its sizes already, and its weights decay little; for what depends on who
     trained it, and on what of it is trained, see `learning_rates`.
@@ -107,7 +107,7 @@ class Given:
 
 @dataclass(kw_only=True)
 class Optimization:
-    """How gradients become updates: precision, optimizer, learning rates by kind of parameter, and their schedule.
+    """Hold how gradients become updates: precision, optimizer, learning rates by kind of parameter, their schedule.
 
     `warmup` and `decay` are shares of the budget; `clip` is the greatest norm of a gradient, None for any; `compiled`
     says that the blocks go through torch.compile. `from_elsewhere` says that the model was pretrained by somebody else.
@@ -126,7 +126,7 @@ class Optimization:
 
 @dataclass(kw_only=True)
 class Plan(Optimization):
-    """Every choice of a pretraining run, with the reasons in words."""
+    """Hold every choice of a pretraining run, with the reasons in words."""
 
     vocab_size: int
     model: dict[str, Any]
@@ -135,24 +135,39 @@ class Plan(Optimization):
     micro_batch_rows: int
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as plain values, for recipe.yaml."""
-        return asdict(self)
+    def for_rows(self) -> dict[str, Any]:
+        """Return what a run on rows of different lengths takes of this plan: fields of `RowsPlan`."""
+        same = (
+            "precision", "optimizer", "from_elsewhere", "rates", "weight_decay", "warmup", "decay", "clip", "model",
+            "context_length",
+        )  # fmt: skip
+        tokens = self.micro_batch_rows * self.context_length
+        return {name: getattr(self, name) for name in same} | {"micro_batch_tokens": tokens}
 
     def require_memory(self) -> None:
         """Raise `InputError` for a new model that this machine has no room to train."""
         require_memory(cost_of(self.model, self.vocab_size, self.context_length)[0])
 
 
+@dataclass(kw_only=True)
+class RowsPlan(Optimization):
+    """Hold what runs on rows of different lengths choose alike; `model`: a new model's fields of `GroundupConfig`."""
+
+    context_length: int
+    batch_rows: int
+    micro_batch_tokens: int
+    model: dict[str, Any]
+
+
 def free_memory() -> int:
-    """What the memory of all graphics cards, or else the processor's with its swap, has room for [bytes]."""
+    """Return the memory that is free on all GPUs, or else in main memory and swap [bytes]."""
     if torch.cuda.is_available():
         return sum(torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count()))
     return psutil.virtual_memory().available + psutil.swap_memory().free
 
 
 def require_memory(parameters: int) -> None:
-    """Raise `InputError` for a model that cannot be trained here, however small its batch is."""
+    """Raise `InputError` for a model that cannot be trained here, however small its batch."""
     needed, free = LEAST_BYTES * parameters, free_memory()
     if needed > free:
         raise InputError(
@@ -162,7 +177,7 @@ def require_memory(parameters: int) -> None:
 
 
 def bf16_is_native() -> bool:
-    """Whether the device multiplies bf16 in hardware; emulated, it is several times slower than fp32."""
+    """Return whether the device multiplies bf16 in hardware; emulated, it is several times slower than fp32."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None:
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -170,7 +185,7 @@ def bf16_is_native() -> bool:
 
 
 def measure_flops(precision: str, seconds: float = 0.5) -> float:
-    """Matrix-multiply speed of this machine [FLOP/s], at the sizes of a small model."""
+    """Measure the matrix-multiply speed of this machine [FLOP/s], at the sizes of a small model."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2048, 512, device=device, dtype=dtype), torch.randn(512, 512, device=device, dtype=dtype)
@@ -183,17 +198,12 @@ def measure_flops(precision: str, seconds: float = 0.5) -> float:
 
 
 def suitable_minutes(text_bytes: float) -> float:
-    """A budget for a text when none is given [minutes]: one for 1 MB, ten from 30 MB on."""
+    """Return a budget for a text when none is given [minutes]: one for 1 MB, ten from 30 MB on."""
     return round(min(DEFAULT_MINUTES, max(0.5, (text_bytes / 1e6) ** 0.7)), 1)
 
 
 def make_plan(
-    given: Given,
-    text_bytes: float,
-    seconds: float | None,
-    *,
-    flops: float | None = None,
-    tokens: float | None = None,
+    given: Given, text_bytes: float, seconds: float | None, *, flops: float | None = None, tokens: float | None = None
 ) -> Plan:
     """Choose what is not given for a training text of `text_bytes`.
 
@@ -203,15 +213,14 @@ def make_plan(
         tokens: a budget in tokens to see, in place of one in time.
 
     Raises:
-        InputError: for bf16 where the processor has no instructions for it.
+        InputError: for bf16 where the processor has no instructions for it, and for sizes that contradict each other.
     """
     precision = _precision(given)
-    flop = (
-        USED_SHARE * (flops or measure_flops(precision)) * seconds
-        if seconds is not None
-        else NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
-    )
-    vocab_size = _vocab_size(given, text_bytes)
+    if seconds is None:
+        flop = NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
+    else:
+        flop = USED_SHARE * (flops or measure_flops(precision)) * seconds
+    vocab_size = vocabulary(given, text_bytes)
     size = SMOKE_SIZE if given.smoke else _size(flop, tokens, vocab_size)
     model = _model_fields(given, size)
     longest = model.get("max_position_embeddings")
@@ -223,20 +232,20 @@ def make_plan(
     _, of_a_token = cost_of(model, vocab_size, context_length)
     passes = (tokens or flop / of_a_token) * bytes_a_token(vocab_size) / text_bytes
     if passes > OFTEN:
-        vocab_size = _vocab_size(given, text_bytes, seen_often=True)
+        vocab_size = vocabulary(given, text_bytes, seen_often=True)
         _, of_a_token = cost_of(model, vocab_size, context_length)
     batch_tokens = given.batch_tokens or (1024 if given.smoke else suitable_batch(tokens or flop / of_a_token))
     rows = max(1, batch_tokens // context_length)
     optimizer = given.optimizer or ("adamw" if given.from_elsewhere else "muon")
     rates = _rates(given, optimizer, model["hidden_size"])
     steps_of_a_pass = text_bytes / bytes_a_token(vocab_size) / (rows * context_length)
-    micro_batch_tokens = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH
+    at_once = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH  # tokens
     return Plan(
         vocab_size=vocab_size,
         model=model,
         context_length=context_length,
         batch_tokens=rows * context_length,
-        micro_batch_rows=min(rows, given.micro_batch_rows or max(1, micro_batch_tokens // context_length)),
+        micro_batch_rows=min(rows, given.micro_batch_rows or max(1, at_once // context_length)),
         precision=precision,
         optimizer=optimizer,
         from_elsewhere=given.from_elsewhere,
@@ -250,14 +259,15 @@ def make_plan(
     )
 
 
-def _vocab_size(given: Given, text_bytes: float, *, seen_often: bool = False) -> int:
+def vocabulary(given: Given, text_bytes: float, most: int = 16384, *, seen_often: bool = False) -> int:
+    """Return the size of a new tokenizer's vocabulary for a text, at most `most` where none is given."""
     if given.vocab_size is not None:
         return given.vocab_size
-    return 512 if given.smoke else min(suitable_vocab_size(text_bytes, seen_often=seen_often), 16384)
+    return 512 if given.smoke else min(suitable_vocab_size(text_bytes, seen_often=seen_often), most)
 
 
 def _size(flop: float, tokens: float | None, vocab_size: int) -> Size:
-    """The largest size that is worth the compute, or worth the tokens at its own cost for each."""
+    """Return the largest size that is worth the compute, or worth the tokens at its own cost of each."""
 
     def compute(size: Size) -> float:
         model = {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers}
@@ -267,7 +277,7 @@ def _size(flop: float, tokens: float | None, vocab_size: int) -> Size:
 
 
 def _reasons(given: Given, size: Size, text_bytes: float, seconds: float | None, flop: float) -> dict[str, str]:
-    """The choices in words; for what was given, that it was."""
+    """Return the reasons of the choices; for what was given, that it was."""
     reasons = {
         "compute": f"{flop:.2g} FLOP for {'the time given' if seconds is not None else 'an ordinary budget'}",
         "size": f"{size.hidden_size} wide and {size.num_hidden_layers} deep is the best for that compute",
@@ -295,7 +305,7 @@ def _reasons(given: Given, size: Size, text_bytes: float, seconds: float | None,
 
 
 def suitable_batch(tokens: float) -> int:
-    """Tokens an update for a run that sees so many tokens: a power of two, from 2,048 for a million on.
+    """Return the tokens of a step for a run that sees so many tokens: a power of two, from 2,048 for a million on.
 
     Gradients may be averaged over more tokens the less is left to learn; the exponent is nanochat's (read 2026-07), the
     anchor was measured (docs/experiments.md).
@@ -304,7 +314,7 @@ def suitable_batch(tokens: float) -> int:
 
 
 def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tuple[int, float]:
-    """A model's parameters, and the FLOPs of training it on one token (Chowdhery et al. 2022, appendix B).
+    """Return a model's parameters, and the FLOPs of training it on one token (Chowdhery et al. 2022, appendix B).
 
     Raises `InputError` for sizes that do not fit together.
     """
@@ -323,12 +333,12 @@ def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tupl
 
 
 def bytes_a_token(vocab_size: int) -> float:
-    """Bytes of English that a token of a BPE trained on it stands for: 2.6 at 1,024 tokens, 3.6 at 8,192 (measured)."""
+    """Return how many bytes of English a token of a BPE stands for: 2.6 at 1,024 tokens, 3.6 at 8,192 (measured)."""
     return 2.6 + (math.log2(vocab_size) - 10) / 3
 
 
 def _weight_decay(given: Given, optimizer: str, rates: dict[str, float], steps_of_a_pass: float) -> float:
-    """Strong for a short text, which a run sees again and again and would learn by heart; weak for a long one."""
+    """Return a strong decay for a short text, which a run sees often and would memorise; a weak one for a long one."""
     if given.weight_decay is not None:
         return given.weight_decay
     if optimizer == "adamw" or not given.from_scratch:
@@ -338,7 +348,7 @@ def _weight_decay(given: Given, optimizer: str, rates: dict[str, float], steps_o
 
 
 def _compiled(given: Given, seconds: float | None) -> bool:
-    """Whether to compile: under a clock that pays for it; else only if asked, so that a run is the same everywhere."""
+    """Return whether to compile: under a clock that pays for it, else only if asked: a run is the same everywhere."""
     if given.compile == "yes" and not compiler_found():
         raise InputError("--compile yes: torch.compile needs a C++ compiler and finds none: install g++ or clang")
     if given.compile == "auto":
@@ -353,11 +363,8 @@ def _precision(given: Given) -> str:
 
 
 def _model_fields(given: Given, size: Size) -> dict[str, Any]:
-    """The fields of `GroundupConfig` that the plan, a preset and the options set, the later winning."""
-    fields: dict[str, Any] = {
-        "hidden_size": size.hidden_size,
-        "num_hidden_layers": size.num_hidden_layers,
-    }
+    """Return the fields of `GroundupConfig` that the plan, a preset and the options set, the later winning."""
+    fields: dict[str, Any] = {"hidden_size": size.hidden_size, "num_hidden_layers": size.num_hidden_layers}
     if given.preset is not None:
         fields = {key: value for key, value in PRESETS[given.preset].items() if key not in _OF_THE_TOKENIZER}
     for name in _SIZES:
@@ -368,7 +375,7 @@ def _model_fields(given: Given, size: Size) -> dict[str, Any]:
 
 
 def _config_fields(given: Given, own: dict[str, Any]) -> dict[str, Any]:
-    """The fields that `model_config` sets. Raises `InputError` for one that is unknown, or set elsewhere."""
+    """Return the fields that `model_config` sets. Raises `InputError` for one that is unknown, or set elsewhere."""
     known = [name for name in GroundupConfig.__annotations__ if name in GroundupConfig.__dataclass_fields__]
     aliases = GroundupConfig.attribute_map
     chosen = {aliases.get(name, name): value for name, value in given.model_config.items()}

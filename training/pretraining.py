@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate.state import PartialState
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,18 +18,18 @@ from groundup.common.settings import Deadline, verb
 from groundup.data.documents import Documents
 from groundup.data.sources import load_documents, short_name
 from groundup.data.tokens import TokenStream, write_shards
-from groundup.data.windows import IGNORED, BatchOrder, Masking, PackedRows, SlidingWindow
+from groundup.data.windows import Batch, BatchOrder, Dealer, Masking, PackedRows, SlidingWindow
 from groundup.evaluation.baselines import unigram_score, xz_bits_per_byte
 from groundup.evaluation.likelihood import LanguageScore, language_rows, score_masked, score_stream
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.report import TokenBytes
-from groundup.training.checkpoint import Position
-from groundup.training.loop import SAVES, Batch, Batches, Budget
-from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss
-from groundup.training.pretraining_preparation import Prepared, make_model, open_prepared, prepare_run
-from groundup.training.run import TrainingRun, carry_out
-from groundup.training.run_folder import RunFolder
+from groundup.training.checkpoint import RunFolder
+from groundup.training.loop import SAVES, Position
+from groundup.training.objectives import TokenLoss
+from groundup.training.pretraining_preparation import BASE, TEXTS_FILE, Prepared, make_model, open_prepared, prepare_run
+from groundup.training.run import TrainingRun
 from groundup.training.settings import PretrainSettings
+from groundup.training.verbs import carry_out
 
 VALIDATION_TOKENS = 2**16  # scored at each validation of a run whose budget is no clock
 SMOKE_TOKENS = 2**12  # scored at each validation of a short try; its last scores are on VALIDATION_TOKENS
@@ -54,8 +55,6 @@ def pretrain(settings: PretrainSettings, deadline: Deadline) -> Path:
     out = carry_out(
         settings,
         deadline,
-        verb="pretrain",
-        name=short_name(settings.data),
         prepare=prepare_run,
         start=lambda run, deadline: Pretraining(open_prepared(run), run, deadline),
     )
@@ -63,57 +62,38 @@ def pretrain(settings: PretrainSettings, deadline: Deadline) -> Path:
     return out
 
 
-def pretrain_first(settings: PretrainSettings, deadline: Deadline, most_epochs: float | None = None) -> None:
-    """Pretrain into `settings.out`, within the run of another verb, unless an earlier process has done it.
+def pretrain_first(prepared: Any, deadline: Deadline, most_epochs: float | None = None, **options: Any) -> None:
+    """Pretrain on the texts of a prepared run's rows, into its `work/base`, unless an earlier process has done it.
 
-    Under a clock it ends after `most_epochs` at the latest: a few thousand short texts are learnt by heart within a
-    few, and what comes after makes the model worse (docs/classification.md).
+    Options that are not given are those of the run. Under a clock it ends after `most_epochs` at the latest: a few
+    thousand short texts are learnt by heart within a few, and what comes after makes the model worse
+    (docs/classification.md).
     """
+    settings, plan, work = prepared.settings, prepared.plan, prepared.work
+    usual = {
+        "tokenizer": str(work / "tokenizer") if settings.model is None else None,
+        "context_length": plan.context_length,
+        "hidden_size": plan.model.get("hidden_size"),
+        "num_hidden_layers": plan.model.get("num_hidden_layers"),
+        "model_config": plan.model,
+        "optimizer": settings.optimizer,
+        "learning_rate_scale": settings.learning_rate_scale,
+        "precision": settings.precision,
+        "seed": settings.seed,
+        "quiet": settings.quiet,
+    }
     say("pretraining on the texts of the rows first:")
     carry_out(
-        settings,
+        PretrainSettings(data=[str(work / TEXTS_FILE)], out=str(work / BASE), resume=True, **usual | options),
         deadline,
-        verb="pretrain",
-        name=Path(str(settings.out)).name,
         prepare=prepare_run,
         start=lambda run, deadline: Pretraining(open_prepared(run), run, deadline, most_epochs),
         inner=True,
     )
 
 
-class WindowBatches:
-    """The rows of each step, cut into micro-batches, of which this process reads only its part."""
-
-    def __init__(
-        self,
-        windows: SlidingWindow | PackedRows,
-        order: BatchOrder,
-        micro_batch_rows: int,
-        state: PartialState,
-        masking: Masking | None = None,
-    ):
-        self.windows, self.order, self.micro_batch_rows, self.masking = windows, order, micro_batch_rows, masking
-        self.rank, self.processes = state.process_index, state.num_processes
-
-    def micro_batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step, as many on every process: a missing row is filled by one that counts nothing."""
-        rows = self.order.indices(step)
-        mine = rows[self.rank :: self.processes]
-        missing = -(-len(rows) // self.processes) - len(mine)
-        batch = self.windows.batch([*mine, *rows[:missing]])
-        labels = "shift_labels"
-        if self.masking is not None:
-            places = [*range(self.rank, len(rows), self.processes), *range(missing)]
-            samples = [step * self.order.batch_rows + place for place in places]
-            del batch["shift_labels"]
-            batch, labels = batch | self.masking.apply(batch["input_ids"], samples), "labels"
-        batch[labels][len(mine) :] = IGNORED
-        parts = range(0, len(mine) + missing, self.micro_batch_rows)
-        return [{name: part[at : at + self.micro_batch_rows] for name, part in batch.items()} for at in parts]
-
-
 class Pretraining(TrainingRun):
-    """A prepared run of pretraining."""
+    """Carry out a prepared run of `pretrain`."""
 
     def __init__(self, prepared: Prepared, folder: RunFolder, deadline: Deadline, most_epochs: float | None = None):
         self.prepared, self.most_epochs = prepared, most_epochs
@@ -131,28 +111,26 @@ class Pretraining(TrainingRun):
         self.batch_rows = prepared.plan.batch_tokens // prepared.plan.context_length
 
     def make_model(self) -> PreTrainedModel:
-        """Fresh weights of the plan's sizes, or the model to go on with."""
+        """Return fresh weights of the plan's sizes, or the model to go on with."""
         return cast(PreTrainedModel, make_model(self.prepared))  # or an adapter around it, which passes all on
 
     def make_objective(self) -> nn.Module:
-        """The summed loss of predicting each next token, or the masked ones."""
-        loss = NextTokenLoss if self.masking is None else MaskedTokenLoss
-        return loss(self.model, compiled=self.plan.compiled)
+        """Return the summed loss of predicting each next token, or the masked ones."""
+        return TokenLoss(self.model, compiled=self.plan.compiled)
 
-    def make_batches(self) -> Batches:
-        """Windows of the training text, in the order that the seed decides."""
-        order = BatchOrder(self.rows, self.batch_rows, self.prepared.settings.seed, self.row_limit())
-        return WindowBatches(self.windows, order, self.prepared.plan.micro_batch_rows, PartialState(), self.masking)
+    def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
+        """Return windows of the training text, with tokens masked for an encoder."""
+        context_length, at_once = self.plan.context_length, self.plan.micro_batch_rows
 
-    def budget(self, position: Position) -> Budget:
-        """Return the budget given, under a clock with an end in steps too where `most_epochs` says so."""
-        given = super().budget(position)
-        if given.steps is not None or self.most_epochs is None:
-            return given
-        return Budget(steps=max(1, round(self.most_epochs * self.rows / self.batch_rows)), seconds=given.seconds)
+        def make(rows: npt.NDArray[np.int64], samples: npt.NDArray[np.int64]) -> Batch:
+            batch = self.windows.batch(rows)
+            return batch if self.masking is None else batch | self.masking.apply(batch["input_ids"], samples)
+
+        lengths = functools.partial(np.full_like, fill_value=context_length)
+        return Dealer(order, lengths, at_once * context_length, make, rank, processes)
 
     def first_position(self) -> Position:
-        """The beginning; under a clock, with the time that is left once the last scores and files are provided for."""
+        """Return the position before the first step: under a clock, with the time that the end leaves for training."""
         minutes = self.deadline.minutes
         if minutes is None:
             return Position(validation_tokens=SMOKE_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS)
@@ -165,21 +143,21 @@ class Pretraining(TrainingRun):
         return Position(budget_seconds=budget, validation_tokens=max(1, tokens))
 
     def validate(self, position: Position) -> dict[str, float]:
-        """Loss and bits per byte on a part of the text that was kept back."""
+        """Return loss and bits per byte on a part of the held-out text."""
         with self.accelerator.autocast():
             score = self._score(self.prepared.validation, position.validation_tokens)
         values = {"validation_loss": score.loss, "validation_bits_per_byte": score.bits_per_byte}
         return {name: round(value, 6) for name, value in values.items() if value is not None}
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """What every run says of itself, and how often the text was seen."""
+        """Return what every run says of itself, and how often the text was seen."""
         epochs = position.labels / max(1, len(self.prepared.train) - 1)
         overlap = {"validation": self.prepared.overlap, "test": self.test_overlap}
         found = {split: counts for split, counts in overlap.items() if counts is not None}
         return super().describe(position) | {"epochs": round(epochs, 3)} | ({"overlap": found} if found else {})
 
     def score(self) -> list[dict[str, Any]]:
-        """The scores on the held-out text, all of it where that is affordable, and on `--eval-data`."""
+        """Score the held-out text, all of it where that is affordable, and `--eval-data`."""
         prepared = self.prepared
         seed, share = prepared.settings.seed, 0.5 if prepared.settings.eval_data else 1.0
         limit = self._affordable_tokens(prepared.validation, "validation", share)
@@ -191,7 +169,7 @@ class Pretraining(TrainingRun):
         return rows + self._test_rows() if prepared.settings.eval_data else rows
 
     def _test_rows(self) -> list[dict[str, Any]]:
-        """The scores on `--eval-data`, used only now, without what the training text has too, and its baselines."""
+        """Score `--eval-data`, used only now, without what the training text has too, and its baselines."""
         prepared, settings = self.prepared, self.prepared.settings
         documents, sources = load_documents(settings.eval_data, settings.text_column)
         self.folder.add_to_recipe({"eval_sources": sources})
@@ -203,7 +181,7 @@ class Pretraining(TrainingRun):
         return language_rows(score, **about, unigram=unigram, xz=xz_bits_per_byte(documents.texts()))
 
     def _unseen(self, documents: Documents) -> Documents:
-        """The documents to be tested on that do not stand in the training text, if there are any; says how many do."""
+        """Return the test documents that are not in the training text, or all if there are none; say how many are."""
         if self.prepared.known is None:
             say("test: shards do not hold their text, so overlap of the training text with --eval-data was not checked")
             return documents

@@ -5,6 +5,7 @@ What is prepared is read back from the folder even by the run that made it, so t
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedM
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, user_path
-from groundup.common.settings import Deadline, public_settings
+from groundup.common.settings import Deadline
 from groundup.data.overlap import KnownText, held_apart
 from groundup.data.preparation import TRAINING_BYTES, PreparedData, is_prepared, open_prepared_data
 from groundup.data.sources import Corpus, load_corpus, load_documents, sample_texts, text_bytes
@@ -25,27 +26,13 @@ from groundup.evaluation.likelihood import LanguageScore
 from groundup.inference.folder import auto_class_of
 from groundup.inference.loading import context_of, load_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMaskedLM
-from groundup.tokenization.folder import (
-    MASK,
-    fingerprint,
-    load_tokenizer,
-    require_ids_of,
-    save_tokenizer,
-    structure_ids,
-    without_length,
-)
+from groundup.tokenization.folder import MASK, load_tokenizer, require_ids_of, structure_ids, without_length
 from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
-from groundup.training.checkpoint import pretrained_elsewhere
+from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
-from groundup.training.run_folder import RunFolder
-from groundup.training.settings import (
-    PUBLIC_PATHS,
-    PretrainSettings,
-    check_lora,
-    refuse_of_new,
-    with_budget,
-)
+from groundup.training.settings import PretrainSettings, TrainingOptions
+from groundup.training.verbs import Chosen, preparation
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,12 +42,13 @@ USUAL_TOKEN_BYTES = 4  # of text that is known only by its tokens
 SHARDS_ELSEWHERE = "shards.json"  # in work/, where the shards are not in it themselves
 SHARDS = ("train", "validation", ".train.partial", ".validation.partial")  # in work/: kept if they are of this text
 KNOWN = "known.safetensors"  # in work/: hashes of the training text
+TEXTS_FILE, BASE = "texts.jsonl", "base"  # in work/: what a new model pretrains on, and what comes of it
 LONGEST_ROW = 1024  # tokens: of a model that can look at more, unless --context-length says so
 
 
 @dataclass
 class Prepared:
-    """A run before (or between) its steps, as it lies in its folder."""
+    """Hold a run before (or between) its steps, as it lies in its folder."""
 
     settings: PretrainSettings
     plan: Plan
@@ -74,29 +62,19 @@ class Prepared:
     known: KnownText | None  # the training text, where there is a text to be tested on
 
 
-def prepare_run(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> None:
-    """Read the text, plan, train the tokenizer, write shards and baselines into the run's folder; the recipe last.
+@preparation(kept=SHARDS)
+def prepare_run(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> Chosen[PretrainSettings]:
+    """Read the text, plan, train the tokenizer, write shards and baselines into the run's folder.
 
     Raises `InputError` for data or options that will not do.
     """
-    settings = with_budget(settings)
-    with run.being_prepared(kept=SHARDS):
-        _prepare(settings, run, deadline)
-
-
-def _prepare(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> None:
-    check_lora(settings)
-    if settings.lora and settings.init_from is None:
-        raise InputError("--lora adapts an existing model: give --init-from")
-    if settings.init_from is not None:
-        refuse_of_new(settings, "--init-from")
-    elif settings.tokenizer is not None and settings.vocab_size is not None:
+    if settings.init_from is None and settings.tokenizer is not None and settings.vocab_size is not None:
         raise InputError("--vocab-size is for a new tokenizer: leave it out, or --tokenizer")
     # What is wrong with it is said now; nothing else of it is looked at before the end.
     tested = load_documents(settings.eval_data, settings.text_column)[1] if settings.eval_data else []
     corpus, overlap = _held_apart(_corpus(settings), settings, run)
     size = _text_bytes(corpus)
-    if settings.minutes is None and settings.max_steps is None and settings.epochs is None:
+    if not settings.has_budget:
         settings = dataclasses.replace(settings, minutes=suitable_minutes(size))
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
     seconds = deadline.after(settings.minutes).seconds_left()
@@ -106,24 +84,14 @@ def _prepare(settings: PretrainSettings, run: RunFolder, deadline: Deadline) -> 
     tokenizer = _tokenizer(settings, plan, corpus)
     if settings.objective == "mlm" and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
-    save_tokenizer(tokenizer, run.work / "tokenizer")
     plan.vocab_size = len(tokenizer)
     if settings.init_from is None:
         make_config(plan, tokenizer)  # sizes that do not fit are said before the text is tokenised
     train, validation = _streams(corpus, tokenizer, settings, run)
     _check_length(train, plan, settings)
     _write_baselines(run.work / "baselines.json", corpus, tokenizer, train, validation)
-    recipe = {
-        "name": corpus.name,
-        "verb": "pretrain",
-        "settings": public_settings(settings, PUBLIC_PATHS),
-        "plan": plan.as_dict(),
-        "sources": corpus.sources,
-        **({"eval_sources": tested} if tested else {}),
-        "overlap": overlap,
-        "tokenizer_sha256": fingerprint(tokenizer),
-    }
-    run.write_recipe(recipe, {key: value for key, value in dataclasses.asdict(settings).items() if key in PUBLIC_PATHS})
+    about = {"name": corpus.name, "sources": corpus.sources} | ({"eval_sources": tested} if tested else {})
+    return settings, plan, tokenizer, about | {"overlap": overlap}
 
 
 def open_prepared(run: RunFolder) -> Prepared:
@@ -146,7 +114,7 @@ def open_prepared(run: RunFolder) -> Prepared:
 
 
 def _corpus(settings: PretrainSettings) -> Corpus | PreparedData:
-    """The text that `--data` names, or the shards of it where `--data` is a folder of those."""
+    """Read the text that `--data` names, or the shards of it where `--data` is a folder of those."""
     if not any(map(is_prepared, settings.data)):
         return load_corpus(settings.data, settings.text_column)
     if len(settings.data) > 1:
@@ -157,7 +125,7 @@ def _corpus(settings: PretrainSettings) -> Corpus | PreparedData:
 def _held_apart(
     corpus: Corpus | PreparedData, settings: PretrainSettings, run: RunFolder
 ) -> tuple[Corpus | PreparedData, dict[str, Any] | None]:
-    """The corpus without validation text that the training text has too, and how much of it that was.
+    """Return the corpus without validation text that the training text has too, and how much of it that was.
 
     The training text's hashes are kept for the text to be tested on. Of shards `prepare` has done it.
     """
@@ -178,7 +146,7 @@ def _text_bytes(corpus: Corpus | PreparedData) -> int:
 def _streams(
     corpus: Corpus | PreparedData, tokenizer: PreTrainedTokenizerFast, settings: PretrainSettings, run: RunFolder
 ) -> tuple[TokenStream, TokenStream]:
-    """The ids for training and for validation: written into the run's folder, or where they are already."""
+    """Return the ids for training and for validation; write them into the run's folder, unless they are shards."""
     if isinstance(corpus, Corpus):
         parts = (("train", corpus.train), ("validation", corpus.validation))
         train, validation = (write_shards(documents, tokenizer, run.work / name) for name, documents in parts)
@@ -194,7 +162,7 @@ def _streams(
 
 
 def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
-    """What `_streams` returned, opened again. Raises `InputError` if shards elsewhere are gone or others."""
+    """Open what `_streams` returned again. Raises `InputError` if shards elsewhere are gone or others."""
     path = run.work / SHARDS_ELSEWHERE
     if not path.is_file():
         return TokenStream.open(run.work / "train"), TokenStream.open(run.work / "validation")
@@ -210,20 +178,20 @@ def _kept_streams(run: RunFolder) -> tuple[TokenStream, TokenStream]:
 
 
 def _content_of_shards(data: PreparedData) -> list[list[Any]]:
-    """Of both parts the text, and the tokenizer that made ids of it."""
+    """Return what tells shards from others, for both parts: the text, and the tokenizer that made ids of it."""
     return [
         [stream.meta[name] for name in ("sha256", "tokens", "tokenizer")] for stream in (data.train, data.validation)
     ]
 
 
 def _from_anywhere(name: str | None) -> str | None:
-    """A path that holds in any folder; a name on the Hub and None stay as they are."""
+    """Return a path that holds in any folder; a name on the Hub and None stay as they are."""
     path = user_path(name or "")
     return str(path.resolve()) if name and path.exists() else name
 
 
 def make_model(prepared: Prepared) -> "PreTrainedModel | PeftModel":
-    """The model before its first step: fresh weights of the plan's sizes, or the model to go on with or to adapt."""
+    """Return the model before its first step: a new one of the plan's sizes, or the one to go on with or to adapt."""
     settings, plan = prepared.settings, prepared.plan
     if settings.init_from is not None:
         model = _load_base(settings)
@@ -259,24 +227,42 @@ def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:
     if settings.init_from is None:
         return {}
     model = _load_base(settings)
-    longest = context_of(model)
-    if settings.context_length is not None and settings.context_length > longest:
-        raise InputError(
-            f"--context-length {settings.context_length} is longer than the context length of "
-            f"{settings.init_from}, {longest} tokens: give no more"
-        )
     return {
         "from_scratch": False,
         "from_elsewhere": pretrained_elsewhere(settings.init_from),
         "main": "adapter" if settings.lora else "matrix",
         "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
         "num_hidden_layers": model.config.get_text_config().num_hidden_layers,
-        "context_length": settings.context_length or min(longest, LONGEST_ROW),
+        "context_length": row_length(settings, model, LONGEST_ROW),
     }
 
 
+def row_length(settings: TrainingOptions, model: PreTrainedModel, usual: int) -> int:
+    """Return the length of a row for a model [tokens]: as asked for, else the usual one or the model's context length.
+
+    Raises `InputError` for one that is longer than the model's context length.
+    """
+    limit = context_of(model)
+    if settings.context_length is not None and settings.context_length > limit:
+        raise InputError(
+            f"--context-length {settings.context_length}: {settings.base} has a context of {limit:,}: give no more"
+        )
+    return settings.context_length or min(limit, usual)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSONL."""
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_texts(work: Path, texts: Iterable[str]) -> None:
+    """Write into `work` what a new model pretrains on: rows with the one column `text`."""
+    write_rows(work / TEXTS_FILE, ({"text": text} for text in texts))
+
+
 def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfig:
-    """The architecture that a plan and a tokenizer make. Raises `InputError` for sizes that do not fit together."""
+    """Return the config that a plan and a tokenizer make. Raises `InputError` for sizes that do not fit together."""
     fields = {
         "max_position_embeddings": plan.context_length,
         "vocab_size": len(tokenizer),
@@ -291,13 +277,13 @@ def make_config(plan: Plan, tokenizer: PreTrainedTokenizerFast) -> GroundupConfi
 
 
 def evenly(rows: int, at_most: int) -> np.ndarray:
-    """The numbers of all rows, or of `at_most` that are spread evenly over them."""
+    """Return the indices of all rows, or of `at_most` that are spread evenly over them."""
     count = min(rows, at_most)
     return np.arange(count) * rows // max(1, count)
 
 
 def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | PreparedData) -> PreTrainedTokenizerFast:
-    """The one of the shards or of the model to go on with, the one named, or one trained on the training text."""
+    """Return the tokenizer of the shards, the one named, that of the model to go on with, or train a new one."""
     if isinstance(corpus, PreparedData):
         if settings.vocab_size not in (None, len(corpus.tokenizer)):
             known = len(corpus.tokenizer)

@@ -1,34 +1,34 @@
-"""What every kind of training has in common: a run that begins, goes on after a stop, and ends in a checkpoint.
+"""Train: a run that begins, goes on after a stop, and ends in a checkpoint, as every kind of training has it.
 
-A kind of training says what it learns from (`Batches`), what it minimises (an objective), for how long, and how it is
-measured; everything else is the same for pretraining, classification and instructions, and stands here.
+A kind of training says what it learns from (rows, dealt out in batches), what it minimises (an objective), for how
+long, and how it is measured; everything else is the same for pretraining, classification and instructions, and stands
+here.
 """
 
 import abc
-import contextlib
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.console import console, say
+from groundup.common.console import say
 from groundup.common.errors import InputError
-from groundup.common.output import claim, given_folder, is_begun, nothing_to_resume
 from groundup.common.processes import agreed, processes, set_random_state
 from groundup.common.settings import Deadline
-from groundup.evaluation.metrics_json import read_metrics, summary_table
+from groundup.data.windows import BatchOrder, Dealer
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.publishing.settings import PushOptions
 from groundup.training.checkpoint import (
     Position,
+    RunFolder,
     load_state,
     load_weights,
     optimizer_state,
@@ -36,7 +36,7 @@ from groundup.training.checkpoint import (
     save_state,
     take_mean,
 )
-from groundup.training.loop import Batches, Budget, Loop, Schedule
+from groundup.training.loop import Budget, Loop, Schedule
 from groundup.training.machine import (
     asked_to_shard,
     attending_in_blocks,
@@ -48,7 +48,6 @@ from groundup.training.machine import (
     without_accelerates,
 )
 from groundup.training.optim import build_optimizers
-from groundup.training.run_folder import RunFolder, keep_changes, refuse_for_finished, require_same_base, take_changes
 from groundup.training.settings import TrainingOptions
 
 if TYPE_CHECKING:
@@ -59,124 +58,15 @@ if TYPE_CHECKING:
 
 FEW_UPDATES = 20  # fewer teach a model next to nothing
 
-S = TypeVar("S", bound=TrainingOptions)
 
-
-def carry_out(
-    settings: S,
-    deadline: Deadline,
-    *,
-    verb: str,
-    name: str,
-    prepare: Callable[[S, RunFolder, Deadline], None],
-    start: Callable[[RunFolder, Deadline], "TrainingRun"],
-    inner: bool = False,
-) -> Path:
-    """Do a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
-
-    Args:
-        deadline: from where the minutes of the settings count.
-        verb, name: what the folder is called where `--out` is not given: `runs/VERB-NAME`.
-        prepare: writes all that the run needs into its folder, the recipe last; on the first process alone.
-        start: reads that back and makes the run.
-        inner: whether it is a run within a run, which goes on with what it has, whatever is asked of the outer one.
-
-    Raises:
-        InputError: for data, options or a folder that will not do; nothing that was there is lost.
-        Interrupted: after Ctrl-C, with the state saved.
-        Diverged: when the loss stops being a number.
-    """
-    if settings.resume and settings.out is None:
-        raise InputError("--resume needs --out: give the folder of the run")
-    state = processes()
-    console.quiet = settings.quiet or not state.is_main_process
-    if finished := agreed(state, lambda: finished_folder(settings, verb, inner=inner)):
-        say(f"{finished} is finished: nothing to do")
-        return finished
-    with contextlib.ExitStack() as held:  # on the first process alone
-
-        def begin() -> tuple[Path, bool]:
-            output = held.enter_context(claim(settings.out, verb, name, resume=settings.resume))
-            if not output.goes_on:
-                if settings.resume and not settings.data:
-                    raise nothing_to_resume(output.path)
-                pusher_of(settings)  # options that will not do are said before anything is done
-            elif not inner:
-                _take_changes(settings, RunFolder(output.path))
-            return output.path, output.goes_on
-
-        # What the first process sees counts: another one may look when the recipe has just been written.
-        out, goes_on = agreed(state, begin)
-        run = RunFolder(out)
-        agreed(state, lambda: None if goes_on else prepare(settings, run, deadline))
-        with _taken_back(run, state.is_main_process and not goes_on, InputError):
-            if not inner:
-                agreed(state, lambda: require_same_base(run))
-            training = start(run, deadline)
-        with _taken_back(run, state.is_main_process and not goes_on, OutOfMemoryError):
-            training.run(resume=settings.resume)
-    if state.is_main_process:
-        console.print(summary_table(read_metrics(run.out)))
-    return run.out
-
-
-class OutOfMemoryError(InputError):
-    """A step does not fit into the memory."""
-
-
-@contextlib.contextmanager
-def _taken_back(run: RunFolder, is_new: bool, kind: type[InputError]) -> Iterator[None]:
-    """Take a new run back where it fails by an error of this kind; the end of the memory becomes one."""
-    try:
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
-                raise
-            raise OutOfMemoryError(
-                "the memory does not hold this model and its rows: give a shorter --context-length, fewer rows at a "
-                "time or a smaller model, and a new --out if this one holds something"
-            ) from error
-    except kind:
-        if is_new:
-            run.take_back()
-        raise
-
-
-def finished_folder(settings: TrainingOptions, verb: str, *, inner: bool = False) -> Path | None:
-    """The folder to go on with, if the run in it has ended.
-
-    Raises `InputError` for a name that is none, and, but for an `inner` run, for settings that ask it to change.
-    """
-    if not settings.resume or settings.out is None:
-        return None
-    folder = given_folder(settings.out)
-    if not is_begun(folder, verb) or not RunFolder(folder).is_finished:
-        return None
-    if not inner:
-        refuse_for_finished(settings, folder, verb)
-    RunFolder(folder).tidy()
-    return folder
-
-
-def _take_changes(settings: TrainingOptions, run: RunFolder) -> None:
-    """Let the run that goes on have a longer budget, other saves, pushes or tracking, where they are given."""
-    changed = take_changes(settings, run)
-    if changed is not None:
-        pusher_of(changed)
-        require_tracker(changed.track)
-        keep_changes(run, changed)
-
-
-def pusher_of(settings: Any) -> "Pusher | None":
-    """What sends a run's checkpoints to the Hub; None where they stay here. Raises `InputError` as `push_target`."""
+def pusher_of(settings: TrainingOptions) -> "Pusher | None":
+    """Return what sends a run's checkpoints to the Hub, None where they stay here. Raises `InputError`."""
     if not any(getattr(settings, option.name) for option in fields(PushOptions)):
         return None
     from groundup.publishing.pushing import Pusher  # the gate takes a while to import
 
-    base = getattr(settings, "init_from", None) or getattr(settings, "model", None)
     trusts = getattr(settings, "trust_remote_code", False)  # pretrain, which starts from models of ours, does not ask
-    return Pusher(settings, settings.save_every, base if settings.lora else None, trusts)
+    return Pusher(settings, settings.save_every, settings.base if settings.lora else None, trusts)
 
 
 def require_tracker(track: str) -> None:
@@ -196,7 +86,7 @@ def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
 
 
 class Prepared(Protocol):
-    """What every preparation leaves in a run's folder."""
+    """Hold what every preparation leaves in a run's folder."""
 
     settings: Any  # of the verb: a `TrainingOptions`
     plan: Any  # an `Optimization`
@@ -204,7 +94,7 @@ class Prepared(Protocol):
 
 
 class TrainingRun(abc.ABC):
-    """A prepared run, from its first step, or the newest saved one, to its last file.
+    """Carry out a prepared run, from its first step, or the newest saved one, to its last file.
 
     Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `deadline`. The best
     weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`, or
@@ -217,6 +107,7 @@ class TrainingRun(abc.ABC):
     best_by = "validation_loss"
     higher_is_better = False
     patience: int | None = None
+    most_epochs: float | None = None  # under a clock: no more are of use
     others: Sequence[Path] = ()
     is_kept = True  # else only its weights are used: nothing of it is pushed or tracked
     finish_share, finish_seconds = 0.0, 0.0  # of the time and beside that, for the last scores and files
@@ -227,7 +118,8 @@ class TrainingRun(abc.ABC):
         settings, plan = prepared.settings, prepared.plan
         self.folder, self.tokenizer, self.plan = folder, prepared.tokenizer, plan
         self.deadline = deadline.after(settings.minutes)
-        self.max_steps, self.epochs = settings.max_steps, settings.epochs
+        self.max_steps, self.order_seed = settings.max_steps, settings.seed
+        self.epochs = settings.epochs or (None if settings.minutes is None else self.most_epochs)
         self.pusher = pusher_of(settings) if self.is_kept else None
         self.save_every = settings.save_every or (None if self.pusher is None else self.pusher.every)
         track = settings.track if self.is_kept else "none"
@@ -266,15 +158,15 @@ class TrainingRun(abc.ABC):
 
     @abc.abstractmethod
     def make_model(self) -> "PreTrainedModel | PeftModel":
-        """The model before its first step, perhaps with an adapter (`add_lora`)."""
+        """Return the model before its first step, perhaps with an adapter (`add_lora`)."""
 
     @abc.abstractmethod
     def make_objective(self) -> nn.Module:
-        """What is minimised: a micro-batch's tensors by name -> the summed loss over the labels that count."""
+        """Return what is minimised: a micro-batch's tensors by name -> the summed loss over the labels that count."""
 
     @abc.abstractmethod
-    def make_batches(self) -> Batches:
-        """The micro-batches of each step."""
+    def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
+        """Return the micro-batches of each step, of the rows that `order` gives, for this one of the processes."""
 
     def first_position(self) -> Position:
         """Return the position before the first step: under a clock, with the time that the end leaves for training."""
@@ -285,7 +177,7 @@ class TrainingRun(abc.ABC):
         return self.finish_share * 60 * (self.deadline.minutes or 0.0) + self.finish_seconds
 
     def row_limit(self) -> int | None:
-        """Return after how many rows a budget in epochs ends, None where that is not the budget."""
+        """Return the rows after which a budget in epochs ends, None where that is not the budget."""
         return None if self.epochs is None else max(1, round(self.epochs * self.rows))
 
     def budget(self, position: Position) -> Budget:
@@ -296,17 +188,17 @@ class TrainingRun(abc.ABC):
 
     @abc.abstractmethod
     def validate(self, position: Position) -> dict[str, float]:
-        """Measures of the model as it is, by name, among them `best_by`; called on every process."""
+        """Measure the model as it is: values by name, among them `best_by`; called on every process."""
 
     @abc.abstractmethod
     def score(self) -> list[dict[str, Any]]:
-        """Rows for metrics.json on the best weights; called once, at the end, on the first process."""
+        """Return rows for metrics.json on the best weights; called once, at the end, on the first process."""
 
     def complete(self, folder: Path) -> None:  # noqa: B027 (a kind of run may add something, and need not)
         """Add to the finished checkpoint in `folder` what else was asked for; nothing, unless a kind of run does."""
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """What metrics.json says of how the model came to be."""
+        """Return what metrics.json says of how the model came to be."""
         return {
             "steps": position.step,
             self.unit: position.labels,
@@ -328,7 +220,8 @@ class TrainingRun(abc.ABC):
             if self.accelerator.is_main_process:
                 self._end()
             return
-        batches = self.make_batches()
+        order = BatchOrder(self.rows, self.batch_rows, self.order_seed, self.row_limit())
+        batches = self.make_batches(order, self.accelerator.process_index, self.accelerator.num_processes)
         # DDP around it, unless it is sharded below.
         self.objective = self.accelerator.prepare_model(self.make_objective(), evaluation_mode=self.sharded)
         with uncompiled():
@@ -364,9 +257,8 @@ class TrainingRun(abc.ABC):
             shard(self.objective, self.accelerator.device)
         plan = self.plan
         self.optimizers = build_optimizers(self.model, plan.optimizer, plan.rates, plan.weight_decay, plan.precision)
-        return position if newest is None else self._resume(newest)
-
-    def _resume(self, newest: Path) -> Position:
+        if newest is None:
+            return position
         position, states = load_state(newest, self.model, self.optimizers, self.accelerator.process_index)
         if states is None:
             say("this process is new to the run: its dropout starts from a new random state")
@@ -378,7 +270,7 @@ class TrainingRun(abc.ABC):
             position.budget_minutes = minutes
         return position
 
-    def _loop(self, objective: nn.Module, batches: Batches, position: Position) -> Loop:
+    def _loop(self, objective: nn.Module, batches: Dealer, position: Position) -> Loop:
         return Loop(
             accelerator=self.accelerator,
             objective=objective,
@@ -417,7 +309,7 @@ class TrainingRun(abc.ABC):
     def _push(self, step: int) -> None:
         """Push the state saved at a step, unless that was done before the run was stopped."""
         if self.pusher is not None and self.folder.pushed_step != step:
-            self.pusher.after_save(self.folder.out / "checkpoints" / f"step-{step}", step)
+            self.pusher.after_save(self.folder.step_folder(step), step)
             self.folder.pushed_step = step
 
     def _validate(self, position: Position) -> dict[str, float]:
@@ -431,7 +323,7 @@ class TrainingRun(abc.ABC):
         if self.sharded:
             self._take(self.make_model())  # whole again, on this process alone
         if self.sharded or position.best_step != position.step:
-            load_weights(self.folder.out / "checkpoints" / f"step-{position.best_step}", self.saved_model)
+            load_weights(self.folder.step_folder(position.best_step), self.saved_model)
         if position.best_step != position.step:
             say(f"kept the weights of step {position.best_step}, which has the best validation score")
         if self.others:

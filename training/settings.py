@@ -1,4 +1,4 @@
-"""The settings of the verbs of this room: those that train, and `plan`.
+"""Declare the settings of the verbs of this room: those that train, and `plan`.
 
 What several verbs share is declared once, in the groups here and in `common/options.py`. Importing this costs nothing.
 """
@@ -43,12 +43,13 @@ T = TypeVar("T", bound="TrainingOptions")
 
 SMOKE_STEPS = 20
 OF_A_NEW_MODEL = ("vocab_size", "hidden_size", "num_hidden_layers", "preset", "model_config")
-PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "out")  # named in a recipe without their folders
+# Named in a recipe without their folders.
+PUBLIC_PATHS = ("data", "eval_data", "tokenizer", "init_from", "model", "predict", "out")
 
 
 @dataclass(kw_only=True)
 class LoraOptions(Settings):
-    """What a low-rank adapter looks like (Hu et al. 2021)."""
+    """Declare what a low-rank adapter looks like (Hu et al. 2021)."""
 
     lora: bool = False
     """Freeze the model and train a low-rank adapter beside its matrices; the adapter is saved alone."""
@@ -66,13 +67,6 @@ class LoraOptions(Settings):
     """Also train a magnitude for each output of a matrix (DoRA, Liu et al. 2024); slower."""
 
 
-def check_lora(options: LoraOptions) -> None:
-    """Raise `InputError` for options of an adapter without `lora`, which nothing would heed."""
-    for option in fields(LoraOptions):
-        if not options.lora and getattr(options, option.name) != default_of(option):
-            raise InputError(f"--{option.name.replace('_', '-')} is an option of LoRA: add --lora")
-
-
 @dataclass(kw_only=True)
 class TrainingOptions(
     QuietOption,
@@ -86,7 +80,10 @@ class TrainingOptions(
     OutOption,
     DataOption,
 ):
-    """What every verb that trains can be told."""
+    """Declare the options of every verb that trains."""
+
+    verb: ClassVar[str] = ""
+    base_option: ClassVar[str] = "--model"  # which names the model to start from
 
     eval_data: list[DataName] = field(default_factory=list)
     """Test set, text or rows, scored once, at the end (default: only the validation set held out from --data)."""
@@ -104,16 +101,31 @@ class TrainingOptions(
     track: Literal["none", "trackio", "tensorboard", "wandb"] = "none"
     """Where to log in addition to log.jsonl: trackio and tensorboard stay on this machine, wandb uploads."""
 
+    @property
+    def base(self) -> str | None:
+        """Return the model to start from, None for a new one."""
+        return getattr(self, self.base_option.removeprefix("--").replace("-", "_"))
 
-def refuse_of_new(settings: TrainingOptions, base: str) -> None:
-    """Raise `InputError` for what only a new model can be given, beside the option `base` that names one."""
+    @property
+    def has_budget(self) -> bool:
+        """Return whether a budget is given."""
+        return not (self.minutes is None and self.max_steps is None and self.epochs is None)
+
+
+def check_options(settings: TrainingOptions) -> None:
+    """Raise `InputError` for options that nothing would heed: of an adapter that is not wanted, or of a new model."""
+    for option in fields(LoraOptions):
+        if not settings.lora and getattr(settings, option.name) != default_of(option):
+            raise InputError(f"--{option.name.replace('_', '-')} is an option of LoRA: add --lora")
+    if settings.lora and settings.base is None:
+        raise InputError(f"--lora adapts an existing model: give {settings.base_option}")
     for name in OF_A_NEW_MODEL:
-        if getattr(settings, name, None) not in (None, {}):
-            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or {base}")
+        if settings.base is not None and getattr(settings, name, None) not in (None, {}):
+            raise InputError(f"--{name.replace('_', '-')} is for a new model: leave it out, or {settings.base_option}")
 
 
 def with_budget(settings: T) -> T:
-    """The settings with one budget, checked; a smoke run has its own. Raises `InputError` for two, or for none left."""
+    """Return the settings with at most one budget; a smoke run has its own. Raises `InputError` for two."""
     if settings.smoke:
         return dataclasses.replace(settings, minutes=None, epochs=None, max_steps=SMOKE_STEPS)
     given = [name for name in ("minutes", "max_steps", "epochs") if getattr(settings, name) is not None]
@@ -124,7 +136,7 @@ def with_budget(settings: T) -> T:
 
 @dataclass(kw_only=True)
 class LanguageOptions(BatchOptions, ModelConfigOption, TrainingOptions):
-    """What every verb that trains a language model can be told beside that."""
+    """Declare the further options of every verb that trains a language model."""
 
     weight_decay: NotNegative | None = None
     """Weight decay of matrices, per step and unit of learning rate (default: by the plan); that of embeddings is 0.4
@@ -140,6 +152,9 @@ class PretrainSettings(PresetOption, TokenizerOption, LanguageOptions, TextOptio
     Given only --data and a budget, it trains its own tokenizer, holds out the last tenth of the text for validation,
     and chooses every size from the amount of text and the budget.
     """
+
+    verb: ClassVar[str] = "pretrain"
+    base_option: ClassVar[str] = "--init-from"
 
     objective: Literal["clm", "mlm"] = "clm"
     """clm: predict each next token, a decoder; mlm: predict masked tokens from both sides, an encoder."""
@@ -172,6 +187,8 @@ class ClassifySettings(TrustOption, TrainingOptions, TextOptions):
         "enough for 98 in 100 texts, at most 512, and at most the context length of --model).",
         "seed": "Seed of the split, the initial weights, the order of the rows and dropout.",
     }
+
+    verb: ClassVar[str] = "classify"
 
     label_column: Name | None = None
     """The column with the label (default: found by its name)."""
@@ -237,6 +254,8 @@ class InstructSettings(TrustOption, LanguageOptions):
         "batch_tokens": "Tokens in one step, approximately, prompts included (default: by the plan).",
         "seed": "Seed of the initial weights, the held-out rows, the order of the others and dropout.",
     }
+
+    verb: ClassVar[str] = "instruct"
 
     split: list[Annotated[float, Interval(ge=0, le=1)]] = field(default_factory=list)
     """Shares of --data, in its order, for training, test and validation: [0.85, 0.1, 0.05] is the book's split

@@ -19,8 +19,8 @@ import groundup
 import groundup.cli.playground
 import groundup.evaluation.evaluating
 import groundup.hub_upload
+import groundup.training.forecast
 import groundup.training.plan
-import groundup.training.planning
 import groundup.training.run
 from groundup.cli.main import VERBS, find, main
 from groundup.common.errors import InputError, Interrupted
@@ -80,7 +80,7 @@ def stopped(monkeypatch):
     monkeypatch.setattr(groundup.evaluation.evaluating.Evaluation, "measure", stop)
     monkeypatch.setattr(groundup.hub_upload, "through_the_gate", stop)
     monkeypatch.setattr(groundup.cli.playground, "load_player", stop)
-    for module in (groundup.training.plan, groundup.training.planning):
+    for module in (groundup.training.plan, groundup.training.forecast):
         monkeypatch.setattr(module, "measure_flops", lambda *_: 1e11)
     monkeypatch.setattr("builtins.input", end)
 

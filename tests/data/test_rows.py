@@ -7,13 +7,12 @@ from groundup.common.errors import InputError
 from groundup.data.conversations import Conversation, RowCounts
 from groundup.data.encoding import (
     ConversationRows,
-    ExampleBatches,
     ExampleRows,
     encode_conversations,
     encode_examples,
     for_classifying,
 )
-from groundup.data.windows import IGNORED, BatchOrder
+from groundup.data.windows import IGNORED, BatchOrder, by_size
 from groundup.tokenization.chat import CHAT_TEMPLATE
 from groundup.tokenization.folder import END_OF_TEXT, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import train_bpe
@@ -61,7 +60,7 @@ def test_long_texts_keep_their_beginning_and_are_counted(tokenizer):
 def test_every_row_comes_once_an_epoch_whatever_the_order_by_length():
     chance = np.random.default_rng(0)
     rows = rows_of(chance.integers(1, 40, 101))
-    batches = ExampleBatches(rows, BatchOrder(101, 7, seed=3, limit=202), 0, micro_batch_tokens=64)
+    batches = rows.deal(BatchOrder(101, 7, seed=3, limit=202), 0, micro_batch_tokens=64)
     seen, step = [], 0
     while micro := batches.micro_batches(step):
         for batch in micro:
@@ -76,7 +75,7 @@ def test_a_step_is_the_same_whichever_was_asked_before():
     rows = rows_of(list(range(1, 60)))
 
     def step(*steps):
-        batches = ExampleBatches(rows, BatchOrder(59, 4, seed=0), 0, 10**6)
+        batches = rows.deal(BatchOrder(59, 4, seed=0), 0, 10**6)
         return [batches.micro_batches(number)[0]["input_ids"].tolist() for number in steps][-1]
 
     assert step(20) == step(0, 5, 20) == step(40, 20)
@@ -86,7 +85,7 @@ def test_a_step_is_the_same_whichever_was_asked_before():
 def test_processes_split_a_step_into_equally_many_micro_batches_and_count_each_row_once(processes):
     rows = rows_of([3, 9, 4, 7, 5, 6, 8, 2, 9, 3])
     order = BatchOrder(10, 7, seed=1, limit=10)
-    parts = [ExampleBatches(rows, order, 0, 18, rank, processes) for rank in range(processes)]
+    parts = [rows.deal(order, 0, 18, rank, processes) for rank in range(processes)]
     counted = []
     for step in range(2):
         micro = [part.micro_batches(step) for part in parts]
@@ -113,7 +112,7 @@ def test_whatever_side_a_tokenizer_padded_on_a_classifiers_pads_on_the_right():
 
 def test_processes_with_rows_of_other_lengths_have_equally_many_micro_batches():
     rows = rows_of([20, 2, 2, 2, 2, 2, 2, 2])
-    parts = [ExampleBatches(rows, BatchOrder(8, 8, seed=0, limit=8), 0, 20, rank, 2) for rank in range(2)]
+    parts = [rows.deal(BatchOrder(8, 8, seed=0, limit=8), 0, 20, rank, 2) for rank in range(2)]
     assert [len(part.micro_batches(0)) for part in parts] == [4, 4]
 
 
@@ -121,12 +120,19 @@ def test_the_steps_of_a_group_are_dealt_out_in_another_order_by_every_seed_and_i
     rows = rows_of(range(1, 65))
 
     def lengths(seed, group):
-        batches = ExampleBatches(rows, BatchOrder(64, 4, seed), 0, 10**6)
+        batches = rows.deal(BatchOrder(64, 4, seed), 0, 10**6)
         return [batches.micro_batches(16 * group + step)[0]["input_ids"].size(1) for step in range(16)]
 
     orders = [lengths(seed, group) for seed, group in ((0, 0), (0, 1), (1, 0))]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(orders[2])  # each group is an epoch here
     assert orders[0] != orders[1] and orders[0] != orders[2]
+
+
+def test_batches_hold_every_row_once_and_stay_near_their_size():
+    lengths = np.sort(np.random.default_rng(1).integers(1, 100, 500))
+    parts = by_size(np.arange(500), lengths, 1000)
+    assert np.concatenate(parts).tolist() == list(range(500))
+    assert all(len(part) * lengths[part].max() <= 1000 for part in parts)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +148,7 @@ def encode(chat_tokenizer, messages, context=200):
 def test_only_the_answer_and_its_end_are_trained(chat_tokenizer):
     rows, places, ends, _ = encode(chat_tokenizer, ANSWERED)
     batch = rows.batch([0], pad_id=1)
-    trained = [token for token in batch["shift_labels"][0].tolist() if token != IGNORED]
+    trained = [token for token in batch["labels"][0].tolist() if token != IGNORED]
     assert chat_tokenizer.decode(trained) == "Yes<|end|>"
     assert places == [0] and ends == {chat_tokenizer.convert_tokens_to_ids("<|end|>")}
     ids, _ = rows.row(0)
@@ -195,7 +201,7 @@ def test_a_batch_holds_each_row_and_labels_are_the_trained_ids_that_follow(rows)
     lists = [([token for token, _ in row], [trained for _, trained in row]) for row in rows]
     stored = ConversationRows.from_lists(lists)
     batch = stored.batch(range(len(rows)), pad_id=0)
-    for (ids, trained), inputs, labels in zip(lists, batch["input_ids"], batch["shift_labels"]):
+    for (ids, trained), inputs, labels in zip(lists, batch["input_ids"], batch["labels"]):
         length = len(ids) - 1
         assert inputs[:length].tolist() == ids[:-1] and not inputs[length:].any()
         assert labels[:length].tolist() == [token if mark else IGNORED for token, mark in zip(ids[1:], trained[1:])]

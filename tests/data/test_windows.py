@@ -41,7 +41,7 @@ def stretches(rows: PackedRows) -> list[list[tuple[list[int], list[int]]]]:
         parts = []
         for begin, end in itertools.pairwise([*begins, rows.context_length]):
             assert row["position_ids"][begin:end] == list(range(end - begin))
-            labels = row["shift_labels"][begin:end]
+            labels = row["labels"][begin:end]
             if labels[0] == IGNORED:
                 assert set(labels) == {IGNORED}
                 assert set(row["input_ids"][begin:end]) == {PAD}
@@ -184,7 +184,7 @@ def targets_by_place(windows: SlidingWindow) -> dict[int, int]:
     """How often each place of the stream is a target."""
     counts: dict[int, int] = {}
     for index in range(len(windows)):
-        labels = windows[index]["shift_labels"]
+        labels = windows[index]["labels"]
         for place in torch.nonzero(labels != IGNORED).flatten().tolist():
             at = index * windows.stride + place + 1
             counts[at] = counts.get(at, 0) + 1
@@ -212,13 +212,13 @@ def test_a_window_holds_the_tokens_of_its_place_and_labels_one_further(count, co
     windows = SlidingWindow(np.arange(count), context_length, stride, PAD)
     for index in range(len(windows)):
         row = windows[index]
-        assert row["input_ids"].shape == row["shift_labels"].shape == (context_length,)
+        assert row["input_ids"].shape == row["labels"].shape == (context_length,)
         known = min(context_length, count - 1 - index * stride)
         expected = torch.arange(known) + index * stride
         assert torch.equal(row["input_ids"][:known], expected)
-        assert torch.equal(row["shift_labels"][:known], expected + 1)
+        assert torch.equal(row["labels"][:known], expected + 1)
         assert (row["input_ids"][known:] == PAD).all()
-        assert (row["shift_labels"][known:] == IGNORED).all()
+        assert (row["labels"][known:] == IGNORED).all()
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(1, 12), st.data())
@@ -232,13 +232,13 @@ def test_a_batch_equals_its_rows_one_by_one_whatever_the_shards(lengths, context
     batch = windows.batch(indices)
     assert batch["input_ids"].shape == (len(indices), context_length)
     for row, index in enumerate(indices):
-        for name in ("input_ids", "shift_labels"):
+        for name in ("input_ids", "labels"):
             assert torch.equal(batch[name][row], plain[index][name])
 
 
 def test_rows_are_whole_numbers_of_64_bits():
     row = SlidingWindow(np.arange(10, dtype=np.uint16), 4)[0]
-    assert row["input_ids"].dtype == row["shift_labels"].dtype == torch.int64
+    assert row["input_ids"].dtype == row["labels"].dtype == torch.int64
 
 
 def test_an_index_outside_is_refused_and_a_negative_one_counts_from_the_end():

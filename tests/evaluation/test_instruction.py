@@ -10,7 +10,6 @@ from groundup.evaluation.instruction import (
     Answer,
     answer_loss,
     answer_rows,
-    by_size,
     repetition,
     sample_table,
     score_answers,
@@ -71,13 +70,6 @@ def test_the_loss_is_transformers_own_where_labels_mask_the_prompt(rows):
 def test_the_loss_of_no_token_is_not_a_number():
     empty = ConversationRows.from_lists([([1, 2, 3], [False, False, False])])
     assert math.isnan(answer_loss(model_of(), empty).mean)
-
-
-def test_batches_hold_every_row_once_and_stay_near_their_size():
-    lengths = np.sort(np.random.default_rng(1).integers(1, 100, 500))
-    parts = by_size(np.arange(500), lengths, 1000)
-    assert np.concatenate(parts).tolist() == list(range(500))
-    assert all(len(part) * lengths[part].max() <= 1000 for part in parts)
 
 
 def test_answers_written_together_are_those_written_alone(model, tokenizer):

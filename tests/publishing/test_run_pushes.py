@@ -10,10 +10,10 @@ from groundup.common.files import sha256_of
 from groundup.publishing import pushing
 from groundup.publishing.pushing import Pusher, push_target
 from groundup.publishing.settings import PushOptions
+from groundup.training.checkpoint import RunFolder
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain
 from groundup.training.run import pusher_of
-from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings, InstructSettings
 
 LICENSED = {"push_license": "apache-2.0"}

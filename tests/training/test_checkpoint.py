@@ -1,68 +1,69 @@
-"""What a save leaves beside the weights: a tokenizer that knows how long a text the model takes, and which inputs."""
-
-import json
+"""A run's folder at its end, and what somebody put into it meanwhile."""
 
 import pytest
-from peft import LoraConfig, get_peft_model
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
-from groundup.inference.saving import save_model
-from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.tokenization.folder import load_tokenizer, without_length
-from groundup.tokenization.training import train_bpe
-from groundup.training.checkpoint import pretrained_elsewhere
-
-CONTEXT, NO_LIMIT = 24, int(1e30)
-SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+from groundup.common.errors import InputError
+from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 
 
-def ours(**changes):
-    return GroundupForCausalLM(GroundupConfig(**SIZES, max_position_embeddings=CONTEXT, **changes))
+def test_the_final_checkpoint_overwrites_no_file_that_someone_else_put_there(tmp_path):
+    run = RunFolder(tmp_path)
+    run.final.mkdir(parents=True)
+    for name in ("README.md", "recipe.yaml", "log.jsonl", "metrics.json"):
+        (run.final / name).write_text("ours")
+    (tmp_path / "recipe.yaml").write_text("ours, from the beginning")
+    for name in ("README.md", "README.md.old-1", "notes", "final/thesis", "checkpoints/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("theirs")
+    run.promote()
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    theirs = {"README.md.old-1", "README.md.old-2", "notes", "final/thesis", "checkpoints/mine"}
+    ours = {"README.md", "recipe.yaml", "log.jsonl", "metrics.json"}
+    assert found == dict.fromkeys(theirs, "theirs") | dict.fromkeys(ours, "ours")
+    assert run.is_finished and not run.work.exists()
 
 
-def adapter(tmp_path):
-    ours().save_pretrained(tmp_path / "base")
-    base = GroundupForCausalLM.from_pretrained(tmp_path / "base")
-    adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
-    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
-    return adapted
+def test_what_a_killed_run_half_saved_or_half_removed_is_gone_at_its_end(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_recipe({"verb": "pretrain"}, {})
+    for step in (1, 2, 3, 4):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+        (tmp_path / "checkpoints" / f"step-{step}" / "config.json").write_text("{}")
+    run.remove_old_steps(best_step=2)
+    assert run.saved_steps() == [4, 3, 2]
+    for folder in ("new", "new.old", "step-1"):
+        (tmp_path / "checkpoints" / ".partial" / folder / "state").mkdir(parents=True)
+    run.final.mkdir(parents=True)
+    (run.final / "metrics.json").write_text("{}")
+    run.promote()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-2", "step-3", "step-4"}
 
 
-MODELS = {
-    "ours": lambda _: ours(),
-    "gpt2": lambda _: GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2, n_positions=CONTEXT)),
-    "adapter": adapter,
-    "no positions": lambda _: T5ForConditionalGeneration(
-        T5Config(vocab_size=300, d_model=16, d_ff=16, d_kv=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    ),
-}
+def test_of_a_finished_run_only_the_work_folder_that_is_its_own_is_removed(tmp_path):
+    run = RunFolder(tmp_path)
+    run.work.mkdir()
+    (run.work / "notes").write_text("theirs")
+    (tmp_path / ".groundup").mkdir()
+    run.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    run.write_recipe({}, {})
+    run.tidy()
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-@pytest.mark.parametrize("own", [None, 10, 100])
-@pytest.mark.parametrize("kind", MODELS)
-def test_truncation_cuts_at_the_models_context_or_at_the_tokenizers_smaller_one(kind, own, tmp_path):
-    tokenizer = train_bpe(["the river ran to the sea " * 9], 300)
-    if own is not None:
-        tokenizer.model_max_length = own
-    save_model(tmp_path / "saved", MODELS[kind](tmp_path), tokenizer)
-    limit = min(own or NO_LIMIT, NO_LIMIT if kind == "no positions" else CONTEXT)
-    saved = load_tokenizer(tmp_path / "saved")
-    assert saved.model_max_length == limit
-    assert len(saved("a river " * 99, truncation=True)["input_ids"]) == min(
-        limit, len(saved("a river " * 99).input_ids)
-    )
-    assert without_length(saved).model_max_length == NO_LIMIT
-    # transformers 4 takes the list from here, and has `token_type_ids` in its own.
-    settings = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
-    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+def test_preparing_anew_keeps_of_a_killed_command_only_what_it_can_check(tmp_path):
+    run = RunFolder(tmp_path)
+    for name in ("train", "folded", "validation"):
+        (run.work / name).mkdir(parents=True)
+    with run.being_prepared(kept=("train",)):
+        assert [path.name for path in run.work.iterdir()] == ["train"]
 
 
-def test_a_model_that_takes_token_types_gets_them_again(tmp_path):
-    tokenizer = train_bpe(["the river ran to the sea " * 9], 300)
-    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    save_model(tmp_path, BertForMaskedLM(BertConfig(vocab_size=300, **sizes)), tokenizer)
-    assert "token_type_ids" in load_tokenizer(tmp_path)("a river")
+def test_a_run_without_what_it_needs_to_go_on_says_so(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("verb: pretrain\n")
+    with pytest.raises(InputError, match=r"holds no run to resume: its work/ is missing: choose a new --out"):
+        run.read_recipe()
 
 
 @pytest.mark.parametrize(

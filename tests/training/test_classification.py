@@ -25,9 +25,8 @@ from groundup.data.encoding import for_classifying
 from groundup.evaluation.classification import MAJORITY, SVM
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
-from groundup.training import classification
-from groundup.training.classification import ClassificationRun
-from groundup.training.classifier_base import freeze
+from groundup.training import classification, classifier
+from groundup.training.classifier import ClassificationRun, freeze
 from groundup.training.objectives import LabelLoss
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
@@ -220,9 +219,9 @@ def test_a_run_that_goes_on_labels_what_the_first_command_asked_for(folder, tmp_
 def test_texts_to_label_that_are_gone_in_the_end_take_nothing_from_the_model(folder, tmp_path, monkeypatch, capsys):
     texts = tmp_path / "new.txt"
     texts.write_text("one\n", encoding="utf-8")
-    real = classification.ClassificationRun.score
+    real = classifier.ClassificationRun.score
     monkeypatch.setattr(
-        classification.ClassificationRun, "score", lambda run: (texts.unlink(missing_ok=True), real(run))[1]
+        classifier.ClassificationRun, "score", lambda run: (texts.unlink(missing_ok=True), real(run))[1]
     )
     out = package.classify(
         data=[str(folder / "rows.jsonl")], predict=str(texts), out=str(tmp_path / "out"), max_steps=2,
@@ -257,13 +256,13 @@ def test_options_that_do_not_go_together_are_refused(folder, tmp_path, options, 
 
 
 def test_for_the_test_the_baselines_learn_from_the_rows_that_chose_the_step_too(folder, tmp_path, monkeypatch):
-    known, real = {}, classification.baselines
+    known, real = {}, classifier.baselines
 
     def noting(train, texts, names):
         known[len(texts)] = train
         return real(train, texts, names)
 
-    monkeypatch.setattr(classification, "baselines", noting)
+    monkeypatch.setattr(classifier, "baselines", noting)
     out = package.classify(data=[str(folder / "rows.jsonl")], out=str(tmp_path / "out"), max_steps=2, **TINY)
     rows = read_yaml(out / "recipe.yaml")["rows"]
     assert len(known[rows["selection"]]) == rows["train"]
@@ -359,7 +358,7 @@ def test_weights_smoothing_and_dropout_reach_the_loss_and_the_model(folder, tmp_
             super().__init__(model, **options)
             seen.append((model.config, options))
 
-    monkeypatch.setattr(classification, "LabelLoss", Noting)
+    monkeypatch.setattr(classifier, "LabelLoss", Noting)
     out = package.classify(
         data=[str(folder / "rows.jsonl")], class_weights=True, label_smoothing=0.1, dropout=0.3, token_dropout=0.2,
         language_weight=0.7, max_steps=1, out=str(tmp_path / "out"), **TINY,

@@ -18,9 +18,9 @@ from groundup.data.examples import Columns, load_examples
 from groundup.data.sources import load_documents
 from groundup.evaluation.language import Text
 from groundup.evaluation.metrics_json import read_metrics
+from groundup.training.checkpoint import RunFolder
 from groundup.training.pretraining_preparation import open_prepared, prepare_run
 from groundup.training.run import TrainingRun
-from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")

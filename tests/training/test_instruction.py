@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from groundup.common.files import sha256_of
 from groundup.data.encoding import ConversationRows
 from groundup.data.windows import IGNORED, BatchOrder
 from groundup.tokenization.training import train_word_level
-from groundup.training.instruction import ConversationBatches
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "context_length": 64, "quiet": True}
@@ -217,10 +215,9 @@ def test_processes_share_a_steps_rows_in_as_many_micro_batches_each(lengths, bat
     order = BatchOrder(len(lengths), batch_rows, seed=0)
     shares = []
     for rank in range(processes):
-        state = SimpleNamespace(process_index=rank, num_processes=processes)
-        shares.append(ConversationBatches(rows, order, tokens, state, pad_id=0, pairs=False).micro_batches(0))
+        shares.append(rows.deal(order, 0, tokens, rank, processes).micro_batches(0))
     assert len({len(share) for share in shares}) == 1
-    labels = torch.cat([batch["shift_labels"].flatten() for share in shares for batch in share])
+    labels = torch.cat([batch["labels"].flatten() for share in shares for batch in share])
     expected = [index + 1 for index in order.indices(0) for _ in range(lengths[index] - 1)]
     assert sorted(labels[labels != IGNORED].tolist()) == sorted(expected)
 

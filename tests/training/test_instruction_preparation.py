@@ -14,11 +14,11 @@ from groundup.tokenization.chat import CHAT_TEMPLATE
 from groundup.tokenization.folder import CHAT_TOKENS
 from groundup.tokenization.training import train_word_level
 from groundup.training import instruction_preparation as preparation
+from groundup.training.checkpoint import RunFolder
 from groundup.training.instruction_preparation import open_instructions, prepare_instructions
 from groundup.training.optim import FINE_TUNING, learning_rates
 from groundup.training.plan import LEAST_DECAY, make_plan, suitable_minutes
 from groundup.training.pretraining_preparation import SMOKE_ROWS
-from groundup.training.run_folder import RunFolder
 from groundup.training.settings import InstructSettings
 
 

@@ -13,9 +13,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from groundup.common.errors import Diverged, Interrupted
-from groundup.training.checkpoint import Position
-from groundup.training.loop import Budget, Loop, Schedule, crossed, labels_that_count, momentum
-from groundup.training.run_folder import RunFolder
+from groundup.training.checkpoint import RunFolder
+from groundup.training.loop import Budget, Loop, Position, Schedule, crossed, momentum
 
 
 class SquareLoss(nn.Module):
@@ -23,9 +22,9 @@ class SquareLoss(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([1.0, -2.0]))
 
-    def forward(self, x, shift_labels):
-        counted = shift_labels != -100
-        return (((x @ self.weight) - shift_labels) ** 2)[counted].sum()
+    def forward(self, x, labels):
+        counted = labels != -100
+        return (((x @ self.weight) - labels) ** 2)[counted].sum()
 
 
 class Rows:
@@ -39,7 +38,7 @@ class Rows:
 
     def micro_batches(self, step):
         scale = float("nan") if step in self.bad_steps else 1.0
-        return [{"x": x * scale, "shift_labels": y} for x, y in zip(self.x.split(self.sizes), self.y.split(self.sizes))]
+        return [{"x": x * scale, "labels": y} for x, y in zip(self.x.split(self.sizes), self.y.split(self.sizes))]
 
 
 def make_loop(batches, steps=4, **options):
@@ -191,11 +190,6 @@ def test_a_run_under_a_clock_ends_annealed_however_fast_the_machine_is(seconds_a
     position = loop.run()
     assert position.step == round(10 / seconds_a_step)
     assert rates[-1] <= 0.05 * 1.5 * seconds_a_step / 5 + 1e-9  # within a step and a half of the end of the decay
-
-
-def test_labels_are_counted_under_both_of_their_names():
-    assert labels_that_count({"shift_labels": torch.tensor([[1, -100, 0]])}) == 2
-    assert labels_that_count({"labels": torch.tensor([[1, -100, 0]])}) == 2
 
 
 def test_a_step_in_which_no_label_counts_moves_nothing_and_is_not_a_bad_one():

@@ -18,7 +18,7 @@ from groundup.common.files import sha256_of
 from groundup.inference.loading import load_adapter
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
-from groundup.training.run_folder import RunFolder
+from groundup.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 

@@ -5,8 +5,9 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from groundup.common.errors import InputError
+from groundup.data.windows import Dealer
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.training.pretraining import WindowBatches, pretrain
+from groundup.training.pretraining import pretrain
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "context_length": 32, "vocab_size": 300, "quiet": True}
 
@@ -32,14 +33,14 @@ def test_an_encoder_learns_to_fill_in_what_is_hidden(story, tmp_path):
 def test_a_stopped_run_resumes_to_the_same_weights_and_another_goes_on_from_them(story, tmp_path, monkeypatch):
     options = {"data": [str(story)], "objective": "mlm", "max_steps": 6, "save_every": 2} | SMALL
     whole = pretrain(out=str(tmp_path / "whole"), **options)
-    right = WindowBatches.micro_batches
+    right = Dealer.micro_batches
 
     def stopped(self, step):
         if step == 5:
             raise KeyboardInterrupt
         return right(self, step)
 
-    monkeypatch.setattr(WindowBatches, "micro_batches", stopped)
+    monkeypatch.setattr(Dealer, "micro_batches", stopped)
     with pytest.raises(KeyboardInterrupt):
         pretrain(out=str(tmp_path / "stopped"), **options)
     monkeypatch.undo()

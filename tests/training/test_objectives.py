@@ -15,7 +15,7 @@ from groundup.modeling import (
     GroundupForMaskedLM,
 )
 from groundup.training import objectives
-from groundup.training.objectives import MaskedTokenLoss, NextTokenLoss, PairLoss, loss_in_pieces, loss_of_logits
+from groundup.training.objectives import PairLoss, TokenLoss, loss_in_pieces, loss_of_logits
 
 SIZES = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "max_position_embeddings": 32, "zero_init": False}
 DOCUMENTS = [[7, 8, 9], [10, 11, 12, 13, 14], [15, 16], [17] * 20, [18, 19, 20, 21]]
@@ -43,7 +43,7 @@ def test_the_summed_loss_is_the_models_own_mean_times_the_labels(make, plain):
     labels = torch.cat((ids[:, 1:], torch.full((3, 1), -100)), 1)
     labels[0, 3:9] = -100
     mean = torch.nn.functional.cross_entropy(model(ids).logits.flatten(0, 1), labels.flatten())
-    objective, whole_logits = NextTokenLoss(model), []
+    objective, whole_logits = TokenLoss(model), []
     model.get_output_embeddings().register_forward_hook(lambda *_: whole_logits.append(1))
     torch.testing.assert_close(objective(ids, labels), mean * (labels != -100).sum())
     assert bool(whole_logits) is not plain
@@ -74,12 +74,12 @@ def test_packed_rows_have_the_loss_of_the_documents_alone(make):
     model = make()
     ids = np.concatenate([[0, *document] for document in DOCUMENTS])
     rows = PackedRows(TokenStream([ids], {}), context_length=24, end_of_text=0)
-    packed = sum(NextTokenLoss(model)(**rows.batch([row])) for row in range(len(rows)))
+    packed = sum(TokenLoss(model)(**rows.batch([row])) for row in range(len(rows)))
     alone = 0
     for number, document in enumerate(DOCUMENTS):
         following = [0] if number + 1 < len(DOCUMENTS) else []  # what ends a document is predicted too
         text = torch.tensor([[0, *document, *following]])
-        alone = alone + NextTokenLoss(model)(text[:, :-1], text[:, 1:])
+        alone = alone + TokenLoss(model)(text[:, :-1], text[:, 1:])
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +88,7 @@ def test_the_masked_loss_is_the_encoders_own():
     model = GroundupForMaskedLM(GroundupConfig(**SIZES, is_causal=False)).eval()
     batch = Masking(5, {0}, seed=0).apply(torch.randint(6, 60, (3, 20)), range(3))
     counted = (batch["labels"] != -100).sum()
-    torch.testing.assert_close(MaskedTokenLoss(model)(**batch), model(**batch).loss * counted)
+    torch.testing.assert_close(TokenLoss(model)(**batch), model(**batch).loss * counted)
 
 
 def test_the_loss_of_a_pair_is_its_own_mean_times_the_labels_and_no_padding_is_read():
@@ -109,9 +109,9 @@ def test_the_loss_of_a_pair_is_its_own_mean_times_the_labels_and_no_padding_is_r
 
 def test_in_bf16_the_loss_is_the_same_but_for_rounding_and_is_itself_not_rounded():
     model, ids = decoder(), torch.randint(0, 60, (3, 20))
-    exact = NextTokenLoss(model)(ids, ids)
+    exact = TokenLoss(model)(ids, ids)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = NextTokenLoss(model)(ids, ids)
+        rounded = TokenLoss(model)(ids, ids)
     torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
     halves = torch.randn(5, 32).bfloat16(), torch.randn(60, 32).bfloat16()
     assert loss_of_logits(*halves, torch.arange(5)).dtype == torch.float32
@@ -126,5 +126,5 @@ def test_a_compiled_loss_takes_its_logits_at_once_unless_they_are_too_large(larg
 
     monkeypatch.setattr(objectives, "LARGEST_LOGITS", largest)
     monkeypatch.setattr(torch, "compile", noting)
-    torch.testing.assert_close(NextTokenLoss(model, compiled=True)(ids, ids), NextTokenLoss(model)(ids, ids))
+    torch.testing.assert_close(TokenLoss(model, compiled=True)(ids, ids), TokenLoss(model)(ids, ids))
     assert bool(calls) is at_once

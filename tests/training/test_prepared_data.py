@@ -13,9 +13,9 @@ from groundup.data.preparation import open_prepared_data, prepare
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import train_bpe, train_word_level
+from groundup.training.checkpoint import RunFolder
 from groundup.training.pretraining import pretrain
 from groundup.training.pretraining_preparation import open_prepared, prepare_run
-from groundup.training.run_folder import RunFolder
 from groundup.training.settings import PretrainSettings
 
 SMALL = {"max_steps": 2, "context_length": 32, "hidden_size": 32, "num_hidden_layers": 1, "quiet": True}

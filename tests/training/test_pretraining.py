@@ -17,8 +17,8 @@ import groundup as package
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.files import sha256_of
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.training import pretraining, run, run_folder
-from groundup.training.run_folder import RunFolder
+from groundup.training import checkpoint, pretraining, run
+from groundup.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
@@ -234,7 +234,7 @@ def test_what_the_user_gets_wrong_is_said_in_one_line(settings, words, story, tm
 
 
 def test_a_full_disk_is_said_and_the_state_before_it_is_whole(story, tmp_path, monkeypatch):
-    out, original, calls = tmp_path / "full", run_folder.save_model, []
+    out, original, calls = tmp_path / "full", checkpoint.save_model, []
 
     def save_model(*arguments):
         calls.append(1)
@@ -242,7 +242,7 @@ def test_a_full_disk_is_said_and_the_state_before_it_is_whole(story, tmp_path, m
             raise OSError(28, "No space left on device")
         original(*arguments)
 
-    monkeypatch.setattr(run_folder, "save_model", save_model)
+    monkeypatch.setattr(checkpoint, "save_model", save_model)
     with pytest.raises(InputError, match="no space left"):
         package.pretrain(data=[str(story)], out=str(out), max_steps=30, quiet=True, **TINY)
     monkeypatch.undo()

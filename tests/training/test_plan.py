@@ -7,8 +7,8 @@ import groundup
 from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.training.forecast import HARDWARE, USED_SHARE_OF_GPU, expected_bits_per_byte, forecast_of, plan
 from groundup.training.plan import Given, bytes_a_token, cost_of, make_plan, suitable_batch
-from groundup.training.planning import HARDWARE, USED_SHARE_OF_GPU, expected_bits_per_byte, forecast_of, plan
 from groundup.training.pretraining import Pretraining
 from groundup.training.settings import PlanSettings
 

@@ -9,7 +9,7 @@ import pytest
 import groundup as package
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import read_yaml
-from groundup.training.repeating import repeat
+from groundup.training.classification import repeat
 from groundup.training.settings import ClassifySettings
 
 SEEDS = {

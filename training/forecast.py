@@ -34,7 +34,7 @@ USED_SHARE_OF_GPU = 0.35
 
 @dataclass(frozen=True)
 class Hardware:
-    """A card: bf16 peak [FLOP/s], memory [bytes], price of an hour [US dollars]."""
+    """Hold what a GPU has: bf16 peak [FLOP/s], memory [bytes], price of an hour [US dollars]."""
 
     name: str
     peak_flops: float
@@ -54,7 +54,7 @@ HARDWARE = {
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a plan will take on some hardware: `seconds`, `dollars`, the `cards` that hold it, and what comes of it."""
+    """Hold what a plan will take: tokens, compute [FLOP], memory [bytes], and what comes of it."""
 
     plan: Plan
     parameters: int
@@ -66,12 +66,12 @@ class Forecast:
 
     @property
     def steps(self) -> int:
-        """Updates of the weights."""
+        """Return the steps."""
         return max(1, round(self.tokens / self.plan.batch_tokens))
 
     @property
     def epochs(self) -> float:
-        """Passes over the training text."""
+        """Return the epochs over the training text."""
         return self.tokens / self.text_tokens
 
 
@@ -88,8 +88,12 @@ def plan(settings: PlanSettings) -> Forecast:
 
 
 def forecast_of(settings: PlanSettings) -> Forecast:
-    """The plan of `pretrain` for these settings and its cost in compute and memory."""
-    size = _text_size(settings)
+    """Return the plan of `pretrain` for these settings and its cost in compute and memory. Raises `InputError`."""
+    if settings.text_bytes is None and not settings.data:
+        raise InputError("plan needs the training text: give --data, or its size as --text-bytes")
+    if settings.text_bytes is not None and settings.data:
+        raise InputError("--data and --text-bytes both give the size of the text: leave one out")
+    size = settings.text_bytes or text_bytes(load_corpus(settings.data).train)
     budgets = [name for name in ("minutes", "tokens", "max_steps") if getattr(settings, name) is not None]
     if len(budgets) > 1:
         raise InputError(f"{' and '.join('--' + name.replace('_', '-') for name in budgets)}: give one budget, not two")
@@ -117,32 +121,20 @@ def forecast_of(settings: PlanSettings) -> Forecast:
     )
 
 
-def _text_size(settings: PlanSettings) -> float:
-    if settings.text_bytes is not None and settings.data:
-        raise InputError("--data and --text-bytes both give the size of the text: leave one out")
-    if settings.text_bytes is not None:
-        return settings.text_bytes
-    if not settings.data:
-        raise InputError("plan needs the training text: give --data, or its size as --text-bytes")
-    return text_bytes(load_corpus(settings.data).train)
-
-
 def _speed(settings: PlanSettings) -> float | None:
-    """Model FLOPs a second of the hardware asked for, None for this machine, which is measured."""
+    """Return the model FLOPs a second of the hardware asked for, None for this machine, which is measured."""
     if settings.hardware == "here":
         return None
-    return _card(settings.hardware).peak_flops * USED_SHARE_OF_GPU * settings.cards
-
-
-def _card(name: str) -> Hardware:
-    if name not in HARDWARE:
+    if settings.hardware not in HARDWARE:
         known = ["here", *HARDWARE]
-        raise InputError(f"--hardware {name}{near(name, known)}: there are {', '.join(known)}")
-    return HARDWARE[name]
+        raise InputError(
+            f"--hardware {settings.hardware}{near(settings.hardware, known)}: there are {', '.join(known)}"
+        )
+    return HARDWARE[settings.hardware].peak_flops * USED_SHARE_OF_GPU * settings.cards
 
 
 def expected_bits_per_byte(flop: float) -> float:
-    """What so much compute gives on English prose, by a power law fitted to measured runs (Kaplan et al. 2020).
+    """Return what so much compute gives on English prose, by a power law fitted to measured runs (Kaplan et al. 2020).
 
     Other text differs by more than compute does: documentation of code measured 1.4 where prose measured 2.0.
     """
@@ -150,7 +142,7 @@ def expected_bits_per_byte(flop: float) -> float:
 
 
 def training_memory(chosen: Plan, parameters: int) -> float:
-    """Bytes that training takes at its peak: weights, gradients, optimizer, the activations of a micro-batch, torch.
+    """Return the bytes that training takes at its peak: weights, gradients, optimizer, activations, torch.
 
     An activation is kept for every feature of a block that its backward pass needs: about 17 vectors of the width at
     two or four bytes (Korthikanti et al. 2022, section 4.1, without the part that fused attention does not keep). On a
@@ -165,7 +157,7 @@ def training_memory(chosen: Plan, parameters: int) -> float:
 
 
 def choice_table(forecast: Forecast) -> Table:
-    """The choice in words: every size, and why."""
+    """Return the table of every choice, and why."""
     chosen = forecast.plan
     table = Table(box=None, pad_edge=False, show_header=False, title="What pretrain would choose", title_justify="left")
     rows = [
@@ -203,7 +195,7 @@ def _epochs_in_words(forecast: Forecast) -> str:
 
 
 def hardware_table(forecast: Forecast, settings: PlanSettings) -> Table:
-    """The same training on rented cards: how many hold it, hours and dollars."""
+    """Return the table of the same training on rented GPUs: how many hold it, hours and dollars."""
     table = Table(box=None, pad_edge=False, title="\nThe same on other hardware", title_justify="left")
     for column in ("card", "cards", "time", "US dollars"):
         table.add_column(column, justify="left" if column == "card" else "right")

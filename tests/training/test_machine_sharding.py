@@ -9,7 +9,7 @@ CHECK = """
 import torch
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training.checkpoint import load_optimizer_state, optimizer_state
-from groundup.training.objectives import NextTokenLoss
+from groundup.training.objectives import TokenLoss
 from groundup.training.optim import build_optimizers
 from groundup.training.machine import run_within, shard, whole_weights
 
@@ -21,7 +21,7 @@ before = {name: value.clone() for name, value in model.state_dict().items()}
 ids = torch.randint(301, (2, 16))
 logits = model(input_ids=ids).logits
 parameters = model.num_parameters()
-objective = NextTokenLoss(model)
+objective = TokenLoss(model)
 shard(objective, torch.device("cpu"))
 
 own = sum(parameter.to_local().numel() for parameter in model.parameters())
@@ -34,7 +34,7 @@ torch.testing.assert_close(run_within(objective, lambda: model(input_ids=ids).lo
 rates = {"matrix": 0.01, "embedding": 0.01, "vector": 0.01}
 optimizers = build_optimizers(model, "muon", rates, 0.1)
 for _ in range(2):
-    objective(input_ids=ids, shift_labels=ids).backward()
+    objective(input_ids=ids, labels=ids).backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForMa
 from groundup.modeling.modeling_groundup import eager_attention_forward
 from groundup.training import machine
 from groundup.training.machine import NAME, attending_in_blocks, causal_attention
-from groundup.training.objectives import NextTokenLoss
+from groundup.training.objectives import TokenLoss
 
 
 class PlainModule:
@@ -66,7 +66,7 @@ def loss_and_gradients(model, length=160, **inputs):
     ids = torch.arange(2 * length).view(2, length) * 7 % 64
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = NextTokenLoss(model)(input_ids=ids, shift_labels=ids.roll(-1, 1), **inputs) / ids.numel()
+        loss = TokenLoss(model)(input_ids=ids, labels=ids.roll(-1, 1), **inputs) / ids.numel()
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 

@@ -18,10 +18,17 @@ from groundup.modeling import (
 )
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
-from groundup.training.classification_preparation import open_classification, prepare_classification
-from groundup.training.classifier_base import FOLDED, base_of, labels_of, load_base, start_of
+from groundup.training.checkpoint import RunFolder
+from groundup.training.classification_preparation import (
+    FOLDED,
+    base_of,
+    labels_of,
+    open_classification,
+    prepare_classification,
+    start_of,
+)
+from groundup.training.classifier import load_base
 from groundup.training.lora import add_lora
-from groundup.training.run_folder import RunFolder
 from groundup.training.settings import ClassifySettings
 
 SIZES = {
