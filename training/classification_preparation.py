@@ -17,6 +17,7 @@ from groundup.common.errors import InputError, listed
 from groundup.common.settings import Deadline
 from groundup.data.encoding import ExampleRows, encode_examples, for_classifying
 from groundup.data.examples import Columns, Examples, also_in, label_names, load_examples, stratified
+from groundup.data.sources import check_exists
 from groundup.inference.folder import AUTO_CLASSES
 from groundup.inference.loading import is_adapter, load_adapter, load_network
 from groundup.inference.saving import save_model
@@ -195,6 +196,7 @@ def _check(settings: ClassifySettings) -> None:
         raise InputError("--language-weight trains what lies below the head: leave it out, or --train head")
     if settings.eval_data and settings.test_share != ClassifySettings.test_share:
         raise InputError("--test-share and --eval-data both give a test set: leave one out")
+    check_exists(settings.eval_data)
 
 
 def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from groundup.common.errors import InputError
 from groundup.common.settings import Deadline
 from groundup.data.conversations import WEIGHT, Conversation, RowCounts, load_conversations
 from groundup.data.encoding import ConversationRows, encode_conversations
+from groundup.data.sources import check_exists
 from groundup.inference.loading import load_model
 from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOINTS
 from groundup.tokenization.folder import CHAT_TOKENS, load_tokenizer
@@ -137,6 +138,7 @@ def _check(settings: InstructSettings) -> None:
         raise InputError("--architecture encoder-decoder makes a new model: leave --model out")
     if settings.model is not None and settings.pretrain_share != InstructSettings.pretrain_share:
         raise InputError("--pretrain-share is for a new model: leave it out, or --model")
+    check_exists(settings.eval_data)
 
 
 def _look_at_tests(

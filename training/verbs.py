@@ -22,7 +22,7 @@ from groundup.common.output import claim, given_folder, is_begun, nothing_to_res
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import Deadline, differing, is_longer, public_settings, read_yaml, refuse, settings_from
 from groundup.data.files import refuse_other_content
-from groundup.data.sources import check_exists, short_name
+from groundup.data.sources import short_name
 from groundup.evaluation.metrics_json import read_metrics, summary_table
 from groundup.tokenization.folder import fingerprint, save_tokenizer
 from groundup.training.checkpoint import RunFolder
@@ -51,7 +51,6 @@ def preparation(kept: Collection[str] = ()) -> Callable[[Fill[S]], Callable[[S, 
         def prepare(settings: S, run: RunFolder, deadline: Deadline) -> None:
             settings = with_budget(settings)
             check_options(settings)
-            check_exists(settings.eval_data)
             with run.being_prepared(kept):
                 settings, plan, tokenizer, entries = fill(settings, run, deadline)
                 save_tokenizer(tokenizer, run.work / "tokenizer")
