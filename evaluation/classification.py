@@ -274,6 +274,11 @@ def write_mistakes(path: Path, examples: Examples, probabilities: npt.NDArray[np
     return len(wrong)
 
 
+def labels_of(model: PreTrainedModel) -> list[str]:
+    """Return the labels of a classifier in the order of its head."""
+    return [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+
+
 def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
     """Label the texts of a table, or the lines of a text file, in their order.
 
@@ -288,7 +293,7 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
         say(f"{empty:,} of {len(texts):,} texts are empty: their labels mean nothing")
     kind = AutoModelForSequenceClassification
     model, tokenizer = load_model(classifier, trust_remote_code=trust_remote_code, kind=kind)
-    names = [str(name) for _, name in sorted((model.config.id2label or {}).items())]
+    names = labels_of(model)
     context = min(context_of(model), tokenizer.model_max_length)
     rows = encode_examples(texts, [""] * len(texts), names, tokenizer, context)
     if rows.cut:

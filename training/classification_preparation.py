@@ -7,10 +7,10 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, listed
@@ -18,6 +18,7 @@ from groundup.common.settings import Deadline
 from groundup.data.encoding import ExampleRows, encode_examples, for_classifying
 from groundup.data.examples import Columns, Examples, also_in, label_names, load_examples, stratified
 from groundup.data.sources import check_exists
+from groundup.evaluation.classification import labels_of
 from groundup.inference.folder import AUTO_CLASSES
 from groundup.inference.loading import is_adapter, load_adapter, load_network
 from groundup.inference.saving import save_model
@@ -43,8 +44,6 @@ PATIENCE = 4  # validations, of ten in a run, without a better one, that end a r
 # (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
 LABELS_SHARE = 0.5
 DROPOUT, TOKEN_DROPOUT, LANGUAGE_WEIGHT = 0.1, 0.1, 0.5  # for a model of our own
-
-
 LONGEST_CONTEXT, SHORTEST_CONTEXT = 512, 32  # of a new model, unless it is asked for another [tokens]
 WHOLE_TEXTS = 0.98  # share of the texts that a new model's context holds whole
 OUR_DROPOUTS = ("embedding_dropout", "residual_dropout", "classifier_dropout")
@@ -294,6 +293,7 @@ def _plan(
     names = _in_order(label_names(train.labels), start, settings)
     model = {} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
     batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
+    language_weight = LANGUAGE_WEIGHT if start.predicts == "clm" else 0.0
     return ClassifyPlan(
         **base.for_rows() | {"warmup": 0.05, "decay": 0.7, "model": model},
         batch_rows=batch_rows,
@@ -301,9 +301,7 @@ def _plan(
         label_counts=[train.labels.count(name) for name in names],
         model_fields=_model_fields(settings, start),
         token_dropout=_for_ours(settings.token_dropout, TOKEN_DROPOUT, settings, start),
-        language_weight=0.0
-        if start.predicts != "clm"
-        else _for_ours(settings.language_weight, LANGUAGE_WEIGHT, settings, start),
+        language_weight=_for_ours(settings.language_weight, language_weight, settings, start),
         most_epochs=None if settings.minutes is None else max(MOST_EPOCHS, MOST_STEPS * batch_rows / len(train)),
         patience=patience,
         objective=start.predicts if not settings.model or settings.adapt_minutes or settings.adapt_epochs else None,
@@ -379,16 +377,16 @@ def start_of(
             f"--pooling is for our own models, and {settings.model} is a {config.model_type}: leave it out"
         )
     names = model.config.architectures or []
-    classes = {kind for end, kind in AUTO_CLASSES.items() if any(name.endswith(end) for name in names)}
+    classes = {AUTO_CLASSES[end] for name in names for end in AUTO_CLASSES if name.endswith(end)}
     predicts = "clm" if "AutoModelForCausalLM" in classes else "mlm" if "AutoModelForMaskedLM" in classes else None
     _check_head(settings, predicts)
     return Start(
         context_length=length,
         width=config.hidden_size,
         is_ours=is_ours,
-        from_elsewhere=pretrained_elsewhere(settings.model or source),  # of an adapter its own folder has the recipe
+        from_elsewhere=pretrained_elsewhere(settings.model or source),  # an adapter has a recipe of its own
         predicts=predicts,
-        labels=labels_of(model) if is_classifier(model.config.architectures) else (),
+        labels=tuple(labels_of(model)) if "AutoModelForSequenceClassification" in classes else (),
         dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),
     )
 
@@ -400,14 +398,3 @@ def _check_head(settings: ClassifySettings, predicts: str | None) -> None:
     if predicts is None and (settings.adapt_minutes or settings.adapt_epochs):
         option = "--adapt-minutes" if settings.adapt_minutes else "--adapt-epochs"
         raise InputError(f"{option}: {settings.model} has no language-model head to pretrain with: leave it out")
-
-
-def is_classifier(architectures: list[str] | None) -> bool:
-    """Return whether the classes that a config names are those of classifiers."""
-    return any(name.endswith("ForSequenceClassification") for name in architectures or [])
-
-
-def labels_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return the labels of a classifier in the order of its head."""
-    names = cast(dict[int, str], model.config.id2label or {})
-    return tuple(str(names[number]) for number in sorted(names))

@@ -27,6 +27,7 @@ from groundup.evaluation.classification import (
     classification_rows,
     draw_confusion,
     label_texts,
+    labels_of,
     log_loss,
     predict,
     scores,
@@ -36,7 +37,7 @@ from groundup.evaluation.classification import (
 from groundup.inference.loading import load_network, quiet_transformers
 from groundup.tokenization.folder import structure_ids
 from groundup.training.checkpoint import RunFolder
-from groundup.training.classification_preparation import PreparedExamples, is_classifier, labels_of
+from groundup.training.classification_preparation import PreparedExamples
 from groundup.training.loop import Position
 from groundup.training.lora import add_lora
 from groundup.training.objectives import LabelLoss
@@ -236,6 +237,11 @@ def write_predictions(folder: Path, settings: ClassifySettings) -> None:
         say(f"no {PREDICTIONS_FILE}: {error}; fix it, then give --predict and the trained folder as --model")
         return
     atomic_write(folder / PREDICTIONS_FILE, content.encode())
+
+
+def is_classifier(architectures: list[str] | None) -> bool:
+    """Return whether the classes that a config names are those of classifiers."""
+    return any(name.endswith("ForSequenceClassification") for name in architectures or [])
 
 
 def load_base(source: str | Path, names: list[str], trust_remote_code: bool = False, **fields: Any) -> PreTrainedModel:

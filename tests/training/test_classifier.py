@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from groundup.common.errors import InputError
 from groundup.common.settings import Deadline
 from groundup.data.encoding import for_classifying
+from groundup.evaluation.classification import labels_of
 from groundup.inference.folder import fold
 from groundup.inference.loading import load_adapter, load_model
 from groundup.inference.saving import save_adapter, save_model
@@ -22,7 +23,6 @@ from groundup.training.checkpoint import RunFolder
 from groundup.training.classification_preparation import (
     FOLDED,
     base_of,
-    labels_of,
     open_classification,
     prepare_classification,
     start_of,
@@ -72,7 +72,7 @@ def test_a_label_keeps_what_the_classifier_knows_of_it_and_a_new_one_nobodys(tmp
     before = classifier(kind, tmp_path / "old", tokenizer)(IDS).logits[0]
     model = load_base(tmp_path / "old", names).eval()
     after = model(IDS).logits[0]
-    assert after.shape == (len(names),) and labels_of(model) == tuple(names)
+    assert after.shape == (len(names),) and labels_of(model) == names
     for place, name in enumerate(names):
         same = [torch.allclose(after[place], value, atol=1e-6) for value in before]
         assert same == [name == known for known in KNOWN]
