@@ -34,7 +34,8 @@ lint: setup
 	$(BIN)/pyright
 
 bench: setup
-	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(ALL),--all) $(if $(TEXT),--text $(TEXT))
+	$(BIN)/python benchmarks/run.py $(if $(ROW),--row $(ROW)) $(if $(ALL),--all) $(if $(TEXT),--text $(TEXT)) \
+		$(if $(DATA),--data $(DATA)) $(if $(MODEL),--model $(MODEL)) $(if $(MINUTES),--minutes $(MINUTES))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

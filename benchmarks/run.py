@@ -4,6 +4,7 @@
     make bench ROW=name           one row
     make bench ALL=1              the longer ones too, of which `plan` takes hours
     make bench ROW=plan TEXT=shakespeare.txt
+    make bench ROW=peer-classify MODEL=my_model DATA=my_rows.csv MINUTES=10
 
 Prints a table and writes benchmarks/results.json. Absolute figures depend on the machine, ratios less so.
 """
@@ -20,6 +21,7 @@ if __name__ == "__main__":  # before torch reads it; a row may start a process t
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import bench_ablation
+import bench_peers
 import bench_plan
 import bench_text
 import bench_training
@@ -52,24 +54,45 @@ ROWS_ON_TEXT = {  # these take a text
     "ablation": bench_ablation.ablation,
     "plan": bench_plan.plan,
 }
-LONG = ("prepare-memory", "ablation", "plan")
+ROWS_ON_MODEL = {  # these take a model that others trained, data and minutes
+    "peer-classify": bench_peers.classify,
+    "peer-instruct": bench_peers.instruct,
+    "peer-domain": bench_peers.domain,
+}
+LONG = ("prepare-memory", "ablation", "plan", *ROWS_ON_MODEL)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    every = [*ROWS, *ROWS_ON_TEXT]
+    every = [*ROWS, *ROWS_ON_TEXT, *ROWS_ON_MODEL]
     parser.add_argument("--row", choices=every, help="one row alone")
     parser.add_argument("--all", action="store_true", help="also the longer rows; the plan takes hours")
-    parser.add_argument("--text", help="a text for nanogpt, ablation and plan (default: the built-in corpus)")
+    parser.add_argument(
+        "--text", help="a text for nanogpt, ablation, plan and peer-domain (default: the built-in corpus)"
+    )
+    parser.add_argument("--data", help="rows for peer-classify or peer-instruct (default: the built-in ones)")
+    parser.add_argument("--model", help="a model's folder or Hub name for the rows beside peers")
+    parser.add_argument("--minutes", type=float, default=10.0, help="minutes of each run of these rows")
     options = parser.parse_args()
     rows = []
     for name in [options.row] if options.row else [name for name in every if options.all or name not in LONG]:
-        rows.append(ROWS_ON_TEXT[name](options.text) if name in ROWS_ON_TEXT else ROWS[name]())
+        if name in ROWS_ON_MODEL and options.model is None:
+            print(f"{name} needs MODEL: a folder, or a name on the Hub such as HuggingFaceTB/SmolLM2-135M-Instruct")
+            continue
+        rows.append(measure(name, options))
         show(rows[-1:])
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     results = {"machine": machine, "rows": [asdict(row) for row in rows]}
     Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def measure(name: str, options: argparse.Namespace) -> Row:
+    """Measure a row with what the options give for it."""
+    if name in ROWS_ON_MODEL:
+        data = options.text if name == "peer-domain" else options.data
+        return ROWS_ON_MODEL[name](options.model, data, options.minutes)
+    return ROWS_ON_TEXT[name](options.text) if name in ROWS_ON_TEXT else ROWS[name]()
 
 
 def show(rows: list[Row]) -> None:

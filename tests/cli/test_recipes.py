@@ -1,13 +1,14 @@
 """Every recipe of the package walks its whole path in smoke, with small files in the places of a person's own."""
 
 import json
+import re
 from html import unescape
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import groundup
 from groundup.cli.main import main
@@ -15,10 +16,11 @@ from groundup.cli.recipe import read_recipe
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
 
-RECIPES = sorted((Path(groundup.__file__).parent / "recipes").glob("*.yaml"))
+ROOT = Path(groundup.__file__).parent
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 OWN_FILES = {
     "my_domain.txt", "my_text.txt", "my_test.txt", "my_conversations.json", "instruction-data.json",
-    "SMSSpamCollection", "r8_train.csv",
+    "SMSSpamCollection", "r8_train.csv", "spam_train.csv",
 }  # fmt: skip
 
 
@@ -37,20 +39,30 @@ def in_a_folder(story, tmp_path, monkeypatch):
     rows = [{"instruction": f"Say {n}.", "output": f"The king says {n}."} for n in range(60)]
     for name in ("my_conversations.json", "instruction-data.json"):
         (tmp_path / name).write_text(json.dumps(rows))
-    _small_gpt2(tmp_path / "openai-community" / "gpt2", story.read_text())
+    _small_models(tmp_path, story.read_text())
     story.unlink()
     monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "book_pretrained.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    exec(compile(snippet, "book_pretrained.md", "exec"), {})  # which makes spam_train.csv and spam_test.csv
     return tmp_path
 
 
-def _small_gpt2(folder, text):
-    """A folder of GPT-2's shape where the recipe names GPT-2 on the Hub: a folder that is there goes first."""
+def _small_models(place, text):
+    """Folders of GPT-2's and SmolLM2's shape where recipes name them on the Hub: a folder that is there goes first."""
     tokenizer = train_bpe([text], 300)
     torch.manual_seed(0)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, **ends)
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    save_tokenizer(tokenizer, folder)
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **ends))
+    for name, model in (
+        ("openai-community/gpt2", GPT2LMHeadModel(config)),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", llama),
+    ):
+        model.save_pretrained(place / name)
+        save_tokenizer(tokenizer, place / name)
 
 
 @pytest.mark.slow
