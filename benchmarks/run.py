@@ -83,7 +83,8 @@ def main() -> int:
         show(rows[-1:])
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     results = {"machine": machine, "rows": [asdict(row) for row in rows]}
-    Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if rows:
+        Path(__file__).with_name("results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
