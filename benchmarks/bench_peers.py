@@ -5,16 +5,14 @@ rows to train on and the same row length, and one function scores them on the sa
 rates the one that is best on the test itself counts, which nobody could choose beforehand: that favours the peer.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from measuring import Row
 from peers import Classification, Domain, EndsOnTime, Instructions, Scores, Task
@@ -27,8 +25,6 @@ from groundup.evaluation.metrics_json import read_metrics
 from groundup.inference.loading import load_model
 
 RATES = (2e-4, 5e-4, 1e-3)  # the first is what TRL's documentation gives for LoRA
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -61,11 +57,11 @@ def beside(name: str, kind: type[Task], peer: str, given: tuple[str, str | None,
     with tempfile.TemporaryDirectory() as folder:
         task = kind(*given, Path(folder))
         task.prepare()
-        ours = run_ours(task)
+        seconds = run_ours(task)
         task.context = read_yaml(task.ours / RECIPE_FILE)["plan"]["context_length"]
-        ours = Run(ours.name, _apart(score_ours, task), ours.seconds, ours.steps)
-        before = _apart(score_base, task)
-        peers = [_apart(run_peer, task, rate, before.seconds, time.time()) for rate in RATES]
+        ours = replace(in_a_process(score_ours, task), seconds=seconds)
+        before = in_a_process(score_base, task)
+        peers = [in_a_process(run_peer, task, rate, before.seconds, time.time()) for rate in RATES]
         about = task.about()
     runs = [before, ours, *peers]
     _print_runs(name, [*runs, Run("TF-IDF + SVM", about, 0.0)] if about else runs)
@@ -77,17 +73,18 @@ def beside(name: str, kind: type[Task], peer: str, given: tuple[str, str | None,
     return Row(name, what, ratios[best], min(ratios), max(ratios), *shown)
 
 
-def run_ours(task: Task) -> Run:
-    """Run our command with its defaults."""
+def run_ours(task: Task) -> float:
+    """Run our command with its defaults, and return its seconds."""
     options = ["--lora", "--minutes", str(task.minutes), "--out", str(task.ours), "--quiet"]
     started = time.time()
     subprocess.run([sys.executable, "-m", "groundup", *task.command(), *options], check=True)
-    return Run("ours", {}, time.time() - started, read_metrics(task.ours)["training"]["steps"])
+    return time.time() - started
 
 
-def score_ours(task: Task) -> Scores:
+def score_ours(task: Task) -> Run:
     """Score our model with the function that scores the peer's."""
-    return task.score(*load_model(task.ours, kind=task.kind))
+    scores = task.score(*load_model(task.ours, kind=task.kind))
+    return Run("ours", scores, 0.0, read_metrics(task.ours)["training"]["steps"])
 
 
 def score_base(task: Task) -> Run:
@@ -108,10 +105,21 @@ def run_peer(task: Task, rate: float, seconds_to_score: float, started: float) -
     return Run(f"peer at {rate:g}", found, time.time() - started, trainer.state.global_step)
 
 
-def _apart(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Return what a function gives in a new process, which begins as a person's would."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+def in_a_process(work: Callable[..., Run], task: Task, *arguments: float) -> Run:
+    """Return what one of the functions above gives in a new process, which imports nothing of the other rows."""
+    fields = {**asdict(task), "folder": str(task.folder)}
+    call = json.dumps([work.__name__, type(task).__name__, fields, arguments])
+    done = subprocess.run([sys.executable, __file__, call], check=True, stdout=subprocess.PIPE, text=True)
+    return Run(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def answer(call: str) -> str:
+    """Do what `in_a_process` asks for."""
+    work, kind, fields, arguments = json.loads(call)
+    works = {work.__name__: work for work in (score_ours, score_base, run_peer)}
+    task = {task.__name__: task for task in (Classification, Instructions, Domain)}[kind](**fields)
+    task.folder = Path(task.folder)
+    return json.dumps(asdict(works[work](task, *arguments)))
 
 
 def _print_runs(title: str, runs: list[Run]) -> None:
@@ -123,3 +131,7 @@ def _print_runs(title: str, runs: list[Run]) -> None:
         steps, seconds = (f"{value:,.0f}" if value else "" for value in (run.steps, run.seconds))
         table.add_row(run.name, *(f"{run.scores[name]:.4f}" for name in names), steps, seconds)
     Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+if __name__ == "__main__":
+    print(answer(sys.argv[1]))

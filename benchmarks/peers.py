@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -211,6 +211,7 @@ class Tuning(Task):
         from peft import LoraConfig
         from trl import SFTConfig, SFTTrainer
 
+        disable_progress_bars()
         # Its default recomputes activations to save memory: a third more time that is not needed here.
         how = {"gradient_checkpointing": False, "packing": self.packed, "packing_strategy": "wrapped"}
         return SFTTrainer(
