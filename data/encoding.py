@@ -44,6 +44,10 @@ class ExampleRows:
         """Return how many ids each row has."""
         return np.array([len(ids) for ids in self.ids], np.int64)
 
+    def take(self, places: Sequence[int] | npt.NDArray[np.int64]) -> "ExampleRows":
+        """Return the rows at these places."""
+        return ExampleRows([self.ids[place] for place in places], self.labels[places], self.cut)
+
     def batch(self, places: Sequence[int] | npt.NDArray[np.int64], pad_id: int) -> Batch:
         """Return `input_ids` and `attention_mask` (B, T), padded on the right to the longest row, and `labels` (B,)."""
         ids, mask = _padded([self.ids[place] for place in places], pad_id)

@@ -5,7 +5,8 @@ What is prepared is read back from the folder even by the run that made it, so t
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,17 @@ from groundup.tokenization.folder import load_tokenizer
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 from groundup.training.optim import FINE_TUNING
-from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, suitable_minutes, vocabulary
+from groundup.training.plan import (
+    ENOUGH_UPDATES,
+    LEAST_DECAY,
+    Given,
+    RowsPlan,
+    make_plan,
+    sizes_of,
+    suitable_minutes,
+    trainable_tokens,
+    vocabulary,
+)
 from groundup.training.pretraining_preparation import BASE, SMOKE_ROWS, evenly, row_length, write_rows, write_texts
 from groundup.training.settings import ClassifySettings
 from groundup.training.verbs import Chosen, preparation
@@ -38,7 +49,9 @@ ADAPT_EPOCHS = 5.0  # passes over the texts, where the budget is no clock
 MOST_ADAPT_EPOCHS = 6.0  # and where it is one
 MOST_EPOCHS, MOST_STEPS = 3.0, 300  # under a clock the larger of both is the end: what there is to learn is learnt
 LARGEST_VOCABULARY = 8192
-BATCH_ROWS = 32
+BATCH_ROWS, FEWEST_ROWS = 32, 8  # in a step; fewer where there would be few steps
+TRAINED_SHARE = 0.7  # of a budget, that a large model trains
+LEAST_READ = 64  # tokens of a text, of a model that has little time
 PATIENCE = 4  # validations, of ten in a run, without a better one, that end a run without a budget
 # Of the rates for language: labels say little, and somebody else's model is moved as its makers move theirs
 # (about 5e-5 for AdamW at a width of 768: Devlin et al. 2019, A.3).
@@ -75,15 +88,17 @@ class ClassifyPlan(RowsPlan):
 
 @dataclass(frozen=True)
 class Start:
-    """Hold what the choices depend on: the longest row in tokens, and of `--model` its width and what it can do.
+    """Hold what the choices depend on: the rows' lengths in tokens, and of `--model` its sizes and what it can do.
 
+    `context_length` is that of the longest row, and `lengths` those of all.
     `is_ours` says that the network is our own, `from_elsewhere` that its weights are somebody else's.
     `predicts` is "clm" for a model with a head for next tokens, "mlm" for one with a head for masked ones, else None;
     `labels` are those of a classifier, in its order.
     """
 
     context_length: int
-    width: int | None = None
+    lengths: Sequence[int] = ()
+    sizes: dict[str, Any] = field(default_factory=dict)
     is_ours: bool = True
     from_elsewhere: bool = False
     predicts: Literal["clm", "mlm"] | None = "clm"
@@ -100,6 +115,7 @@ class PreparedExamples:
     columns: Columns
     name: str
     tokenizer: PreTrainedTokenizerFast
+    test_rows: int
     work: Path
 
     @property
@@ -171,6 +187,7 @@ def open_classification(run: RunFolder) -> PreparedExamples:
         columns=Columns(**recipe["columns"]),
         name=recipe["name"],
         tokenizer=for_classifying(load_tokenizer(run.work / "tokenizer"), plan.context_length),
+        test_rows=recipe.get("eval_rows", recipe["rows"].get("test", 0)),
         work=run.work,
     )
 
@@ -213,7 +230,7 @@ def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[st
             f"no label of {', '.join(settings.eval_data)} is one of --data: {listed(sorted(asked), 4)} there, "
             f"{listed(sorted(known), 4)} here"
         )
-    return {"eval_sources": sources}
+    return {"eval_sources": sources, "eval_rows": len(tests)}
 
 
 def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Examples], int]:
@@ -272,18 +289,18 @@ def _plan(
 ) -> ClassifyPlan:
     """Choose sizes and rates by the plan of pretraining: gentler rates, the more the model knows already."""
     share = LABELS_SHARE if start.from_elsewhere else FINE_TUNING
+    context_length, batch_rows = _within_the_time(settings, start)
     base = make_plan(
         Given.of(
             settings,
-            hidden_size=settings.hidden_size or start.width,
-            context_length=start.context_length,
+            context_length=context_length,
             vocab_size=len(tokenizer),
-            from_scratch=settings.model is None,
             from_elsewhere=start.from_elsewhere,
             share=1.0 if settings.train == "head" else share,
             new_head=not start.labels,
             main="adapter" if settings.lora else "head" if settings.train == "head" else "matrix",
             weight_decay=LEAST_DECAY,
+            **start.sizes,
         ),
         text_bytes,
         60 * settings.adapt_minutes if settings.adapt_minutes else None,
@@ -292,7 +309,7 @@ def _plan(
         base.require_memory()
     names = _in_order(label_names(train.labels), start, settings)
     model = {} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
-    batch_rows = min(len(train), settings.batch_rows or BATCH_ROWS)
+    batch_rows = min(len(train), batch_rows)
     language_weight = LANGUAGE_WEIGHT if start.predicts == "clm" else 0.0
     return ClassifyPlan(
         **base.for_rows() | {"warmup": 0.05, "decay": 0.7, "model": model},
@@ -307,6 +324,27 @@ def _plan(
         objective=start.predicts if not settings.model or settings.adapt_minutes or settings.adapt_epochs else None,
         pretraining_rate=FINE_TUNING if settings.model and not start.from_elsewhere else 1.0,
     )
+
+
+def _within_the_time(settings: ClassifySettings, start: Start) -> tuple[int, int]:
+    """Return the tokens read of a text and the rows of a step: fewer of a large model that has little time.
+
+    Texts are cut before one is left out: most of what a label needs stands at the beginning.
+    """
+    context_length, rows = start.context_length, settings.batch_rows or BATCH_ROWS
+    if settings.minutes is None or not start.sizes:
+        return context_length, rows
+    given = Given.of(settings, **start.sizes)
+    tokens = trainable_tokens(given, context_length, TRAINED_SHARE * 60 * settings.minutes)
+    lengths = np.asarray(start.lengths)
+    if settings.context_length is None:
+        while context_length > LEAST_READ and np.minimum(lengths, context_length).sum() > tokens:
+            context_length = max(LEAST_READ, context_length - 32)
+    if settings.batch_rows is None:
+        updates = tokens / (rows * np.minimum(lengths, context_length).mean())
+        while updates < ENOUGH_UPDATES and rows > FEWEST_ROWS:
+            rows, updates = rows // 2, 2 * updates
+    return context_length, rows
 
 
 def _in_order(names: list[str], start: Start, settings: ClassifySettings) -> list[str]:
@@ -382,7 +420,8 @@ def start_of(
     _check_head(settings, predicts)
     return Start(
         context_length=length,
-        width=config.hidden_size,
+        lengths=lengths,
+        sizes=sizes_of(model),
         is_ours=is_ours,
         from_elsewhere=pretrained_elsewhere(settings.model or source),  # an adapter has a recipe of its own
         predicts=predicts,

@@ -17,6 +17,7 @@ from groundup.common.console import ProgressBar, say
 from groundup.common.errors import InputError, user_path
 from groundup.common.files import atomic_write
 from groundup.common.settings import Deadline
+from groundup.data.encoding import ExampleRows
 from groundup.data.examples import Columns, Examples, also_in, load_examples
 from groundup.data.sources import short_name
 from groundup.data.windows import IGNORED, BatchOrder, Dealer
@@ -46,7 +47,7 @@ from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
 
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
-FINISH_SHARE = 0.08  # of the time, for the baselines and the last scores
+FINISH_SHARE = 0.04  # of the time, for the baselines
 FINISH_SECONDS = 8.0  # and for the last files
 SMOKE_RUNS = 2  # at most averaged in a short try
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
@@ -81,6 +82,10 @@ class ClassificationRun(TrainingRun):
         self.pad_id = int(prepared.tokenizer.pad_token_id)  # type: ignore[arg-type]
         self.rows, self.batch_rows = len(self.train_rows), prepared.plan.batch_rows
         self.most_epochs = prepared.plan.most_epochs
+        mean = float(self.train_rows.lengths.mean())
+        self.step_tokens = mean * self.batch_rows
+        self.validation_tokens = int(self.selection_rows.lengths.sum())
+        self.last_tokens = self.validation_tokens + mean * prepared.test_rows
         super().__init__(prepared, folder, deadline)
         self.order_seed += order << 20  # far from the orders of other seeds
 
@@ -140,15 +145,28 @@ class ClassificationRun(TrainingRun):
             position.budget_seconds = max(1.0, min(whole / runs, position.budget_seconds / runs_left))
         return position
 
+    def score_some(self, tokens: int) -> int:
+        """Score about so many tokens of the rows for selection; return how many they were."""
+        rows = self._some_of_selection(tokens)
+        predict(self.model, rows, self.pad_id)
+        return int(rows.lengths.sum())
+
+    def _some_of_selection(self, tokens: int | None) -> ExampleRows:
+        """Return rows for selection of about so many tokens in all, spread evenly; None for all."""
+        rows = self.selection_rows
+        share = 1.0 if tokens is None else min(1.0, tokens / max(1, int(rows.lengths.sum())))
+        return rows.take(evenly(len(rows), max(1, round(share * len(rows)))))
+
     def validate(self, position: Position) -> dict[str, float]:
         """Return scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals.
 
         Its standard error stands in for that of F1 and of Matthews' correlation where these choose: theirs is larger.
         """
         names = self.prepared.plan.labels
+        rows = self._some_of_selection(position.validation_tokens)
         with self.accelerator.autocast():
-            probabilities = predict(self.model, self.selection_rows, self.pad_id)
-        truth = self.selection_rows.labels
+            probabilities = predict(self.model, rows, self.pad_id)
+        truth = rows.labels
         values = {"loss": log_loss(probabilities, truth)} | scores(truth, probabilities.argmax(1), names)
         best_by = self.prepared.settings.best_by
         chosen = -values["loss"] if best_by == "loss" else values[best_by] - TIE * values["loss"]
@@ -174,11 +192,9 @@ class ClassificationRun(TrainingRun):
         if self.order:
             return []
         selection = self.prepared.examples("selection")
-        rows = self._rows(selection, "validation", self.train_examples, self.prepared.name)
         test, name = self._test()
-        if len(test):
-            rows = self._rows(test, "test", self.train_examples + selection, name, self.folder.out) + rows
-        return rows
+        rows = self._rows(test, "test", self.train_examples + selection, name, self.folder.out) if len(test) else []
+        return rows + self._rows(selection, "validation", self.train_examples, self.prepared.name)
 
     def complete(self, folder: Path) -> None:
         """Label the texts of `--predict`, so that a run that goes on does what the first command asked for."""
@@ -202,6 +218,12 @@ class ClassificationRun(TrainingRun):
         """Return rows for metrics.json; where `known` texts are among the examples, others without them too."""
         prepared, names = self.prepared, self.prepared.plan.labels
         encoded = prepared.encode(examples, split)
+        all_tokens = int(encoded.lengths.sum())
+        part = self.affordable(all_tokens, all_tokens / max(all_tokens, self.last_tokens) if split == "test" else 1.0)
+        if part < 1.0:
+            chosen = evenly(len(examples), max(1, int(part * len(examples))))
+            say(f"{split}: {len(chosen):,} of {len(examples):,} rows are scored, spread over them: time is short")
+            examples, encoded = examples.take(chosen), encoded.take(chosen)
         with ProgressBar(f"scoring, {split}", total=1.0) as bar, self.accelerator.autocast():
             probabilities = predict(self.model, encoded, self.pad_id, bar.update)
         measured = Measured(encoded.labels, probabilities.argmax(1), baselines(known, examples.texts, names))

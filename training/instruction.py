@@ -99,6 +99,10 @@ class InstructionRun(TrainingRun):
         self.pairs = settings.architecture == "encoder-decoder"
         pad = prepared.tokenizer.pad_token_id
         self.pad_id = pad if isinstance(pad, int) else 0  # never looked at
+        mean, held_out = float(prepared.train.lengths.mean()), len(prepared.validation)
+        self.step_tokens = mean * self.batch_rows
+        self.validation_tokens = int(mean * min(VALIDATION_ROWS, held_out))
+        self.last_tokens = 2 * mean * (min(LAST_ROWS, held_out) + prepared.test_rows)  # before training and after
         super().__init__(prepared, folder, deadline)
 
     def make_model(self) -> PreTrainedModel:
@@ -138,11 +142,19 @@ class InstructionRun(TrainingRun):
         tokens = self.plan.micro_batch_tokens
         return self.prepared.train.deal(order, self.pad_id, tokens, rank, processes, as_pairs=self.pairs)
 
+    def score_some(self, tokens: int) -> int:
+        """Score the answers of held-out rows with about so many tokens; return how many they were."""
+        rows = self.prepared.validation
+        chosen = evenly(len(rows), max(1, round(tokens / float(rows.lengths.mean()))))
+        answer_loss(self.model, rows, chosen, self.pad_id)
+        return int(rows.lengths[chosen].sum())
+
     def validate(self, position: Position) -> dict[str, float]:
         """Return the loss on answers of held-out rows."""
+        rows, tokens = self.prepared.validation, position.validation_tokens or self.validation_tokens
+        count = min(VALIDATION_ROWS, max(1, round(tokens / float(self.prepared.train.lengths.mean()))))
         with self.accelerator.autocast():
-            rows = self.prepared.validation
-            score = answer_loss(self.model, rows, evenly(len(rows), VALIDATION_ROWS), self.pad_id)
+            score = answer_loss(self.model, rows, evenly(len(rows), count), self.pad_id)
         return {"validation_loss": round(score.mean, 6)}
 
     def describe(self, position: Position) -> dict[str, Any]:
@@ -190,7 +202,13 @@ class InstructionRun(TrainingRun):
         def row(score: AnswerLoss, baseline: str | None) -> dict[str, Any]:
             return {"name": "answer_loss", "value": score.mean, **about, "count": score.tokens, "baseline": baseline}
 
-        chosen = evenly(len(rows), LAST_ROWS) if about["split"] == "validation" else None
+        most, split = (LAST_ROWS if about["split"] == "validation" else len(rows)), about["split"]
+        tokens = 2 * float(rows.lengths.mean()) * min(most, len(rows))
+        part = self.affordable(tokens, tokens / max(tokens, self.last_tokens))
+        count = max(1, int(part * min(most, len(rows))))
+        if part < 1.0:
+            say(f"{split}: the loss is that of {count:,} of {len(rows):,} rows, spread over them: time is short")
+        chosen = evenly(len(rows), count)
         both = ((self.model, None), (base, "before training"))
         return [row(answer_loss(model, rows, chosen, self.pad_id), name) for model, name in both]
 
@@ -221,7 +239,7 @@ class InstructionRun(TrainingRun):
 
     def _affordable(self, conversations: list[Conversation]) -> int:
         """Return how many answers may be written: all, unless under a clock that would take more than its share."""
-        minutes = self.prepared.settings.minutes
+        minutes = self.deadline.minutes
         if minutes is None or len(conversations) <= FEW_ANSWERS[0]:
             return len(conversations)
         affordable = 0

@@ -28,7 +28,7 @@ from groundup.tokenization.folder import CHAT_TOKENS, load_tokenizer
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 from groundup.training.optim import FINE_TUNING
-from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, suitable_minutes, vocabulary
+from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, sizes_of, suitable_minutes, vocabulary
 from groundup.training.pretraining_preparation import (
     LONGEST_ROW,
     SMOKE_ROWS,
@@ -64,6 +64,7 @@ class PreparedInstructions:
     tokenizer: PreTrainedTokenizerFast
     train: ConversationRows
     validation: ConversationRows
+    test_rows: int
     work: Path
 
     def conversations(self, part: str) -> list[Conversation]:
@@ -90,7 +91,7 @@ def prepare_instructions(settings: InstructSettings, run: RunFolder, deadline: D
     if tokenizer is None:
         tokenizer = train_bpe(_texts(parts["train"]), vocabulary(Given.of(settings), size))
     _lay_out(tokenizer, template)
-    context, width = _limits(settings)
+    context, sizes = _limits(settings)
     counts = {part: RowCounts(rows=len(parts[part])) for part in ("train", "validation")}
     rows, stop_ids = {}, frozenset()
     for part in counts:
@@ -104,7 +105,7 @@ def prepare_instructions(settings: InstructSettings, run: RunFolder, deadline: D
         say(line)
     settings = _with_minutes(settings, size)
     seconds = deadline.after(settings.minutes).seconds_left()
-    plan = _plan(settings, rows["train"], context, width, size, seconds, stop_ids)
+    plan = _plan(settings, rows["train"], context, sizes, size, seconds, stop_ids)
     tested = _look_at_tests(settings, parts["test"], tokenizer, plan.context_length)
     write_texts(run.work, _texts(parts["train"]))
     for part, members in parts.items():
@@ -125,6 +126,7 @@ def open_instructions(run: RunFolder) -> PreparedInstructions:
         tokenizer=load_tokenizer(run.work / "tokenizer"),
         train=ConversationRows.open(run.work / "train"),
         validation=ConversationRows.open(run.work / "validation"),
+        test_rows=recipe.get("eval_rows", recipe["rows"].get("test", 0)),
         work=run.work,
     )
 
@@ -158,7 +160,7 @@ def _look_at_tests(
             encode_conversations(tests, tokenizer, context, counts)
         except InputError as error:
             raise InputError(f"the test rows: {error}") from error
-    return {"eval_sources": sources} if sources else {}
+    return {"eval_sources": sources, "eval_rows": len(tests)} if sources else {}
 
 
 def _template(settings: InstructSettings, tokenizer: PreTrainedTokenizerFast | None) -> str:
@@ -243,12 +245,12 @@ def _fresh(rows: list[Conversation], train: list[Conversation]) -> list[Conversa
     return fresh
 
 
-def _limits(settings: InstructSettings) -> tuple[int, int | None]:
-    """Return the longest row in tokens, and the width of the model to teach; a new one has none yet."""
+def _limits(settings: InstructSettings) -> tuple[int, dict[str, Any]]:
+    """Return the longest row in tokens, and the sizes of the model to teach; a new one has none yet."""
     if settings.model is None:
-        return settings.context_length or LONGEST_CONTEXT, None
+        return settings.context_length or LONGEST_CONTEXT, {}
     model, _ = load_model(settings.model, trust_remote_code=settings.trust_remote_code)
-    return row_length(settings, model, LONGEST_ROW), model.config.get_text_config().hidden_size
+    return row_length(settings, model, LONGEST_ROW), sizes_of(model)
 
 
 def _padding_warnings(tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]) -> list[str]:
@@ -275,7 +277,7 @@ def _plan(
     settings: InstructSettings,
     rows: ConversationRows,
     context: int,
-    width: int | None,
+    sizes: dict[str, Any],
     text_bytes: int,
     seconds: float | None,
     stop_ids: Iterable[int],
@@ -286,9 +288,9 @@ def _plan(
     given = Given.of(
         settings,
         context_length=context,
-        hidden_size=settings.hidden_size if width is None else width,
         weight_decay=LEAST_DECAY if settings.weight_decay is None else settings.weight_decay,
         **({} if settings.model is None else _fine_tuning(settings, settings.model)),
+        **sizes,
     )
     plan = make_plan(given, text_bytes, seconds)
     if settings.model is None:
@@ -304,7 +306,6 @@ def _fine_tuning(settings: InstructSettings, model: str) -> dict[str, Any]:
     """Return what the plan must know of a model that was trained before, for its rates."""
     elsewhere = pretrained_elsewhere(model)
     return {
-        "from_scratch": False,
         "from_elsewhere": elsewhere,
         "share": 1.0 if elsewhere else FINE_TUNING,
         "main": "adapter" if settings.lora else "matrix",

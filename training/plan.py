@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import psutil
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
@@ -65,6 +67,9 @@ _NOT_CHOSEN = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), "t
     "decoder_start_token_id": "kind of model",
 }
 SMOKE_SIZE = Size(64, 2, 64, 0)
+# Of a model that there is: so many updates at least, by smaller steps, where the time is short; in fewer, LoRA does not
+# come to its best, and the larger the steps, the less (Schulman et al. 2025).
+ENOUGH_UPDATES = 100
 LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient and Muon's momentum; AdamW keeps one more
 
 
@@ -72,8 +77,9 @@ LEAST_BYTES = 12  # of a parameter in training, in fp32: itself, its gradient an
 class Given:
     """Hold what is given of a run; the plan chooses what is None. Names and meanings are those of the settings.
 
-    A model that is not `from_scratch` has its sizes already, and its weights decay little; for what depends on who
-    trained it, and on what of it is trained, see `learning_rates`.
+    A model that is not `from_scratch` has its sizes already, of which `weights` are those that each token is multiplied
+    with (`sizes_of`), and they decay little; for what depends on who trained it, and on what of it is trained,
+    see `learning_rates`.
     """
 
     vocab_size: int | None = None
@@ -84,6 +90,8 @@ class Given:
     model_config: dict[str, Any] = field(default_factory=dict)
     objective: str = "clm"
     from_scratch: bool = True
+    weights: int = 0
+    lora: bool = False
     batch_tokens: int | None = None
     micro_batch_rows: int | None = None
     optimizer: str | None = None
@@ -229,12 +237,11 @@ def make_plan(
         if {"max_position_embeddings", "n_positions"} & set(given.model_config):
             raise InputError(f"--context-length {context_length} is more than --model-config's {longest} positions")
         del model["max_position_embeddings"]  # a preset's
-    _, of_a_token = cost_of(model, vocab_size, context_length)
-    passes = (tokens or flop / of_a_token) * bytes_a_token(vocab_size) / text_bytes
-    if passes > OFTEN:
+    seen = tokens or flop / _cost_of_a_token(given, model, vocab_size, context_length)
+    if seen * bytes_a_token(vocab_size) / text_bytes > OFTEN:
         vocab_size = vocabulary(given, text_bytes, seen_often=True)
-        _, of_a_token = cost_of(model, vocab_size, context_length)
-    batch_tokens = given.batch_tokens or (1024 if given.smoke else suitable_batch(tokens or flop / of_a_token))
+        seen = tokens or flop / _cost_of_a_token(given, model, vocab_size, context_length)
+    batch_tokens = given.batch_tokens or (1024 if given.smoke else _batch(given, seen))
     rows = max(1, batch_tokens // context_length)
     optimizer = given.optimizer or ("adamw" if given.from_elsewhere else "muon")
     rates = _rates(given, optimizer, model["hidden_size"])
@@ -311,6 +318,40 @@ def suitable_batch(tokens: float) -> int:
     anchor was measured (docs/experiments.md).
     """
     return max(2048, 2 ** round(math.log2(2048 * (tokens / 1e6) ** 0.383)))
+
+
+def _batch(given: Given, seen: float) -> int:
+    """Return the tokens of a step for a run that sees so many: smaller where a model that there is has little time."""
+    batch = suitable_batch(seen)
+    return batch if given.from_scratch else min(batch, 2 ** int(math.log2(max(1.0, seen / ENOUGH_UPDATES))))
+
+
+def _cost_of_a_token(given: Given, model: dict[str, Any], vocab_size: int, context_length: int) -> float:
+    """Return the FLOPs of training on one token: of a frozen weight, which needs no gradient, two thirds."""
+    if not given.weights:
+        return cost_of(model, vocab_size, context_length)[1]
+    attention = 2 * model["num_hidden_layers"] * model["hidden_size"] * context_length
+    return (4 if given.lora else 6) * given.weights + 3 * attention
+
+
+def sizes_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the fields of `Given` that a model that there is has already."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables.pop(id(head.weight) if isinstance(head, nn.Linear) else 0, None)  # a tied head is multiplied
+    return {
+        "from_scratch": False,
+        "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
+        "num_hidden_layers": config.num_hidden_layers,
+        "weights": model.num_parameters() - sum(tables.values()),
+    }
+
+
+def trainable_tokens(given: Given, context_length: int, seconds: float) -> float:
+    """Return on how many tokens a model that there is can be trained in so many seconds, by this machine's speed."""
+    model = {"num_hidden_layers": given.num_hidden_layers, "hidden_size": given.hidden_size}
+    speed = USED_SHARE * measure_flops(_precision(given))
+    return speed * seconds / _cost_of_a_token(given, model, 0, context_length)
 
 
 def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tuple[int, float]:

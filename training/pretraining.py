@@ -4,7 +4,7 @@ documents -> tokenizer -> shards -> plan -> loop -> checkpoint -> scores
 """
 
 import functools
-import time
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from groundup.evaluation.likelihood import LanguageScore, language_rows, score_m
 from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.report import TokenBytes
 from groundup.training.checkpoint import RunFolder
-from groundup.training.loop import SAVES, Position
+from groundup.training.loop import Position
 from groundup.training.objectives import TokenLoss
 from groundup.training.pretraining_preparation import BASE, TEXTS_FILE, Prepared, make_model, open_prepared, prepare_run
 from groundup.training.run import TrainingRun
@@ -32,12 +32,8 @@ from groundup.training.settings import PretrainSettings
 from groundup.training.verbs import carry_out
 
 VALIDATION_TOKENS = 2**16  # scored at each validation of a run whose budget is no clock
+ENOUGH_TOKENS = 2**12  # and of one whose budget is one
 SMOKE_TOKENS = 2**12  # scored at each validation of a short try; its last scores are on VALIDATION_TOKENS
-TIMED_TOKENS = 2**12  # scored to learn how fast that is, unless it takes too long
-LONGEST_TIMING = 2.0  # seconds
-VALIDATION_SHARE = 0.02  # of the time, what all validations of a run under a clock take together
-LARGEST_VALIDATION_SHARE = 0.1  # and the most that they may take, where they would see too few tokens otherwise
-FINISH_SHARE = 0.2  # of the time, the most that the last scores may take; beyond it they are taken on a part
 FINISH_SECONDS = 5.0  # to write the last files
 
 
@@ -95,6 +91,8 @@ def pretrain_first(prepared: Any, deadline: Deadline, most_epochs: float | None 
 class Pretraining(TrainingRun):
     """Carry out a prepared run of `pretrain`."""
 
+    finish_seconds = FINISH_SECONDS
+
     def __init__(self, prepared: Prepared, folder: RunFolder, deadline: Deadline, most_epochs: float | None = None):
         self.prepared, self.most_epochs = prepared, most_epochs
         settings = prepared.settings
@@ -109,6 +107,10 @@ class Pretraining(TrainingRun):
         self.windows = rows(prepared.train, prepared.plan.context_length)
         self.rows = len(self.windows)
         self.batch_rows = prepared.plan.batch_tokens // prepared.plan.context_length
+        self.step_tokens = prepared.plan.batch_tokens
+        usual = VALIDATION_TOKENS if settings.minutes is None else ENOUGH_TOKENS
+        self.validation_tokens = SMOKE_TOKENS if settings.smoke else usual
+        self.last_tokens = math.inf if settings.eval_data else len(prepared.validation)  # that is not tokenized yet
 
     def make_model(self) -> PreTrainedModel:
         """Return fresh weights of the plan's sizes, or the model to go on with."""
@@ -129,18 +131,9 @@ class Pretraining(TrainingRun):
         lengths = functools.partial(np.full_like, fill_value=context_length)
         return Dealer(order, lengths, at_once * context_length, make, rank, processes)
 
-    def first_position(self) -> Position:
-        """Return the position before the first step: under a clock, with the time that the end leaves for training."""
-        minutes = self.deadline.minutes
-        if minutes is None:
-            return Position(validation_tokens=SMOKE_TOKENS if self.prepared.settings.smoke else VALIDATION_TOKENS)
-        rate, total = self._scored_tokens_per_second, 60 * minutes
-        most = FINISH_SHARE * total
-        finish = most if self.prepared.settings.eval_data else min(most, len(self.prepared.validation) / rate)
-        enough = min(TIMED_TOKENS, LARGEST_VALIDATION_SHARE / SAVES * total * rate)
-        tokens = int(max(enough, VALIDATION_SHARE / SAVES * total * rate))
-        budget = self.deadline.seconds_left(finish + FINISH_SECONDS)
-        return Position(budget_seconds=budget, validation_tokens=max(1, tokens))
+    def score_some(self, tokens: int) -> int:
+        """Score about so many tokens of the held-out text; return how many they were."""
+        return self._score(self.prepared.validation, tokens).tokens
 
     def validate(self, position: Position) -> dict[str, float]:
         """Return loss and bits per byte on a part of the held-out text."""
@@ -208,26 +201,13 @@ class Pretraining(TrainingRun):
             progress=progress,
         )
 
-    @functools.cached_property
-    def _scored_tokens_per_second(self) -> float:
-        self._timed(1)  # the first pass of all finds its memory and kernels, which takes time
-        rate = self._timed(1)  # a single window, which is enough of a large model
-        return self._timed(TIMED_TOKENS) if LONGEST_TIMING * rate > TIMED_TOKENS else rate
-
-    def _timed(self, tokens: int) -> float:
-        started = time.perf_counter()
-        return max(1, self._score(self.prepared.validation, tokens).tokens) / (time.perf_counter() - started)
-
     def _affordable_tokens(self, stream: TokenStream, split: str, share: float) -> int | None:
         """Return how many tokens of `stream` may be scored in `share` of the time left, which is said; None for all."""
-        minutes = self.prepared.settings.minutes
         if self.prepared.settings.smoke:
             return VALIDATION_TOKENS
-        if minutes is None:
+        part = self.affordable(len(stream), share)
+        if part == 1.0:
             return None
-        seconds = share * min(FINISH_SHARE * 60 * minutes, self.deadline.seconds_left(FINISH_SECONDS) or 0.0)
-        tokens = max(1, int(seconds * self._scored_tokens_per_second))
-        if tokens >= len(stream):
-            return None
+        tokens = max(1, int(part * len(stream)))
         say(f"{split}: about {tokens:,} of {len(stream):,} tokens are scored, spread over the text: time is short")
         return tokens

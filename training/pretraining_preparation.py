@@ -30,7 +30,7 @@ from groundup.tokenization.folder import MASK, load_tokenizer, require_ids_of, s
 from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
-from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
+from groundup.training.plan import Given, Plan, make_plan, sizes_of, suitable_minutes
 from groundup.training.settings import PretrainSettings, TrainingOptions
 from groundup.training.verbs import Chosen, preparation
 
@@ -228,13 +228,10 @@ def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:
         return {}
     model = _load_base(settings)
     return {
-        "from_scratch": False,
         "from_elsewhere": pretrained_elsewhere(settings.init_from),
         "main": "adapter" if settings.lora else "matrix",
-        "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
-        "num_hidden_layers": model.config.get_text_config().num_hidden_layers,
         "context_length": row_length(settings, model, LONGEST_ROW),
-    }
+    } | sizes_of(model)
 
 
 def row_length(settings: TrainingOptions, model: PreTrainedModel, usual: int) -> int:

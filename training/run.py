@@ -6,9 +6,12 @@ here.
 """
 
 import abc
+import functools
 import importlib.util
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -36,7 +39,7 @@ from groundup.training.checkpoint import (
     save_state,
     take_mean,
 )
-from groundup.training.loop import Budget, Loop, Schedule
+from groundup.training.loop import SAVES, Budget, Loop, Schedule
 from groundup.training.machine import (
     asked_to_shard,
     attending_in_blocks,
@@ -57,6 +60,12 @@ if TYPE_CHECKING:
 
 
 FEW_UPDATES = 20  # fewer teach a model next to nothing
+# Of a budget in minutes: what all validations take together where more teaches nothing, the most that they may take,
+# and the most that the last scores may take; beyond it they are taken on a part.
+VALIDATION_SHARE, LARGEST_VALIDATION_SHARE, LARGEST_SCORING_SHARE = 0.02, 0.1, 0.2
+TIMED_TOKENS = 128, 4096  # scored to learn how fast that is; the more the more exactly, unless it takes too long
+LONGEST_TIMING = 2.0  # seconds
+STEP_COST = 3.0  # a step takes as long as scoring its tokens so many times (Chowdhery et al. 2022, appendix B)
 
 
 def pusher_of(settings: TrainingOptions) -> "Pusher | None":
@@ -110,9 +119,12 @@ class TrainingRun(abc.ABC):
     most_epochs: float | None = None  # under a clock: no more are of use
     others: Sequence[Path] = ()
     is_kept = True  # else only its weights are used: nothing of it is pushed or tracked
-    finish_share, finish_seconds = 0.0, 0.0  # of the time and beside that, for the last scores and files
+    finish_share, finish_seconds = 0.0, 0.0  # of the time and beside that, for what follows the last scores
     rows: int  # that are learned from in an epoch
     batch_rows: int  # in one step
+    step_tokens: float  # in one step, on average
+    validation_tokens: int  # at each validation, where the time allows it
+    last_tokens: float  # scored at the end, where the time allows it
 
     def __init__(self, prepared: Prepared, folder: RunFolder, deadline: Deadline):
         settings, plan = prepared.settings, prepared.plan
@@ -168,13 +180,66 @@ class TrainingRun(abc.ABC):
     def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
         """Return the micro-batches of each step, of the rows that `order` gives, for this one of the processes."""
 
+    @abc.abstractmethod
+    def score_some(self, tokens: int) -> int:
+        """Score about so many tokens as a validation does; return how many they were."""
+
     def first_position(self) -> Position:
-        """Return the position before the first step: under a clock, with the time that the end leaves for training."""
-        return Position(budget_seconds=self.deadline.seconds_left(self.reserved()))
+        """Return the position before the first step: under a clock, with the time that the end leaves for training.
+
+        Raises `InputError` where that is too short for a step.
+        """
+        minutes = self.deadline.minutes
+        if minutes is None:
+            return Position(validation_tokens=self.validation_tokens)
+        in_all = self._scored_per_second * 60 * minutes
+        enough = min(self.validation_tokens, LARGEST_VALIDATION_SHARE / SAVES * in_all)
+        seconds = self.deadline.seconds_left(self.reserved())
+        self._require_a_step(seconds or 0.0)
+        tokens = max(1, int(max(enough, VALIDATION_SHARE / SAVES * in_all)))
+        return Position(budget_seconds=seconds, validation_tokens=tokens)
 
     def reserved(self) -> float:
         """Return the seconds that the last scores and files are to have of the minutes given."""
-        return self.finish_share * 60 * (self.deadline.minutes or 0.0) + self.finish_seconds
+        total = 60 * (self.deadline.minutes or 0.0)
+        scoring = min(LARGEST_SCORING_SHARE * total, self.last_tokens / self._scored_per_second)
+        return self.finish_share * total + self.finish_seconds + scoring
+
+    def affordable(self, tokens: float, share: float = 1.0) -> float:
+        """Return the share of so many tokens that a `share` of the time for the last scores allows: at most 1."""
+        minutes = self.deadline.minutes
+        if minutes is None:
+            return 1.0
+        left = self.deadline.seconds_left(self.finish_share * 60 * minutes + self.finish_seconds) or 0.0
+        seconds = share * min(LARGEST_SCORING_SHARE * 60 * minutes, left)
+        return min(1.0, seconds * self._scored_per_second / max(1.0, tokens))
+
+    @functools.cached_property
+    def _scored_per_second(self) -> float:
+        """Return how many tokens are scored in a second, which is tried."""
+        few, many = TIMED_TOKENS
+        self._timed(1)  # the first pass of all finds its memory and kernels, which takes time
+        rate = self._timed(few)
+        return self._timed(many) if LONGEST_TIMING * rate > many else rate
+
+    def _timed(self, tokens: int) -> float:
+        started = time.perf_counter()
+        with uncompiled(), self.accelerator.autocast():
+            return max(1, self.score_some(tokens)) / (time.perf_counter() - started)
+
+    def _require_a_step(self, seconds: float) -> None:
+        """Raise `InputError` where a step does not fit into the seconds that are left for training."""
+        step = STEP_COST * self.step_tokens / self._scored_per_second
+        if step <= seconds:
+            return
+        minutes = cast(float, self.deadline.minutes)
+        shares = self.finish_share + LARGEST_SCORING_SHARE + LARGEST_VALIDATION_SHARE
+        spent = 60 * minutes - cast(float, self.deadline.seconds_left()) + self.finish_seconds
+        least = math.ceil(10 * (spent + 2 * step) / (1 - shares) / 60) / 10
+        raise InputError(
+            f"--minutes {minutes:g}: a step of {self.step_tokens:,.0f} tokens takes about {step:,.0f} s here, and "
+            f"{seconds:,.0f} s are left for training: give at least --minutes {least:g}, or smaller steps"
+        )
 
     def row_limit(self) -> int | None:
         """Return the rows after which a budget in epochs ends, None where that is not the budget."""
@@ -248,7 +313,8 @@ class TrainingRun(abc.ABC):
     def _begin(self, newest: Path | None) -> Position:
         """Make the optimizers; weights, states and position are those of the newest saved folder, if there is one."""
         if newest is None:
-            position = self.first_position()  # late, since it knows what is left of the time
+            # Late, since it knows what is left of the time; the same on all processes, however fast each of them is.
+            position = Position(**agreed(processes(), lambda: asdict(self.first_position())))
             position.budget_minutes = self.deadline.minutes
         else:
             say(f"resuming from {newest.name}")

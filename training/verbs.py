@@ -109,7 +109,7 @@ def carry_out(
             if not inner:
                 agreed(state, lambda: require_same_base(run))
             training = start(run, deadline)
-        with _taken_back(run, state.is_main_process and not goes_on, OutOfMemoryError):
+        with _taken_back(run, state.is_main_process and not goes_on, InputError):
             training.run(resume=settings.resume)
     if state.is_main_process:
         console.print(summary_table(read_metrics(run.out)))

@@ -20,14 +20,17 @@ from transformers import (
 
 import groundup as package
 from groundup.common.errors import InputError, Interrupted
-from groundup.common.settings import read_yaml
+from groundup.common.settings import Deadline, read_yaml
 from groundup.data.encoding import for_classifying
 from groundup.evaluation.classification import MAJORITY, SVM
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe
-from groundup.training import classification, classifier
+from groundup.training import classification, classification_preparation, classifier
+from groundup.training.checkpoint import RunFolder
+from groundup.training.classification_preparation import prepare_classification
 from groundup.training.classifier import ClassificationRun, freeze
 from groundup.training.objectives import LabelLoss
+from groundup.training.settings import ClassifySettings
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "adapt_epochs": 1.0, "quiet": True}
 
@@ -527,3 +530,28 @@ def test_options_of_which_one_would_not_be_heeded_are_refused(options, says, tmp
 def test_a_share_for_pretraining_is_for_a_new_model(tmp_path):
     with pytest.raises(InputError, match="--pretrain-share is for a new model: leave it out, or --model"):
         package.instruct(data=[str(tmp_path)], model=str(tmp_path), pretrain_share=0.5, out=str(tmp_path / "o"))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "context_length", "batch_rows"),
+    [
+        (1e9, {}, 160, 32),  # the plan of a model with enough time
+        (300_000, {}, 160, 16),
+        (40_000, {}, 128, 8),
+        (1_000, {}, 64, 8),
+        (1_000, {"context_length": 96, "batch_rows": 12}, 96, 12),
+    ],
+)
+def test_a_large_model_with_little_time_reads_less_of_each_text_in_smaller_steps(
+    tokens, options, context_length, batch_rows, tmp_path, write_rows, monkeypatch
+):
+    rows = [{"text": f"{n} {'good' if n % 2 else 'bad'} " + "word " * 145, "label": str(n % 2)} for n in range(400)]
+    data = [write_rows(tmp_path / "rows.jsonl", rows)]
+    sizes = {"vocab_size": 270, "hidden_size": 16, "num_hidden_layers": 1, "context_length": 512}
+    base = package.pretrain(data=data, max_steps=1, out=str(tmp_path / "base"), quiet=True, **sizes)
+    monkeypatch.setattr(classification_preparation, "trainable_tokens", lambda *_: tokens)
+    run = RunFolder(tmp_path / "run")
+    settings = ClassifySettings(data=data, model=str(base), out=str(run.out), minutes=5.0, quiet=True, **options)
+    prepare_classification(settings, run, Deadline())
+    plan = run.read_recipe()[0]["plan"]
+    assert (plan["context_length"], plan["batch_rows"]) == (context_length, batch_rows)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 import groundup
 from groundup.cli.main import main
 from groundup.common.errors import InputError
-from groundup.modeling import GroundupConfig, GroundupForCausalLM
+from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.training.forecast import HARDWARE, USED_SHARE_OF_GPU, expected_bits_per_byte, forecast_of, plan
-from groundup.training.plan import Given, bytes_a_token, cost_of, make_plan, suitable_batch
+from groundup.training.plan import Given, bytes_a_token, cost_of, make_plan, sizes_of, suitable_batch
 from groundup.training.pretraining import Pretraining
 from groundup.training.settings import PlanSettings
 
@@ -210,3 +211,35 @@ def test_options_for_a_new_model_are_refused_beside_an_existing_one(verb, option
     with pytest.raises(InputError, match=named):
         getattr(groundup, verb)(data=["x.txt"], out=str(tmp_path / "out"), quiet=True, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_of_a_model_that_there_is_are_those_that_are_multiplied(tied):
+    config = GroundupConfig(
+        hidden_size=64, num_hidden_layers=2, vocab_size=300, max_position_embeddings=32, tie_word_embeddings=tied
+    )
+    model = GroundupForCausalLM(config)
+    tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    looked_up = 0 if tied else sum(table.numel() for table in tables)
+    assert sizes_of(model) == {
+        "from_scratch": False,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "weights": model.num_parameters() - looked_up,
+    }
+    body = sizes_of(GroundupForSequenceClassification(config))["weights"]
+    assert body == model.num_parameters() - 300 * 64 * (1 if tied else 2) + 2 * 64  # and two labels
+
+
+def test_a_large_model_with_little_time_takes_smaller_steps_and_an_adapter_larger_ones_than_all_weights():
+    large = {"from_scratch": False, "hidden_size": 576, "num_hidden_layers": 30, "weights": 135_000_000}
+
+    def batch(seconds, **options):
+        given = Given(**large | {"context_length": 256, "vocab_size": 49_152} | options)
+        return make_plan(given, 1e6, seconds, flops=1e11).batch_tokens
+
+    assert [batch(60 * minutes) for minutes in (2, 20, 240)] == [256, 512, 2048]
+    assert batch(60 * 20, lora=True) == 1024
+    assert batch(60 * 2, batch_tokens=2048) == 2048
+    small = {"hidden_size": 128, "num_hidden_layers": 3, "weights": 1_700_000}
+    assert batch(60 * 10, **small) == suitable_batch(0.55 * 1e11 * 600 / 1e7)

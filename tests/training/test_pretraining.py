@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -148,30 +147,6 @@ def test_a_run_in_minutes_keeps_its_plan_and_ends_whole(story, tmp_path, monkeyp
     assert metrics["weights_sha256"] == weights(tmp_path / "timed")
     assert "minutes: 0.2" in (tmp_path / "timed" / "recipe.yaml").read_text()
     assert f"only {metrics['training']['steps']} steps fitted into the time" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_where_scores_would_take_longer_than_the_minutes_they_are_taken_on_a_part(story, tmp_path, monkeypatch, capsys):
-    """A clock that only scoring moves, 100 tokens a second: the last scores may take a fifth of 9 s, in two halves."""
-    clock, score = [0.0], pretraining.score_stream
-
-    def slowly(*arguments, **options):
-        found = score(*arguments, **options)
-        clock[0] += found.tokens / 100
-        return found
-
-    monkeypatch.setattr(pretraining, "score_stream", slowly)
-    monkeypatch.setattr(pretraining, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    test = tmp_path / "test.txt"
-    test.write_text("Another story, which nobody has told before, of a cat and a king.\n" * 40)
-    out = package.pretrain(data=[str(story)], eval_data=[str(test)], out=str(tmp_path / "out"), minutes=0.15, **TINY)
-    said = capsys.readouterr().err
-    for split in ("validation", "test"):
-        assert f"{split}: about " in said and "tokens are scored, spread over the text: time is short" in said
-        row = next(row for row in read_metrics(out)["metrics"] if (row["name"], row["split"]) == ("loss", split))
-        assert 32 <= row["count"] < 240
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert any("validation_loss" in row for row in rows)
 
 
 def test_epochs_count_every_token_once_each(story, tmp_path):
