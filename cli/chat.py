@@ -19,7 +19,7 @@ from groundup.inference.loading import context_of, load_writer
 from groundup.inference.writing import Messages, Writing, can_converse, conversation_ids
 
 HELP = """\
-/set NAME VALUE   change a sampling setting: temperature, top_k, top_p, max_new_tokens or seed
+/set NAME VALUE   change a sampling setting, one of those that /settings shows
 /settings         show the sampling settings
 /reset            forget the conversation
 /retry            answer the last message again, with the next seed
@@ -38,6 +38,8 @@ def generate(settings: GenerateSettings) -> str:
     sampling = sampling_of(settings, model)
     lay_out_for_decoding(model)
     ids = encode_prompt(tokenizer, settings.prompt)
+    if settings.prompt.endswith(" ") and not settings.as_message and tokenizer.decode(ids[-1:]).isspace():
+        say("the prompt ends in a space: a model writes a word together with the space before it, so leave that out")
     if settings.as_message:
         asked = [{"role": "user", "content": settings.prompt}]
         ids, _ = conversation_ids(tokenizer, asked, context_of(model), room=0)
@@ -163,7 +165,7 @@ class Conversation:
         say(f"{len(self.messages)} messages saved to {path}")
 
 
-_SETTABLE = ("temperature", "top_k", "top_p", "max_new_tokens", "seed")
+_SETTABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "seed")
 
 
 def sampling_of(settings: GenerateSettings | ChatSettings, model: PreTrainedModel, **usual: Any) -> Sampling:
@@ -172,7 +174,7 @@ def sampling_of(settings: GenerateSettings | ChatSettings, model: PreTrainedMode
     Raises `InputError` for a value outside its range.
     """
     given = {name: getattr(settings, name) for name in _SETTABLE if getattr(settings, name) is not None}
-    return Sampling(**usual | own_sampling(model) | given)
+    return Sampling(**usual | own_sampling(model) | given, stop=settings.stop)
 
 
 def show(writing: Writing) -> None:

@@ -11,7 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,8 @@ def _begin(
         ids = ids_of(player)
         if len(ids) > context_of(player.model) and not (past_context and can_slide(player.model)):
             raise InputError(f"{len(ids):,} tokens do not fit into the context of {context_of(player.model):,}")
+        own = own_sampling(player.model)  # what the page has no control for
+        sampling = replace(sampling, **{name: own[name] for name in ("min_p", "repetition_penalty") if name in own})
         return Writing(player.model, player.tokenizer, ids, sampling, past_context=past_context)
     except InputError as error:
         return str(error)

@@ -221,3 +221,11 @@ class SamplingOptions(SeedOption):
     """Sample from this many of the likeliest tokens; 0: from all (default: the model's own, else 50)."""
     top_p: Annotated[float, Interval(gt=0, le=1)] | None = None
     """Sample from the likeliest tokens whose probabilities add up to this; 1: all (default: the model's, else 0.95)."""
+    min_p: Share | None = None
+    """Leave out tokens less likely than this share of the likeliest one's probability; 0: none (default: the model's
+    own, else 0)."""
+    repetition_penalty: Annotated[float, Interval(gt=0, le=100)] | None = None
+    """Make tokens that the prompt or the text has already less likely; 1: no less (default: the model's own, else
+    1)."""
+    stop: Names = field(default_factory=list)
+    """Texts that end the generated text where they would begin."""

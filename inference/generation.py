@@ -1,11 +1,13 @@
 """Sample and stream: our own decode loop, one token at a time, and text that appears as soon as it is whole.
 
 Step by step what `model.generate` does for one prompt, without the bookkeeping that costs a small model a large share
-of each token. Sampling follows Holtzman et al. 2020 (top-p) and Fan et al. 2018 (top-k).
+of each token. Sampling follows Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p) and
+Keskar et al. 2019 (repetition penalty).
 """
 
+import math
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,12 +21,13 @@ from groundup.inference.loading import context_of, evaluating, require_known
 from groundup.modeling.generation_groundup import every_thread_reads, is_plain_weight
 from groundup.tokenization.folder import structure_ids
 
-_GENERATE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}  # what transformers takes where nothing is said
+# What transformers takes where nothing is said.
+_GENERATE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """The way to draw a token: temperature first, then the `top_k` likeliest, then the `top_p` share of the rest.
+    """The way to draw a token: the repetition penalty, temperature, top-k, top-p and min-p, one after the other.
 
     Ranges are those of the options of the same names; None stands for the default. Raises `InputError` for a value
     outside its range.
@@ -35,6 +38,10 @@ class Sampling:
     top_k: int = 50
     top_p: float = 0.95
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: list[str] = field(default_factory=list)
+    """Texts that end the generated text and are no part of it."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the text and are no part of it; empty: those that the model's generation config names."""
 
@@ -92,11 +99,14 @@ def _decode(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) ->
     decoder = decoder_for(model, min(context, len(read) + left))
     logits = decoder.start(read)
     generator = torch.Generator(logits.device).manual_seed(sampling.seed)
+    said = torch.zeros_like(logits, dtype=torch.bool)
+    said[[] if model.config.is_encoder_decoder else read] = True
     while True:
-        token = int(draw(logits, sampling, generator))
+        token = int(draw(logits, sampling, generator, said))
         if token in sampling.stop_ids:
             return "stop"
         yield token
+        said[token] = True
         left -= 1
         if not left:
             return "length"
@@ -109,8 +119,13 @@ def _decode(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) ->
             logits = decoder.start(read)
 
 
-def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> torch.Tensor:
-    """Draw one id, shape (1,) or (), from the logits (V,) of a position."""
+def draw(
+    logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, said: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Draw one id, shape (1,) or (), from the logits (V,) of a position; `said` (V,) marks those that are penalised."""
+    if sampling.repetition_penalty != 1 and said is not None:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if sampling.temperature == 0:
         return logits.argmax()
     logits, ids = likeliest(logits.float() / sampling.temperature, sampling)
@@ -119,8 +134,8 @@ def draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -
 
 
 def likeliest(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Cut logits (V,) down to the top k and then the top p: what is left and its ids, None where nothing was cut."""
-    if not 0 < sampling.top_k < len(logits) and sampling.top_p == 1:
+    """Cut logits (V,) down by top-k, top-p and min-p: what is left and its ids, None where nothing was cut."""
+    if not 0 < sampling.top_k < len(logits) and sampling.top_p == 1 and not sampling.min_p:
         return logits, None
     kept = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
     logits, ids = logits.topk(kept)  # likeliest first
@@ -128,19 +143,19 @@ def likeliest(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, t
         probabilities = logits.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities  # what the likelier tokens have together
         logits = logits.masked_fill(before >= sampling.top_p, -torch.inf)
+    if sampling.min_p:
+        logits = logits.masked_fill(logits < logits[0] + math.log(sampling.min_p), -torch.inf)
     return logits, ids
 
 
 def own_sampling(model: PreTrainedModel) -> dict[str, Any]:
-    """Return temperature, top-k and top-p as a model's generation config has them; nothing where it says none of them.
+    """Return temperature, top-k, top-p, min-p and repetition penalty as a model's generation config has them.
 
-    What it leaves out beside others means what it means to `model.generate`.
+    What it leaves out means what it means to `model.generate`, if that samples by it.
     """
     config: Any = model.generation_config
-    stated = {name: getattr(config, name, None) for name in _GENERATE}
-    if not config.do_sample and all(value is None for value in stated.values()):
-        return {}
-    return {name: _GENERATE[name] if value is None else value for name, value in stated.items()}
+    stated = {name: value for name in _GENERATE if (value := getattr(config, name, None)) is not None}
+    return _GENERATE | stated if config.do_sample else stated
 
 
 def stop_ids_of(model: PreTrainedModel) -> tuple[int, ...]:
@@ -160,8 +175,42 @@ def stream_text(
     """Yield the text that follows a prompt in pieces of whole characters, without tokens that only mark structure.
 
     A character whose bytes lie in several tokens appears with its last one; half a character at the very end does
-    not. `past_context` and the generator's own value are those of `stream_tokens`.
+    not, and what may be the beginning of a stop text appears once it is not. `past_context` and the generator's own
+    value, which is "stop" after a stop text too, are those of `stream_tokens`.
     """
+    pieces = _stream_pieces(model, tokenizer, prompt_ids, sampling, past_context=past_context)
+    held = ""
+    while True:
+        try:
+            held += next(pieces)
+        except StopIteration as end:
+            if held:
+                yield held
+            return end.value
+        found = [place for text in sampling.stop if (place := held.find(text)) >= 0]
+        safe = min(found) if found else len(held) - max((_begun(held, text) for text in sampling.stop), default=0)
+        if safe:
+            yield held[:safe]
+        if found:
+            pieces.close()
+            return "stop"
+        held = held[safe:]
+
+
+def _begun(text: str, stop: str) -> int:
+    """Return how many characters at the end of a text are those at the beginning of a stop text."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _stream_pieces(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt_ids: list[int],
+    sampling: Sampling,
+    *,
+    past_context: bool,
+) -> Generator[str, None, str]:
+    """Yield pieces of whole characters, whatever ends the text."""
     decoder = DecodeStream(ids=prompt_ids)  # some tokens read differently at the start of a text
     structure, held = structure_ids(tokenizer), []
     tokens = stream_tokens(model, prompt_ids, sampling, past_context=past_context)

@@ -3,7 +3,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from groundup.common.errors import InputError
 from groundup.inference.generation import (
@@ -13,6 +20,7 @@ from groundup.inference.generation import (
     encode_prompt,
     lay_out_for_decoding,
     likeliest,
+    own_sampling,
     stream_text,
     stream_tokens,
 )
@@ -52,6 +60,40 @@ def test_greedy_ids_are_those_of_generate(name, tiny):
     )
     assert ours == theirs[0, len(PROMPT) :].tolist() and len(set(ours)) > 2
     assert reason == "length"
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.2, 5.0])
+@pytest.mark.parametrize("name", MODELS)
+def test_repetitions_are_penalised_as_generate_does_it(name, penalty, tiny):
+    model, prompt = tiny(name), torch.tensor([PROMPT])
+    sampling = Sampling(temperature=0, max_new_tokens=20, repetition_penalty=penalty, stop_ids=(-1,))
+    theirs = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=20,
+        repetition_penalty=penalty,
+        eos_token_id=-1,
+    )
+    assert list(stream_tokens(model, PROMPT, sampling)) == theirs[0, len(PROMPT) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("says", "means"),
+    [
+        ({}, {}),
+        ({"do_sample": True}, {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}),
+        ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
+        (
+            {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "min_p": 0.05},
+            {"temperature": 0.2, "top_k": 50, "top_p": 0.9, "min_p": 0.05, "repetition_penalty": 1.0},
+        ),
+    ],
+)
+def test_a_models_own_settings_are_those_of_generate(says, means, tiny, monkeypatch):
+    model = tiny("gpt2")
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(**says))
+    assert own_sampling(model) == means
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -143,14 +185,17 @@ def test_a_text_left_half_way_leaves_the_model_and_the_caller_as_they_were(tiny)
     temperature=st.floats(0.1, 5),
     top_k=st.integers(0, 40),
     top_p=st.floats(0.01, 1),
+    min_p=st.one_of(st.just(0.0), st.floats(0.001, 0.99)),
 )
-def test_the_distribution_is_that_of_transformers_warpers(seed, temperature, top_k, top_p):
+def test_the_distribution_is_that_of_transformers_warpers(seed, temperature, top_k, top_p, min_p):
     logits = torch.randn(30, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
     warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    warpers += [MinPLogitsWarper(min_p)] if min_p else []
     expected = warpers(torch.zeros(1, 1, dtype=torch.long), logits[None])[0].softmax(-1)
-    kept, ids = likeliest(logits / temperature, Sampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    kept, ids = likeliest(logits / temperature, sampling)
     ours = torch.zeros_like(expected)
     ours[ids if ids is not None else torch.arange(30)] = kept.softmax(-1)
     torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
@@ -208,6 +253,21 @@ def test_the_pieces_of_a_text_join_to_what_the_tokenizer_decodes(bpe, ids):
         joined = "".join(stream_text(None, bpe, bpe.encode("Said: "), Sampling()))
     whole = bpe.decode(ids, skip_special_tokens=True)
     assert whole.startswith(joined) and not whole[len(joined) :].strip("\ufffd")
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    ids=st.lists(st.integers(0, 399), max_size=30),
+    stops=st.lists(st.text("aehnot \n", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_a_stop_text_ends_the_text_where_it_would_begin(bpe, ids, stops):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("groundup.inference.generation.stream_tokens", played(ids))
+        whole = "".join(stream_text(None, bpe, bpe.encode("Said: "), Sampling()))
+        pieces, reason = drain(stream_text(None, bpe, bpe.encode("Said: "), Sampling(stop=stops)))
+    places = [place for stop in stops if (place := whole.find(stop)) >= 0]
+    assert "".join(pieces) == whole[: min(places, default=len(whole))]
+    assert all(pieces) and reason == "stop"
 
 
 def test_words_are_joined_as_their_tokenizer_joins_them(words, monkeypatch):
