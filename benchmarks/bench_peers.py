@@ -19,6 +19,7 @@ from peers import Classification, Domain, EndsOnTime, Instructions, Scores, Task
 from rich.console import Console
 from rich.table import Table
 
+from groundup.common.console import console
 from groundup.common.files import RECIPE_FILE
 from groundup.common.settings import read_yaml
 from groundup.evaluation.metrics_json import read_metrics
@@ -54,6 +55,7 @@ def domain(model: str, data: str | None, minutes: float) -> Row:
 
 def beside(name: str, kind: type[Task], peer: str, given: tuple[str, str | None, float]) -> Row:
     """Run ours and the peer at each of its rates, print all of them, and return ours against the best of the peer's."""
+    console.quiet = True
     with tempfile.TemporaryDirectory() as folder:
         task = kind(*given, Path(folder))
         task.prepare()
@@ -115,6 +117,7 @@ def in_a_process(work: Callable[..., Run], task: Task, *arguments: float) -> Run
 
 def answer(call: str) -> str:
     """Do what `in_a_process` asks for."""
+    console.quiet = True
     work, kind, fields, arguments = json.loads(call)
     works = {work.__name__: work for work in (score_ours, score_base, run_peer)}
     task = {task.__name__: task for task in (Classification, Instructions, Domain)}[kind](**fields)
