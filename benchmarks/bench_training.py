@@ -21,10 +21,12 @@ from groundup.data import python_docs
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training import machine
 from groundup.training.loop import Batch, Budget, Loop, Schedule
+from groundup.training.lora import add_lora
 from groundup.training.machine import attending_in_blocks, compile_blocks
 from groundup.training.objectives import TokenLoss
 from groundup.training.optim import build_optimizers
 from groundup.training.plan import Optimization, bf16_is_native, cost_of, measure_flops
+from groundup.training.settings import LoraOptions
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 8192, 384, 6, 6, 256
 ROWS, PARTS, STEPS = 8, 4, 4  # rows of a micro-batch, micro-batches of an update, updates of a timed run
@@ -62,10 +64,16 @@ def our_training(optimizer: str, precision: str, compiled: bool) -> Callable[[],
     return training_run(config, how, ROWS, PARTS, STEPS)
 
 
-def training_run(config: GroundupConfig, how: Optimization, rows: int, parts: int, steps: int) -> Callable[[], object]:
-    """A run of `steps` updates by our loop on random rows."""
+def training_run(
+    config: GroundupConfig, how: Optimization, rows: int, parts: int, steps: int, lora: LoraOptions | None = None
+) -> Callable[[], object]:
+    """A run of `steps` updates by our loop on random rows, of all weights or of an adapter."""
     torch.manual_seed(0)
+    console.quiet = True
     model = GroundupForCausalLM(config).train()
+    if lora is not None:
+        model.name_or_path = "somebody/base"
+        add_lora(model, lora)
     if how.compiled:
         compile_blocks(model)
     optimizers = build_optimizers(model, how.optimizer, how.rates, how.weight_decay, how.precision)
@@ -76,7 +84,6 @@ def training_run(config: GroundupConfig, how: Optimization, rows: int, parts: in
 
     objective = accelerator().prepare(TokenLoss(model, how.compiled))
     batches = RandomRows(config, rows, parts, steps)
-    console.quiet = True
 
     def run() -> None:
         loop = Loop(

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before torch reads it; a row may start a process t
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import bench_ablation
+import bench_finetuning
 import bench_peers
 import bench_plan
 import bench_text
@@ -43,6 +44,9 @@ ROWS = {
     "train-adamw": bench_training.train_uncompiled,
     "peak": bench_training.peak_share,
     "memory-step": bench_training.memory_step,
+    "lora-step": bench_finetuning.lora_step,
+    "full-step": bench_finetuning.full_step,
+    "lora-memory": bench_finetuning.lora_memory,
     "evaluate": bench_text.evaluate,
     "first-token": bench_waiting.terminal,
     "first-token-page": bench_waiting.page,

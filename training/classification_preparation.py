@@ -305,8 +305,7 @@ def _plan(
         text_bytes,
         60 * settings.adapt_minutes if settings.adapt_minutes else None,
     )
-    if settings.model is None:
-        base.require_memory()
+    base.require_memory(settings.model, settings.lora)
     names = _in_order(label_names(train.labels), start, settings)
     model = {} if settings.model else base.model | {"embedding_dropout": DROPOUT, "residual_dropout": DROPOUT}
     batch_rows = min(len(train), batch_rows)

@@ -293,8 +293,7 @@ def _plan(
         **sizes,
     )
     plan = make_plan(given, text_bytes, seconds)
-    if settings.model is None:
-        plan.require_memory()
+    plan.require_memory(settings.model, settings.lora)
     return InstructPlan(
         **plan.for_rows(),
         batch_rows=max(1, min(len(rows), round(plan.batch_tokens / rows.lengths.mean()))),

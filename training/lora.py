@@ -9,12 +9,17 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -47,6 +52,7 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise InputError(f"{base} already has an adapter: merge it first with groundup merge")
     weights = model.num_parameters()
+    has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
     config = LoraConfig(
         task_type=task_type(model),
         revision=getattr(model.config, "_commit_hash", None),
@@ -56,10 +62,12 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
         target_modules=_targets(model, options.lora_targets),
         use_rslora=options.lora_rslora,
         use_dora=options.lora_dora,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        fan_in_fan_out=has_conv1d,
         trainable_token_indices=_token_rows(model, trained_tokens),
         modules_to_save=new_modules(model) or None,
     )
+    if not has_conv1d:  # peft's way to give a kind of layer an adapter of one's own
+        config._register_custom_module({nn.Linear: LeanLinear})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about tied heads: `merge` unties them where an adapter sets them apart
         adapted = get_peft_model(model, config)
@@ -69,6 +77,118 @@ def add_lora(model: PreTrainedModel, options: LoraOptions, trained_tokens: Seque
     say(f"LoRA of rank {options.lora_rank} on {kinds}: {trained:,} weights are trained, {trained / weights:.2%} of "
         f"the {weights:,} that {Path(base).name} has")  # fmt: skip
     return adapted
+
+
+class LowRankSum(torch.autograd.Function):
+    """Compute x W' + b + scaling (x A') B' with few passes over the features; W and b are frozen.
+
+    peft's adapter writes the wide result of B, multiplies it and adds it, each in a pass of its own over all features,
+    and as many again on the way back. Here the product with B is added where the product with W lies. Kept for the way
+    back are what A reads and the narrow x A'.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        dropped: torch.Tensor | None,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """Map x (..., I) by weight (O, I), bias (O,) or None, down (R, I) and up (O, R) -> (..., O).
+
+        `dropped` is what A reads in place of x; `scale` (O, 1) multiplies the rows of an int8 weight.
+        """
+        rows = x.reshape(-1, x.size(-1))  # (N, I)
+        read = rows if dropped is None else dropped.reshape(rows.shape)
+        narrow = read @ down.mT  # (N, R)
+        result = functional.linear(rows, whole_weight(weight, scale, x.dtype), bias)  # (N, O)
+        result.addmm_(narrow, up.mT, alpha=scaling)
+        ctx.save_for_backward(read, narrow, weight, scale, down, up)
+        ctx.scaling, ctx.shape, ctx.drops = scaling, x.shape, dropped is not None
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of x, `dropped`, `down` and `up`."""
+        read, narrow, weight, scale, down, up = ctx.saved_tensors
+        gradient = gradient.reshape(-1, gradient.size(-1))  # (N, O)
+        of_narrow = (gradient @ up).mul_(ctx.scaling)  # (N, R)
+        of_x, of_dropped = None, None
+        if ctx.needs_input_grad[0]:
+            of_x = gradient @ whole_weight(weight, scale, gradient.dtype)  # (N, I)
+            if ctx.drops:
+                of_dropped = (of_narrow @ down).view(ctx.shape)
+            else:
+                of_x.addmm_(of_narrow, down)
+            of_x = of_x.view(ctx.shape)
+        of_down, of_up = of_narrow.mT @ read, (gradient.mT @ narrow).mul_(ctx.scaling)
+        return of_x, of_dropped, None, None, None, of_down, of_up, None
+
+
+def whole_weight(weight: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return a held weight in the dtype of a product: as it is, or an int8 one times the scale of each row."""
+    return (weight if scale is None else weight * scale).to(dtype)
+
+
+def hold_base(adapted: PeftModel, precision: str) -> None:
+    """Hold the frozen matrices that an adapter lies beside in "bf16" or "int8"; leave them as they are for "fp32".
+
+    Raises `InputError` for a network whose matrices are no linear layers.
+    """
+    layers = [module for module in adapted.modules() if isinstance(module, LeanLinear)]
+    if precision != "fp32" and not layers:
+        base = adapted.peft_config["default"].base_model_name_or_path
+        raise InputError(f"--base-precision {precision}: {base} has no linear layers: groundup import gives it some")
+    for layer in layers:
+        layer.hold(precision)
+
+
+class LeanLinear(LoraLinear):
+    """Be peft's adapter of a linear layer, computed by `LowRankSum`; its frozen weight may be held in fewer bits."""
+
+    scale: torch.Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("scale", None, persistent=False)
+
+    def hold(self, precision: str) -> None:
+        """Hold the frozen weight in "bf16" or "int8"; as it is for "fp32".
+
+        In int8 each row has the scale that takes its largest weight to 127, as torchao's int8 weights have.
+        """
+        weight = self.get_base_layer().weight
+        if precision == "int8":
+            self.scale = (weight.detach().float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+            weight.data = (weight.detach() / self.scale).round().to(torch.int8)
+        elif precision == "bf16":
+            weight.data = weight.detach().bfloat16()
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Map (..., I) -> (..., O)."""
+        base, names, device = self.get_base_layer(), self.active_adapters, x.device.type
+        in_autocast = torch.is_autocast_enabled(device)
+        plain = (
+            not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
+            and len(names) == 1
+            and not base.weight.requires_grad
+            and (in_autocast or x.dtype == self.lora_A[names[0]].weight.dtype)
+        )
+        if not plain:
+            return super().forward(x, *args, **kwargs)
+        name = names[0]
+        x = x.to(torch.get_autocast_dtype(device) if in_autocast else x.dtype)
+        down, up = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        dropout = self.lora_dropout[name]
+        dropped = dropout(x) if self.training and isinstance(dropout, nn.Dropout) else None
+        return LowRankSum.apply(x, dropped, base.weight, self.scale, bias, down, up, self.scaling[name])
 
 
 def task_type(model: PreTrainedModel) -> TaskType | None:

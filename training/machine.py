@@ -1,4 +1,4 @@
-"""How a model runs on the machine there is: in parts over processes, compiled, with attention in blocks on a processor.
+"""How a model runs on the machine there is: within its memory, in parts over processes, compiled, attention in blocks.
 
 In parts, every process keeps its share of weights, gradients and the optimizer's states (Zhao et al. 2023). Torch's own
 `fully_shard` divides them, on a processor too, where Accelerate would train whole copies without a word. Weights are
@@ -6,22 +6,30 @@ whole on every process for a moment: before the first step, one block at a time 
 which is the one that a process alone would save.
 """
 
+import itertools
+import math
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import psutil
 import torch
 from accelerate.utils import parse_flag_from_env, patch_environment
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
 
+from groundup.common.errors import InputError, user_path
 from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_kv
 
 ASKED = "ACCELERATE_USE_FSDP"  # what `accelerate launch --use_fsdp` sets
@@ -31,6 +39,138 @@ LONGEST = 512  # tokens of a row; torch's kernel is as fast from 1,024 on
 LARGEST_WEIGHTS = 2**23  # of a layer, B H T T: at most 17 MB are kept of so many; with more, memory counts for more
 
 T = TypeVar("T")
+
+PROCESS = 5e8  # bytes of a process that has torch and transformers
+HELD_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of a frozen weight
+# For the way back a token keeps two features for each that comes out of a matrix in a block (10,000 of 10,400 counted
+# in a layer of SmolLM2), and a process holds a third more than what is kept (docs/performance.md).
+KEPT = 2 * 1.4
+IN_PIECES = 2 * 4 * 2**24  # bytes of logits and their gradients where the loss makes them in pieces
+
+
+@dataclass(frozen=True)
+class BaseSize:
+    """Hold what a model weighs, counted without its weights.
+
+    `matrices` are the weights of the linear layers in its blocks, `outputs` the features that come out of these and
+    `features` those that go in or out: an adapter has its rank of weights for each.
+    """
+
+    parameters: int
+    layers: int
+    width: int
+    matrices: int
+    outputs: int
+    features: int
+
+    @classmethod
+    def of(cls, base: str) -> "BaseSize | None":
+        """Count a model by its config, that of a folder or of a name on the Hub; None where transformers knows none."""
+        try:
+            config = AutoConfig.from_pretrained(str(user_path(base))).get_text_config()
+        except (OSError, ValueError):
+            return None
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+        inner = [module for name, module in model.named_modules() if re.search(r"\.\d+\.", name)]
+        layers = [module for module in inner if isinstance(module, nn.Linear | Conv1D)]
+        head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+        return cls(
+            parameters=model.num_parameters() + head,
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            matrices=sum(layer.weight.numel() for layer in layers),
+            outputs=sum(layer.weight.size(1 if isinstance(layer, Conv1D) else 0) for layer in layers),
+            features=sum(sum(layer.weight.shape) for layer in layers),
+        )
+
+    def trained(self, lora_rank: int | None) -> int:
+        """Return the weights that are trained: those of an adapter on all matrices, or all."""
+        return self.parameters if lora_rank is None else lora_rank * self.features
+
+    def memory(self, lora_rank: int | None, rows: int, held: str, again: bool, how: dict[str, Any]) -> float:
+        """Return the bytes that training takes at its peak with micro-batches of so many rows.
+
+        `again` says that activations are computed again on the way back; `how` is what the plan chose: `optimizer`,
+        `precision` and `context_length`.
+        """
+        frozen = 0 if lora_rank is None else self.matrices
+        weights = 4 * (self.parameters - frozen) + HELD_BYTES[held] * frozen
+        with_adamw = how["optimizer"] == "adamw" or lora_rank is not None
+        states = self.trained(lora_rank) * (12 if with_adamw else 8)  # gradients, averages of them
+        kept = KEPT * self.outputs
+        if again:
+            kept = kept / self.layers + self.layers * self.width
+        activations = rows * how["context_length"] * kept * (2 if how["precision"] == "bf16" else 4)
+        return PROCESS + weights + states + activations + IN_PIECES
+
+    def within(
+        self,
+        *,
+        lora_rank: int | None,
+        rows: list[int],
+        held: list[str],
+        checkpointed: list[bool],
+        how: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Return the first of the choices that the free memory has room for, or else the last, with its memory.
+
+        What costs least is tried first: fewer rows at a time, then activations computed again, then a base of fewer
+        bits.
+        """
+        free = free_memory()
+        for base_precision, again, at_once in itertools.product(held, checkpointed, rows):
+            memory = self.memory(lora_rank, at_once, base_precision, again, how)
+            if memory <= free:
+                break
+        chosen = {"base_precision": base_precision, "checkpointed": again, "micro_batch_rows": at_once}
+        return chosen | {"memory": memory}
+
+
+def free_memory() -> int:
+    """Return the memory that is free on all GPUs, or else in main memory and swap [bytes]."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count()))
+    return psutil.virtual_memory().available + psutil.swap_memory().free
+
+
+def require_memory(needed: float, what: str, cure: str) -> None:
+    """Raise `InputError` where less than `needed` bytes are free, saying what needs them and what to do."""
+    if needed > (free := free_memory()):
+        have = f"{needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free"
+        raise InputError(f"{what} needs at least {have}: {cure}")
+
+
+def bf16_is_native() -> bool:
+    """Return whether the device multiplies bf16 in hardware; emulated, it is several times slower than fp32."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return accelerator.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def measure_flops(precision: str, seconds: float = 0.5) -> float:
+    """Measure the matrix-multiply speed of this machine [FLOP/s], at the sizes of a small model."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2048, 512, device=device, dtype=dtype), torch.randn(512, 512, device=device, dtype=dtype)
+    best, end = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048 * 512 * 512 / best
+
+
+def suitable_micro_batch(width: int, lora: bool) -> int:
+    """Return the tokens of a micro-batch: on a processor as many as suit its cache.
+
+    A wide model keeps much for each. Where all weights are trained each micro-batch adds up gradients as large as the
+    model, so that there few large ones are better; an adapter's are small.
+    """
+    if torch.accelerator.current_accelerator() is not None:
+        return 2**16
+    return 512 if lora and width > 256 else 2048
 
 
 def asked_to_shard() -> bool:

@@ -5,11 +5,9 @@ which is measured for a moment. All of it lands in recipe.yaml before the first 
 """
 
 import math
-import time
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
-import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,14 +18,19 @@ from groundup.common.settings import Settings
 from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.configuration_groundup import PRESETS
 from groundup.tokenization.training import suitable_vocab_size
-from groundup.training.machine import compiler_found
+from groundup.training.machine import (
+    BaseSize,
+    bf16_is_native,
+    compiler_found,
+    measure_flops,
+    require_memory,
+    suitable_micro_batch,
+)
 from groundup.training.optim import learning_rates, question_rate
 
 NOMINAL_FLOPS = 1.2e11  # per second: what two laptop cores give; stands in for the clock where none is part of a budget
 USED_SHARE = 0.55  # of the measured matrix-multiply speed that a training step of a small model reaches
 DEFAULT_MINUTES = 10.0
-# Tokens; on a processor, the activations of so many still lie in its cache.
-CPU_MICRO_BATCH, ACCELERATOR_MICRO_BATCH = 2048, 2**16
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Given:
 
     A model that is not `from_scratch` has its sizes already, of which `weights` are those that each token is multiplied
     with (`sizes_of`), and they decay little; for what depends on who trained it, and on what of it is trained,
-    see `learning_rates`.
+    see `learning_rates`. Where `base` names it, its memory is foreseen.
     """
 
     vocab_size: int | None = None
@@ -105,6 +108,11 @@ class Given:
     precision: str = "auto"
     compile: str = "auto"
     smoke: bool = False
+    base: str | None = None
+    lora_rank: int = 16
+    lora_dora: bool = False
+    base_precision: str = "fp32"
+    gradient_checkpointing: bool = False
 
     @classmethod
     def of(cls, settings: Settings, **others: Any) -> "Given":
@@ -118,7 +126,9 @@ class Optimization:
     """Hold how gradients become updates: precision, optimizer, learning rates by kind of parameter, their schedule.
 
     `warmup` and `decay` are shares of the budget; `clip` is the greatest norm of a gradient, None for any; `compiled`
-    says that the blocks go through torch.compile. `from_elsewhere` says that the model was pretrained by somebody else.
+    says that the blocks go through torch.compile, `checkpointed` that they compute activations again on the way back.
+    `from_elsewhere` says that the model was pretrained by somebody else, in `base_precision` its frozen matrices are
+    held, and `memory` is what training takes [bytes].
     """
 
     precision: str
@@ -130,6 +140,18 @@ class Optimization:
     clip: float | None = None
     compiled: bool = False
     from_elsewhere: bool = False
+    base_precision: str = "fp32"
+    checkpointed: bool = False
+    memory: float = 0.0
+
+    def require_memory(self, base: str | None = None, lora: bool = False) -> None:
+        """Raise `InputError` where this machine has no room to train a new model, or the one named, or its adapter."""
+        what = f"training {self.memory / LEAST_BYTES / 1e6:,.0f} million parameters"
+        cure = "make the model smaller (--hidden-size, --num-hidden-layers, --vocab-size)"
+        if base is not None:
+            what = f"fine-tuning {base}" + (" with --lora" if lora else "")
+            cure = "give a smaller model or a shorter --context-length" if lora else "train an adapter with --lora"
+        require_memory(self.memory, what, cure)
 
 
 @dataclass(kw_only=True)
@@ -147,14 +169,10 @@ class Plan(Optimization):
         """Return what a run on rows of different lengths takes of this plan: fields of `RowsPlan`."""
         same = (
             "precision", "optimizer", "from_elsewhere", "rates", "weight_decay", "warmup", "decay", "clip", "model",
-            "context_length",
+            "context_length", "base_precision", "checkpointed", "memory",
         )  # fmt: skip
         tokens = self.micro_batch_rows * self.context_length
         return {name: getattr(self, name) for name in same} | {"micro_batch_tokens": tokens}
-
-    def require_memory(self) -> None:
-        """Raise `InputError` for a new model that this machine has no room to train."""
-        require_memory(cost_of(self.model, self.vocab_size, self.context_length)[0])
 
 
 @dataclass(kw_only=True)
@@ -165,44 +183,6 @@ class RowsPlan(Optimization):
     batch_rows: int
     micro_batch_tokens: int
     model: dict[str, Any]
-
-
-def free_memory() -> int:
-    """Return the memory that is free on all GPUs, or else in main memory and swap [bytes]."""
-    if torch.cuda.is_available():
-        return sum(torch.cuda.mem_get_info(card)[0] for card in range(torch.cuda.device_count()))
-    return psutil.virtual_memory().available + psutil.swap_memory().free
-
-
-def require_memory(parameters: int) -> None:
-    """Raise `InputError` for a model that cannot be trained here, however small its batch."""
-    needed, free = LEAST_BYTES * parameters, free_memory()
-    if needed > free:
-        raise InputError(
-            f"training {parameters / 1e6:,.0f} million parameters needs at least {needed / 1e9:,.1f} GB of memory, and "
-            f"{free / 1e9:,.1f} GB are free: make the model smaller (--hidden-size, --num-hidden-layers, --vocab-size)"
-        )
-
-
-def bf16_is_native() -> bool:
-    """Return whether the device multiplies bf16 in hardware; emulated, it is several times slower than fp32."""
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None:
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return accelerator.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def measure_flops(precision: str, seconds: float = 0.5) -> float:
-    """Measure the matrix-multiply speed of this machine [FLOP/s], at the sizes of a small model."""
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.randn(2048, 512, device=device, dtype=dtype), torch.randn(512, 512, device=device, dtype=dtype)
-    best, end = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        (a @ b).sum().item()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048 * 512 * 512 / best
 
 
 def suitable_minutes(text_bytes: float) -> float:
@@ -246,13 +226,13 @@ def make_plan(
     optimizer = given.optimizer or ("adamw" if given.from_elsewhere else "muon")
     rates = _rates(given, optimizer, model["hidden_size"])
     steps_of_a_pass = text_bytes / bytes_a_token(vocab_size) / (rows * context_length)
-    at_once = CPU_MICRO_BATCH if torch.accelerator.current_accelerator() is None else ACCELERATOR_MICRO_BATCH  # tokens
+    room = _room(given, model, vocab_size, optimizer=optimizer, precision=precision, context_length=context_length)
     return Plan(
         vocab_size=vocab_size,
         model=model,
         context_length=context_length,
         batch_tokens=rows * context_length,
-        micro_batch_rows=min(rows, given.micro_batch_rows or max(1, at_once // context_length)),
+        micro_batch_rows=min(rows, room.pop("micro_batch_rows")),
         precision=precision,
         optimizer=optimizer,
         from_elsewhere=given.from_elsewhere,
@@ -263,6 +243,25 @@ def make_plan(
         clip=1.0 if optimizer == "adamw" else None,
         compiled=_compiled(given, seconds),
         reasons=_reasons(given, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
+        **room,
+    )
+
+
+def _room(given: Given, model: dict[str, Any], vocab_size: int, **how: Any) -> dict[str, Any]:
+    """Choose the rows of a micro-batch, and what else keeps a model to go on with within the memory that is free."""
+    length = how["context_length"]
+    rows = given.micro_batch_rows or max(1, suitable_micro_batch(model["hidden_size"], given.lora) // length)
+    held = ["fp32", "bf16", "int8"] if given.base_precision == "auto" else [given.base_precision]
+    size = None if given.base is None else BaseSize.of(given.base)
+    if size is None:
+        usual = {"base_precision": held[0], "checkpointed": given.gradient_checkpointing, "micro_batch_rows": rows}
+        return usual | {"memory": 0.0 if given.base else LEAST_BYTES * cost_of(model, vocab_size, length)[0]}
+    return size.within(
+        rows=[rows] if given.micro_batch_rows else [rows >> halved for halved in range(rows.bit_length())],
+        held=held if given.lora and not given.lora_dora else held[:1],
+        checkpointed=[True] if given.gradient_checkpointing else [False, True],
+        lora_rank=given.lora_rank if given.lora else None,
+        how=how,
     )
 
 

@@ -79,8 +79,7 @@ def prepare_run(settings: PretrainSettings, run: RunFolder, deadline: Deadline) 
         say(f"no budget given: {settings.minutes:g} minutes suit {size / 1e6:.2f} MB of text")
     seconds = deadline.after(settings.minutes).seconds_left()
     plan = make_plan(Given.of(settings, **_sizes_of_the_model(settings)), size, seconds)
-    if settings.init_from is None:
-        plan.require_memory()
+    plan.require_memory(settings.init_from, settings.lora)
     tokenizer = _tokenizer(settings, plan, corpus)
     if settings.objective == "mlm" and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})

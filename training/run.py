@@ -148,25 +148,26 @@ class TrainingRun(abc.ABC):
         if track != "none":
             start_tracking(self.accelerator, track, folder.out.name)
         set_seed(settings.seed)
-        self._take(self.make_model())
+        self._take(self.make_model(), plan.base_precision)
         set_seed(settings.seed + self.accelerator.process_index)  # equal weights everywhere, but dropout of its own
-        if getattr(settings, "gradient_checkpointing", False):  # no option of `classify`
+        if plan.checkpointed:
             # The second is what older transformers call it.
             new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
             getattr(self.model, new if hasattr(self.model, new) else old)()
         if plan.compiled:
             compile_blocks(self.model)
 
-    def _take(self, model: "PreTrainedModel | PeftModel") -> None:
+    def _take(self, model: "PreTrainedModel | PeftModel", base_precision: str = "fp32") -> None:
         made = model.to(self.accelerator.device)
         # With an adapter beside its matrices the model trains and measures as it would without, and is saved otherwise.
         self.model = made if isinstance(made, PreTrainedModel) else cast(PreTrainedModel, made.get_base_model())
         self.saved_model = made
         self.base: dict[str, str] = {}
         if not isinstance(made, PreTrainedModel):
-            from groundup.training.lora import describe_base  # peft takes a while to import
+            from groundup.training.lora import describe_base, hold_base  # peft takes a while to import
 
             self.base = describe_base(made)
+            hold_base(made, base_precision)
 
     @abc.abstractmethod
     def make_model(self) -> "PreTrainedModel | PeftModel":
@@ -386,9 +387,10 @@ class TrainingRun(abc.ABC):
 
     def _finish(self, position: Position) -> None:
         """Score the best weights and write the checkpoint."""
-        if self.sharded:
+        changed = self.sharded or self.plan.base_precision != "fp32"
+        if changed:
             self._take(self.make_model())  # whole again, on this process alone
-        if self.sharded or position.best_step != position.step:
+        if changed or position.best_step != position.step:
             load_weights(self.folder.step_folder(position.best_step), self.saved_model)
         if position.best_step != position.step:
             say(f"kept the weights of step {position.best_step}, which has the best validation score")

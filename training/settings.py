@@ -65,6 +65,9 @@ class LoraOptions(Settings):
     """Multiply by alpha / sqrt(rank) instead (rsLoRA, Kalajdzievski 2023), meant for large ranks."""
     lora_dora: bool = False
     """Also train a magnitude for each output of a matrix (DoRA, Liu et al. 2024); slower."""
+    base_precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Precision in which the frozen matrices are held while the adapter is trained; the last scores and the saved
+    adapter are of the model as it was. auto: fp32, or less where memory is short."""
 
 
 @dataclass(kw_only=True)
@@ -117,6 +120,8 @@ def check_options(settings: TrainingOptions) -> None:
     for option in fields(LoraOptions):
         if not settings.lora and getattr(settings, option.name) != default_of(option):
             raise InputError(f"--{option.name.replace('_', '-')} is an option of LoRA: add --lora")
+    if settings.lora_dora and settings.base_precision in ("bf16", "int8"):
+        raise InputError(f"--lora-dora needs the base as it is: leave out --base-precision {settings.base_precision}")
     if settings.lora and settings.base is None:
         raise InputError(f"--lora adapts an existing model: give {settings.base_option}")
     for name in OF_A_NEW_MODEL:

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
@@ -15,7 +17,7 @@ from groundup.modeling import (
     GroundupForConditionalGeneration,
     GroundupForSequenceClassification,
 )
-from groundup.training.lora import add_lora
+from groundup.training.lora import LeanLinear, add_lora, hold_base
 from groundup.training.optim import build_optimizers, split_parameters
 from groundup.training.settings import LoraOptions
 
@@ -176,3 +178,76 @@ def test_a_base_that_lies_nowhere_and_one_with_an_adapter_are_refused():
     add_lora(model, LoraOptions())
     with pytest.raises(InputError, match="already has an adapter"):
         add_lora(model, LoraOptions())
+
+
+def loss_and_gradients(as_peft, **knobs):
+    """Of a model with an adapter whose B is not zero, computed by `LowRankSum` or by peft's own layers."""
+    model = tiny(**knobs).double()
+    adapted = add_lora(model, LoraOptions(lora_rank=4)).double()
+    for layer in [module for module in adapted.modules() if type(module) is LeanLinear]:
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+        if as_peft:
+            layer.__class__ = PeftLinear
+    ids = torch.arange(36).reshape(3, 12)
+    loss = adapted.train()(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_loss_and_gradients_are_those_of_pefts_own_layers(biases):
+    knobs = {"qkv_bias": biases, "attention_bias": biases, "mlp_bias": biases}
+    ours, ours_by_name = loss_and_gradients(False, **knobs)
+    theirs, theirs_by_name = loss_and_gradients(True, **knobs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    assert len(ours_by_name) == 2 * 7 * 2
+    torch.testing.assert_close(ours_by_name, theirs_by_name, rtol=1e-9, atol=1e-14)
+
+
+def test_within_autocast_the_adapter_computes_in_bf16_as_pefts_does():
+    torch.manual_seed(0)
+    base = torch.nn.Linear(32, 48)
+    base.weight.requires_grad_(False)
+    layer = LeanLinear(base, "default", config=LoraConfig(r=4), r=4, lora_alpha=8)
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    x = torch.randn(2, 5, 32)
+    exact = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = layer(x), PeftLinear.forward(layer, x)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert (ours - exact).norm() < 1.1 * (theirs - exact).norm()
+    ours.float().sum().backward()
+    assert layer.lora_A["default"].weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("precision", "bits", "error"), [("bf16", torch.bfloat16, 2**-8), ("int8", torch.int8, 2**-7)])
+def test_a_frozen_matrix_is_held_in_fewer_bits_and_used_in_its_place(precision, bits, error):
+    adapted = add_lora(tiny(), LoraOptions())
+    layers = [module for module in adapted.modules() if type(module) is LeanLinear]
+    before = [layer.get_base_layer().weight.clone() for layer in layers]
+    hold_base(adapted, precision)
+    for layer, weight in zip(layers, before):
+        held = layer.get_base_layer().weight
+        assert held.dtype == bits and not held.requires_grad
+        worst = (layer(torch.eye(weight.size(1))).T - weight).abs().amax(1)
+        assert (worst <= error * weight.abs().amax(1)).all() and worst.max() > 0
+    ids = torch.arange(20)[None]
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    assert all(layer.lora_B["default"].weight.grad.abs().sum() > 0 for layer in layers)
+
+
+def test_matrices_that_are_no_linear_layers_cannot_be_held_in_fewer_bits():
+    adapted = add_lora(gpt2(fused=True), LoraOptions())
+    with pytest.raises(InputError, match=r"--base-precision int8: .*gpt2 has no linear layers: groundup import"):
+        hold_base(adapted, "int8")
+
+
+def test_dropout_on_the_adapters_input_is_heeded():
+    adapted = add_lora(tiny(), LoraOptions(lora_dropout=0.5)).train()
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.ones_(parameter)
+    ids = torch.arange(20)[None]
+    assert not torch.equal(adapted(ids).logits, adapted(ids).logits)
+    adapted.eval()
+    assert torch.equal(adapted(ids).logits, adapted(ids).logits)

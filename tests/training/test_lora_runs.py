@@ -82,10 +82,11 @@ def test_a_run_leaves_an_adapter_that_names_its_base_and_leaves_the_base_alone(b
             assert str(tmp_path).encode() not in path.read_bytes(), path
 
 
-def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(base, other_story, monkeypatch):
+@pytest.mark.parametrize("variant", [{"lora_dora": True}, {"base_precision": "int8"}])
+def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(variant, base, other_story, monkeypatch):
     import groundup.training.run as run
 
-    options = {"lora_dropout": 0.2, "lora_dora": True, "save_every": 3}
+    options = variant | {"lora_dropout": 0.2, "save_every": 3}
     whole = adapt(base, other_story, "whole", **options)
     original, calls = run.save_state, []
 
@@ -101,6 +102,25 @@ def test_a_stopped_run_goes_on_to_the_same_adapter_bit_for_bit(base, other_story
     stopped = package.pretrain(out="stopped", resume=True, quiet=True)
     assert sha256_of(stopped / WEIGHTS) == sha256_of(whole / WEIGHTS)
     assert '"resume"' in (stopped / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_base_held_in_fewer_bits_is_scored_and_saved_as_it_was(precision, base, other_story):
+    held, exact = adapt(base, other_story, precision, base_precision=precision), adapt(base, other_story, "exact")
+    rows = [[json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in (held, exact)]
+    first = [next(row["loss"] for row in log if "loss" in row) for log in rows]
+    assert first[0] != first[1] and first[0] == pytest.approx(first[1], rel=0.01)
+    assert yaml.safe_load((held / "recipe.yaml").read_text())["plan"]["base_precision"] == precision
+    saved = [load_file(out / WEIGHTS) for out in (held, exact)]
+    assert {name: tensor.dtype for name, tensor in saved[0].items()} == dict.fromkeys(saved[1], torch.float32)
+    text = Path(other_story).read_text()
+    Path("held_out.txt").write_text(text[int(len(text) * 0.9) :])
+    package.evaluate(model=[str(held)], data=["held_out.txt"], out="scores", quiet=True)
+    bits = [
+        next(row["value"] for row in rows if row["name"] == "bits_per_byte" and row["baseline"] is None)
+        for rows in (json.loads((folder / "metrics.json").read_text())["metrics"] for folder in (held, Path("scores")))
+    ]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-6)
 
 
 def weights_changed(folder):
@@ -139,6 +159,7 @@ def test_the_same_run_without_adapters_differs_in_that_option_alone(base, other_
     def recipe(folder):
         values = yaml.safe_load((folder / "recipe.yaml").read_text())
         values["settings"].pop("out")
+        values["plan"].pop("memory")
         return values
 
     one, other = recipe(with_lora), recipe(without)

@@ -174,7 +174,7 @@ def test_a_model_that_the_memory_cannot_hold_is_refused_before_anything_is_made(
     }[verb]
     data = tmp_path / {"pretrain": "x.txt", "classify": "x.csv", "instruct": "x.jsonl"}[verb]
     data.write_text(rows)
-    monkeypatch.setattr("groundup.training.plan.free_memory", lambda: 10**6)
+    monkeypatch.setattr("groundup.training.machine.free_memory", lambda: 10**6)
     with pytest.raises(InputError, match=r"million parameters needs at least .* GB of memory.*--hidden-size"):
         getattr(groundup, verb)(data=[str(data)], out=str(tmp_path / "out"), hidden_size=1024, smoke=True, quiet=True)
     assert not (tmp_path / "out").exists()
