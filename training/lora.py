@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
@@ -163,16 +163,17 @@ class LeanLinear(LoraLinear):
 
         In int8 each row has the scale that takes its largest weight to 127, as torchao's int8 weights have.
         """
-        weight = self.get_base_layer().weight
+        frozen = cast(nn.Linear, self.get_base_layer()).weight
+        weight = frozen.detach()
         if precision == "int8":
-            self.scale = (weight.detach().float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
-            weight.data = (weight.detach() / self.scale).round().to(torch.int8)
+            scale = (weight.float().abs().amax(1, keepdim=True) / 127).clamp(min=1e-12)
+            self.scale, frozen.data = scale, (weight / scale).round().to(torch.int8)
         elif precision == "bf16":
-            weight.data = weight.detach().bfloat16()
+            frozen.data = weight.bfloat16()
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Map (..., I) -> (..., O)."""
-        base, names, device = self.get_base_layer(), self.active_adapters, x.device.type
+        base, names, device = cast(nn.Linear, self.get_base_layer()), self.active_adapters, x.device.type
         in_autocast = torch.is_autocast_enabled(device)
         plain = (
             not (args or kwargs or self.disable_adapters or self.merged or self.lora_variant)
