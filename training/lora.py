@@ -2,7 +2,7 @@
 
 LoRA (Hu et al. 2021) adds to a frozen matrix W the product of two thin ones, W + alpha / rank * B A. B starts at zero,
 so that training starts from the model as it was. The adapter and its files are peft's; its learning rate is chosen with
-all others, in `plan.py`.
+all others, by `learning_rates` in `optim.py`.
 """
 
 import re
