@@ -148,7 +148,8 @@ class ClassificationRun(TrainingRun):
     def score_some(self, tokens: int) -> int:
         """Score about so many tokens of the rows for selection; return how many they were."""
         rows = self._some_of_selection(tokens)
-        predict(self.model, rows, self.pad_id)
+        with self.accelerator.autocast():
+            predict(self.model, rows, self.pad_id)
         return int(rows.lengths.sum())
 
     def _some_of_selection(self, tokens: int | None) -> ExampleRows:

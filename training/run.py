@@ -183,7 +183,7 @@ class TrainingRun(abc.ABC):
 
     @abc.abstractmethod
     def score_some(self, tokens: int) -> int:
-        """Score about so many tokens as a validation does; return how many they were."""
+        """Score about so many tokens as the last scores do; return how many they were."""
 
     def first_position(self) -> Position:
         """Return the position before the first step: under a clock, with the time that the end leaves for training.
@@ -225,7 +225,7 @@ class TrainingRun(abc.ABC):
 
     def _timed(self, tokens: int) -> float:
         started = time.perf_counter()
-        with uncompiled(), self.accelerator.autocast():
+        with uncompiled():
             return max(1, self.score_some(tokens)) / (time.perf_counter() - started)
 
     def _require_a_step(self, seconds: float) -> None:
