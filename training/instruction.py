@@ -248,7 +248,9 @@ class InstructionRun(TrainingRun):
             started = time.monotonic()
             self._write(self.model, some)
             each = (time.monotonic() - started) / len(some)
-            affordable = max(len(some), int(FINISH_SHARE * 60 * minutes / each))
+            seconds = min(FINISH_SHARE * 60 * minutes, self.deadline.seconds_left(FINISH_SECONDS) or 0.0)
+            both = seconds / each  # the base writes samples too
+            affordable = max(len(some), int(both / 2 if both < 2 * SAMPLES else both - SAMPLES))
             if affordable < FEW_ANSWERS[-1]:
                 break
         if affordable < len(conversations):
