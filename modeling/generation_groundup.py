@@ -28,6 +28,10 @@ CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters e
 either_cache_name = deprecate_kwarg(
     "past_key_values", new_name="cache", version="5.40.0" if CACHE == "cache" else "5.23.0", raise_if_both_names=True
 )
+CACHE_ARGUMENT = """
+    cache (`Cache`, *optional*):
+        Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
+"""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Where a text ends

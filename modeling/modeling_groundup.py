@@ -10,21 +10,12 @@ import copy
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import GradientCheckpointingLayer, PreTrainedModel, masking_utils
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.masking_utils import (
-    create_bidirectional_mask,
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    packed_sequence_mask_function,
-)
-from transformers.modeling_layers import (
-    GenericForQuestionAnswering,
-    GenericForTokenClassification,
-    GradientCheckpointingLayer,
-)
+from transformers.modeling_layers import GenericForQuestionAnswering, GenericForTokenClassification
 from transformers.modeling_outputs import (
     BaseModelOutput,
     BaseModelOutputWithPastAndCrossAttentions,
@@ -34,7 +25,7 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple, logging
@@ -42,7 +33,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_groundup import GroundupConfig
-from .generation_groundup import CACHE, GroundupGenerationMixin, either_cache_name
+from .generation_groundup import CACHE, CACHE_ARGUMENT, GroundupGenerationMixin, either_cache_name
 
 logger = logging.get_logger(__name__)
 
@@ -60,29 +51,28 @@ class GroundupRotaryEmbedding(nn.Module):
         self.config = config
         self.rope_type = config.rope_parameters["rope_type"]
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        rope_init_fn = self.compute_default_rope_parameters
-        if self.rope_type != "default":
-            rope_init_fn = ROPE_INIT_FUNCTIONS[self.rope_type]
+        is_default = self.rope_type == "default"
+        rope_init_fn = self.compute_default_rope_parameters if is_default else ROPE_INIT_FUNCTIONS[self.rope_type]
         inv_freq, self.attention_scaling = rope_init_fn(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
     @staticmethod
-    def compute_default_rope_parameters(config: GroundupConfig, **_: Any) -> tuple[torch.Tensor, float]:
+    def compute_default_rope_parameters(config: GroundupConfig, **_: Any) -> tuple[Tensor, float]:
         """Return the angle per position of each pair, `theta ** (-2 i / D)`, shape (D / 2,), and a scale of 1."""
         pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float)
         return 1.0 / (config.rope_parameters["rope_theta"] ** (pairs / config.head_dim)), 1.0
 
     @torch.no_grad()
     @dynamic_rope_update
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Turn position ids (B, T) into `cos` and `signed_sin` of `apply_rotary`, (B, T, D), in the dtype of `x`."""
-        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling  # (B, T, D / 2)
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn position ids (B, T) into `cos` and `signed_sin` of `apply_rotary`, (B, 1, T, D), in the dtype of `x`."""
+        angles = position_ids[:, None, :, None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling  # (B, 1, T, D / 2)
         return torch.cat((cos, cos), dim=-1).to(x.dtype), torch.cat((-sin, sin), dim=-1).to(x.dtype)
 
 
-def apply_rotary(x: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Turn each pair of features (x1, x2), which lie D / 2 apart, to (x1 cos - x2 sin, x2 cos + x1 sin).
 
     `x` holds queries or keys, (B, H, T, D); `cos` and `signed_sin` are (B, 1, T, D). The first half of the sine is
@@ -103,7 +93,7 @@ class GroundupRMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Norm the last dimension of (..., C), in fp32; cast before the gain as Llama does, so that bf16 agrees too."""
         normed = nn.functional.rms_norm(hidden_states.float(), hidden_states.shape[-1:], eps=self.eps)
         return self.weight * normed.to(hidden_states.dtype)
@@ -119,32 +109,31 @@ def make_norm(config: GroundupConfig) -> nn.Module:
 # Attention
 
 
-def repeat_kv(hidden_states: torch.Tensor, n_rep: int) -> torch.Tensor:
+def repeat_kv(hidden_states: Tensor, n_rep: int) -> Tensor:
     """Repeat each key or value head for the `n_rep` query heads that share it: (B, G, S, D) -> (B, G * n_rep, S, D)."""
     return hidden_states if n_rep == 1 else hidden_states.repeat_interleave(n_rep, dim=1)
 
 
 def eager_attention_forward(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
     **_: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Compute scaled dot-product attention step by step (Vaswani et al. 2017, equation 1).
 
     `query` is (B, H, T, D), `key` and `value` are (B, G, S, D) with G dividing H. Returns the mixed values (B, T, H, D)
     and the attention weights (B, H, T, S). `attention_mask` (B, 1, T, S) is added to the scores: 0 where the query may
-    look, a huge negative number elsewhere. It holds True and False, as `sdpa` has it, where an `EncoderDecoderModel`
-    changed its kernel after it was built.
+    look, a huge negative number elsewhere.
     """
     key = repeat_kv(key, module.num_key_value_groups)
     value = repeat_kv(value, module.num_key_value_groups)
     scores = query @ key.transpose(2, 3) * scaling  # (B, H, T, S)
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
+    if attention_mask is not None and attention_mask.dtype == torch.bool:  # made for `sdpa`, then the kernel changed
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
@@ -181,12 +170,12 @@ class GroundupAttention(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Mix (B, T, C) -> (B, T, C); the eager kernel also gives the attention weights (B, H, T, S)."""
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)  # (B, H, T, D)
@@ -199,13 +188,8 @@ class GroundupAttention(nn.Module):
         return self._attend(query, key, value, attention_mask, **kwargs)
 
     def _attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the kernel that the config names, "eager", "sdpa" or another, and project its heads to (B, T, C)."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attn_output, attn_weights = attend(
@@ -231,12 +215,12 @@ class GroundupCrossAttention(GroundupAttention):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Mix the encoder's output (B, S, C) into (B, T, C); positions are not turned, the two texts have their own."""
         hidden_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_norm(self.q_proj(hidden_states).view(hidden_shape)).transpose(1, 2)  # (B, H, T, D)
@@ -268,7 +252,7 @@ class GroundupMLP(nn.Module):
         self.down_proj._is_residual_projection = True
         self.act_fn = ACT2FN[config.hidden_act]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) -> (B, T, C), each position alone."""
         if self.gate_proj is None:
             return self.down_proj(self.act_fn(self.up_proj(x)))
@@ -298,14 +282,14 @@ class GroundupDecoderLayer(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
         cache: Cache | None = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Pass the residual stream on, (B, T, C) -> (B, T, C)."""
         attn_output, _ = self.self_attn(
             self.input_layernorm(hidden_states),
@@ -392,50 +376,34 @@ class GroundupModel(GroundupPreTrainedModel):
     @either_cache_name
     @merge_with_config_defaults
     @capture_outputs
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_ARGUMENT)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPastAndCrossAttentions:
-        """Turn token ids (B, T), or their embeddings (B, T, C), into a vector for each position, (B, T, C).
-
-        Args:
-            cache (`Cache`, *optional*):
-                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
-        """
+        """Turn token ids (B, T), or their embeddings (B, T, C), into a vector for each position, (B, T, C)."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if encoder_hidden_states is not None and not self.config.add_cross_attention:
-            raise ValueError("encoder_hidden_states given to a model without cross-attention: add_cross_attention=True")
-
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # (B, T, C)
-        if self.gradient_checkpointing and self.training:  # a block that is computed twice would fill it twice
-            cache, use_cache = None, False
-        use_cache = use_cache and self.config.is_causal
-        if use_cache:
-            cache = prepare_cache(self.config, cache)
+        cache, use_cache = prepare_cache(self, cache, use_cache)
         masks = prepare_masks(self.config, inputs_embeds, attention_mask, position_ids, cache)
+        encoder_mask = prepare_encoder_mask(self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states)
         position_ids = prepare_positions(self.config, inputs_embeds, attention_mask, position_ids, cache)
-        if encoder_hidden_states is not None:
-            encoder_attention_mask = create_bidirectional_mask(
-                self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
-            )
 
         hidden_states, position_embeddings = inputs_embeds, None
         if self.config.position_embedding == "learned":
             hidden_states = hidden_states + self.embed_positions(position_ids)  # (B, T, C)
         else:
-            cos, signed_sin = self.rotary_emb(hidden_states, position_ids)
-            position_embeddings = cos.unsqueeze(1), signed_sin.unsqueeze(1)  # (B, 1, T, D): the same for all heads
+            position_embeddings = self.rotary_emb(hidden_states, position_ids)  # (B, 1, T, D): the same for all heads
         hidden_states = self.dropout(hidden_states)
 
         for layer_type, layer in zip(self.config.layer_types, self.layers):
@@ -443,7 +411,7 @@ class GroundupModel(GroundupPreTrainedModel):
                 hidden_states,
                 masks[layer_type],
                 encoder_hidden_states,
-                encoder_attention_mask,
+                encoder_mask,
                 position_embeddings=position_embeddings,
                 cache=cache,
                 position_ids=position_ids,
@@ -475,27 +443,22 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GroundupGenerationMixin):
 
     @either_cache_name
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_ARGUMENT)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithCrossAttentions:
-        """Turn token ids (B, T) into logits (B, T, V); with `labels` (B, T), the ids themselves, add the loss [nats].
-
-        Args:
-            cache (`Cache`, *optional*):
-                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
-        """
+        """Turn token ids (B, T) into logits (B, T, V); with `labels` (B, T), the ids again, add the loss [nats]."""
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -508,9 +471,7 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GroundupGenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithCrossAttentions(
             loss, logits, getattr(outputs, CACHE), outputs.hidden_states, outputs.attentions, outputs.cross_attentions
         )
@@ -520,22 +481,30 @@ class GroundupForCausalLM(GroundupPreTrainedModel, GroundupGenerationMixin):
 # What the model prepares before its first block: a cache, a position for each token, and who may look at whom
 
 
-def prepare_cache(config: GroundupConfig, cache: Cache | None) -> Cache:
-    """Return a cache for keys and values, with a second one for the encoder's where there is cross-attention."""
+def prepare_cache(model: GroundupModel, cache: Cache | None, use_cache: bool | None) -> tuple[Cache | None, bool]:
+    """Return the cache to use, made where there is none, and whether it is given back.
+
+    Where there is cross-attention it holds a second one, for the encoder's keys and values.
+    """
+    if model.gradient_checkpointing and model.training:  # a block that is computed twice would fill it twice
+        return None, False
+    config = model.config
+    if not use_cache or not config.is_causal:
+        return cache, False
     if cache is None:
         cache = DynamicCache(config=config)
     if config.add_cross_attention and not isinstance(cache, EncoderDecoderCache):
         cache = EncoderDecoderCache(cache, DynamicCache(config=config))
-    return cache
+    return cache, True
 
 
 def prepare_positions(
     config: GroundupConfig,
-    inputs_embeds: torch.Tensor,
+    inputs_embeds: Tensor,
     attention_mask: Any,
-    position_ids: torch.Tensor | None,
+    position_ids: Tensor | None,
     cache: Cache | None,
-) -> torch.Tensor:
+) -> Tensor:
     """Return position ids (B or 1, T): those given, or counted over the tokens that are not padding.
 
     A table of learned positions ends: raises `ValueError` for a position past the last one. Angles go on, past what the
@@ -545,7 +514,7 @@ def prepare_positions(
     past = cache.get_seq_length() if cache is not None else 0
     is_learned, given = config.position_embedding == "learned", position_ids is not None
     if not given:
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         else:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past).unsqueeze(0)
@@ -568,9 +537,9 @@ def prepare_positions(
 
 def prepare_masks(
     config: GroundupConfig,
-    inputs_embeds: torch.Tensor,
+    inputs_embeds: Tensor,
     attention_mask: Any,
-    position_ids: torch.Tensor | None,
+    position_ids: Tensor | None,
     cache: Cache | None,
 ) -> dict[str, Any]:
     """Return the mask of each type of layer; `generate` may have made them already.
@@ -584,27 +553,39 @@ def prepare_masks(
     documents = None
     if position_ids is not None:
         documents = find_documents(config, inputs_embeds, attention_mask, position_ids, cache)
-    apart = {} if documents is None else {"and_mask_function": packed_sequence_mask_function(documents)}
-    make = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-    return {
-        layer_type: make[layer_type](config, inputs_embeds, attention_mask, cache, **apart)
-        for layer_type in dict.fromkeys(config.layer_types)
-    }
+    apart = None if documents is None else masking_utils.packed_sequence_mask_function(documents)
+    return masking_utils.create_masks_for_generate(
+        config, inputs_embeds, attention_mask, cache, and_mask_function=apart
+    )
+
+
+def prepare_encoder_mask(
+    config: GroundupConfig,
+    inputs_embeds: Tensor,
+    encoder_attention_mask: Tensor | None,
+    encoder_hidden_states: Tensor | None,
+) -> Tensor | None:
+    """Return the mask of the encoder's tokens for the kernel; None without an encoder."""
+    if encoder_hidden_states is None:
+        return None
+    if not config.add_cross_attention:
+        raise ValueError("encoder_hidden_states given to a model without cross-attention: add_cross_attention=True")
+    return masking_utils.create_bidirectional_mask(config, inputs_embeds, encoder_attention_mask, encoder_hidden_states)
 
 
 def find_documents(
     config: GroundupConfig,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    position_ids: torch.Tensor,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor,
     cache: Cache | None,
-) -> torch.Tensor | None:
+) -> Tensor | None:
     """Return the document of its row that each token belongs to, (B, T); None where no row is packed with several.
 
     transformers looks for that itself, but only without a mask of padding, and not in an encoder. Raises `ValueError`
     where the documents could not be kept apart.
     """
-    is_padding_mask = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+    is_padding_mask = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
     is_compiling, has_flash = torch.compiler.is_compiling(), "flash" in str(config._attn_implementation)
     if not (attention_mask is None or is_padding_mask) or (cache is not None and is_compiling):
         return None
@@ -625,7 +606,7 @@ def find_documents(
     return None if has_flash else documents
 
 
-def documents_of(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def documents_of(position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Number the documents that a row is packed with: a position that does not follow the one before begins another.
 
     Position ids (B, T) and a mask (B, T) of 0 where there is padding, which is passed over -> numbers from 0, (B, T).
@@ -664,9 +645,9 @@ class GroundupForMaskedLM(GroundupPreTrainedModel):
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MaskedLMOutput:
@@ -679,9 +660,7 @@ class GroundupForMaskedLM(GroundupPreTrainedModel):
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
@@ -705,14 +684,14 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
 
     @either_cache_name
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_ARGUMENT)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -720,10 +699,6 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         """Turn token ids (B, T) into logits (B, labels); without `attention_mask`, find the padding by its token id.
 
         Raises `ValueError` for a batch of several rows when neither a mask nor a padding token is known.
-
-        Args:
-            cache (`Cache`, *optional*):
-                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
         """
         attention_mask = self._mask_of_padding(input_ids, attention_mask, inputs_embeds)
         outputs = self.model(
@@ -744,8 +719,8 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         )
 
     def _mask_of_padding(
-        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, inputs_embeds: torch.Tensor | None
-    ) -> torch.Tensor | None:
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+    ) -> Tensor | None:
         """Return (B, T), 1 where a token counts: as given, or found by the padding id; None where nothing is padded."""
         if attention_mask is not None or input_ids is None:
             return attention_mask
@@ -755,7 +730,7 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
             return None
         return (input_ids != self.config.pad_token_id).long()
 
-    def _pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def _pool(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Pool (B, T, C) to (B, C), over the positions where the mask is 1."""
         pooling = self.config.classifier_pooling
         if attention_mask is None:
@@ -845,7 +820,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerati
         """Put other token embeddings in their place."""
         self.encoder.embed_tokens = value
 
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Return what the decoder reads to predict labels (B, T): the start token, then all labels but the last.
 
         Positions without a label (-100) end a row; what is read there reaches no loss, so any token will do.
@@ -856,30 +831,26 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerati
 
     @either_cache_name
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_ARGUMENT)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
         encoder_outputs: ModelOutput | tuple | None = None,
         cache: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        decoder_inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Turn token ids (B, S) and the decoder's (B, T) into logits (B, T, V).
 
         With `labels` (B, T), the text to write, the decoder's inputs are made from them and the mean loss [nats] is
         computed; -100 where a label does not count.
-
-        Args:
-            cache (`Cache`, *optional*):
-                Keys and values of the tokens before these, which are added; `past_key_values` is another name for it.
         """
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
@@ -903,9 +874,7 @@ class GroundupForConditionalGeneration(GroundupPreTrainedModel, GroundupGenerati
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
