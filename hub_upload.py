@@ -18,13 +18,13 @@ from groundup.common.console import console, say
 from groundup.common.errors import InputError, user_path
 from groundup.common.files import CARD_FILE, GGUF_WEIGHTS, RECIPE_FILE
 from groundup.common.settings import read_yaml, verb
+from groundup.common.verbs import ExportSettings, PublishSettings
 from groundup.inference.folder import auto_class_of
 from groundup.publishing.card import HUB_NAME
 from groundup.publishing.conversion import export
 from groundup.publishing.gate import Parcel, sums_of, through_the_gate
 from groundup.publishing.gate_folder import is_ours
 from groundup.publishing.hub import Pushed, Target, fetch_model, push_folder, require_token
-from groundup.publishing.settings import ExportSettings, PublishSettings
 from groundup.publishing.space import build_space, is_of_a_space, write_app
 
 

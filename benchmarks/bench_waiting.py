@@ -16,7 +16,7 @@ from gradio_client.client import Job
 from measuring import Row
 
 from groundup.data import python_docs
-from groundup.inference.saving import save_model
+from groundup.inference.loading import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.training import train_bpe
 

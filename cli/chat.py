@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.cli.settings import ChatSettings, GenerateSettings
 from groundup.common.console import say
 from groundup.common.errors import InputError, near, user_path
 from groundup.common.settings import verb
+from groundup.common.verbs import ChatSettings, GenerateSettings
 from groundup.inference.generation import Sampling, encode_prompt, lay_out_for_decoding, own_sampling
 from groundup.inference.loading import context_of, load_writer
 from groundup.inference.writing import Messages, Writing, can_converse, conversation_ids

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from groundup.cli.settings import DoctorSettings
 from groundup.common.settings import verb
+from groundup.common.verbs import DoctorSettings
 
 SHOWN = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "huggingface-hub")
 LITTLE_MEMORY, LITTLE_DISK = 2 * 2**30, 5 * 2**30  # bytes: below them a small model's training may end half way

@@ -4,11 +4,13 @@ Exit status: 0 done; 2 what the user gave is wrong, said in one line; 130 interr
 """
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
 import signal
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,18 @@ import psutil
 from groundup import __version__
 from groundup.cli import help
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, causes, is_disk_full, near, user_path
-from groundup.common.settings import Deadline, SettingError, check_names, hints_of, items_of, parts_of, read_yaml, spelt
+from groundup.common.settings import (
+    Deadline,
+    SettingError,
+    check_names,
+    hints_of,
+    items_of,
+    parts_of,
+    read_yaml,
+    spelt,
+    verb,
+)
+from groundup.common.verbs import CompletionSettings
 
 
 @dataclass(frozen=True)
@@ -34,18 +47,18 @@ class Verb:
 
 VERBS = {
     "run": Verb(
-        "groundup.cli.settings:RunSettings",
+        "groundup.common.verbs:RunSettings",
         "groundup.cli.run:run",
         ("recipe",),
         "groundup run recipes/python_docs.yaml",
     ),
     "tokenizer": Verb(
-        "groundup.data.settings:TokenizerSettings",
+        "groundup.common.verbs:TokenizerSettings",
         "groundup.data.preparation:train_tokenizer",
         example="groundup tokenizer --data my_texts --vocab-size 8192 --out my_tokenizer",
     ),
     "prepare": Verb(
-        "groundup.data.settings:PrepareSettings",
+        "groundup.common.verbs:PrepareSettings",
         "groundup.data.preparation:prepare",
         example="groundup prepare --data my_texts --tokenizer my_tokenizer --out my_shards",
     ),
@@ -73,18 +86,18 @@ VERBS = {
         example="groundup plan --data my_texts --minutes 60",
     ),
     "evaluate": Verb(
-        "groundup.evaluation.settings:EvaluateSettings",
+        "groundup.common.verbs:EvaluateSettings",
         "groundup.evaluation.evaluating:evaluate",
         example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
     ),
     "merge": Verb(
-        "groundup.publishing.settings:MergeSettings",
+        "groundup.common.verbs:MergeSettings",
         "groundup.publishing.conversion:merge",
         ("adapter",),
         "groundup merge runs/pretrain-my_texts --out my_model",
     ),
     "import": Verb(
-        "groundup.publishing.settings:ImportSettings",
+        "groundup.common.verbs:ImportSettings",
         "groundup.publishing.importing:import_model",
         ("source",),
         "groundup import openai-community/gpt2 --out gpt2\n"
@@ -92,38 +105,38 @@ VERBS = {
         "groundup import SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2",
     ),
     "export": Verb(
-        "groundup.publishing.settings:ExportSettings",
+        "groundup.common.verbs:ExportSettings",
         "groundup.publishing.conversion:export",
         ("checkpoint",),
         "groundup export runs/pretrain-my_texts --to qwen3",
     ),
     "publish": Verb(
-        "groundup.publishing.settings:PublishSettings",
+        "groundup.common.verbs:PublishSettings",
         "groundup.hub_upload:publish",
         ("checkpoint", "repo_id"),
         "groundup publish runs/pretrain-my_texts my-name/my-model --license apache-2.0",
     ),
     "generate": Verb(
-        "groundup.cli.settings:GenerateSettings",
+        "groundup.common.verbs:GenerateSettings",
         "groundup.cli.chat:generate",
         example='groundup generate --model runs/pretrain-my_texts --prompt "Once upon a time"\n'
         "groundup generate --model runs/pretrain-my_texts --temperature 0 --max-new-tokens 50",
     ),
     "chat": Verb(
-        "groundup.cli.settings:ChatSettings",
+        "groundup.common.verbs:ChatSettings",
         "groundup.cli.chat:chat",
         example='groundup chat --model runs/instruct-my_rows --system "Answer in one sentence."',
     ),
     "playground": Verb(
-        "groundup.cli.settings:PlaygroundSettings",
+        "groundup.common.verbs:PlaygroundSettings",
         "groundup.cli.playground:playground",
         example="groundup playground --model runs/pretrain-my_texts\n"
         "groundup playground --model runs/pretrain-my_texts runs/another",
     ),
-    "doctor": Verb("groundup.cli.settings:DoctorSettings", "groundup.cli.doctor:doctor", example="groundup doctor"),
+    "doctor": Verb("groundup.common.verbs:DoctorSettings", "groundup.cli.doctor:doctor", example="groundup doctor"),
     "completion": Verb(
-        "groundup.cli.settings:CompletionSettings",
-        "groundup.cli.completion:completion",
+        "groundup.common.verbs:CompletionSettings",
+        "groundup.cli.main:completion",
         ("shell",),
         'eval "$(groundup completion bash)"      # in ~/.bashrc; zsh alike, in ~/.zshrc\n'
         "groundup completion fish > ~/.config/fish/completions/groundup.fish",
@@ -217,7 +230,7 @@ def complain(name: str, error: Any) -> None:
 
 def overview() -> str:
     """Return the text of `groundup --help`: each verb with the first line of its settings' docstring."""
-    return help.overview({name: (find(verb.settings).__doc__ or "").split("\n")[0] for name, verb in VERBS.items()})
+    return help.overview({name: (find(entry.settings).__doc__ or "").split("\n")[0] for name, entry in VERBS.items()})
 
 
 def find(place: str) -> Any:
@@ -232,11 +245,11 @@ def parse(name: str, arguments: list[str]) -> Any:
 
     Raises `InputError` for an unknown or malformed option, naming the nearest known one.
     """
-    verb = VERBS[name]
-    settings_class = find(verb.settings)
-    typed = read_options(arguments, hints_of(settings_class), verb.positional)
+    entry = VERBS[name]
+    settings_class = find(entry.settings)
+    typed = read_options(arguments, hints_of(settings_class), entry.positional)
     if typed is None:
-        print(help.verb_help(name, verb.positional, verb.example, settings_class))
+        print(help.verb_help(name, entry.positional, entry.example, settings_class))
         return None
     config = typed.pop("config", None)
     from_file = {} if config is None else read_config(user_path(config), settings_class)
@@ -302,3 +315,77 @@ def read_config(path: Path, settings_class: type) -> dict[str, Any]:
         return check_names(spelt(values), settings_class)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The verb `completion`: a shell script, built from the settings, that completes verbs, options and choices
+
+# zsh runs bash's completion through its own compatibility layer.
+_BASH = """\
+_groundup() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" verb="${{COMP_WORDS[1]}}" offered=""
+  COMPREPLY=()
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W "{verbs}" -- "$word"))
+    return
+  fi
+  case "$verb $before" in
+{choices}
+  esac
+  if [ -n "$offered" ]; then
+    COMPREPLY=($(compgen -W "$offered" -- "$word"))
+    return
+  fi
+  case "$word" in
+    -*)
+      case "$verb" in
+{options}
+      esac
+      COMPREPLY=($(compgen -W "$offered" -- "$word")) ;;
+  esac
+}}
+complete -o default -F _groundup groundup
+"""
+_SCRIPTS = {"bash": _BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + _BASH, "fish": ""}
+
+
+@verb(CompletionSettings)
+def completion(settings: CompletionSettings) -> str:
+    """Print the completion script of a shell, and return it."""
+    script = _fish() if settings.shell == "fish" else _bash(_SCRIPTS[settings.shell])
+    print(script, end="")
+    return script
+
+
+def _bash(template: str) -> str:
+    options = [f"        {name}) offered='{' '.join(_options(name))}' ;;" for name in VERBS]
+    choices = [
+        f"    '{name} {option}') offered='{' '.join(values)}' ;;"
+        for name in VERBS
+        for option, values in _options(name).items()
+        if values
+    ]
+    return template.format(verbs=" ".join(VERBS), options="\n".join(options), choices="\n".join(choices))
+
+
+def _fish() -> str:
+    lines = []
+    for name, entry in VERBS.items():
+        description = (find(entry.settings).__doc__ or "").split(".")[0].split(":")[0].replace("'", "\\'")
+        description = " ".join(description.split())
+        lines.append(f"complete -c groundup -n __fish_use_subcommand -a {name} -d '{description}'")
+        for option, values in _options(name).items():
+            line = f"complete -c groundup -n '__fish_seen_subcommand_from {name}' -l {option[2:]}"
+            lines.append(line + (f" -xa '{' '.join(values)}'" if values else ""))
+    return "\n".join(lines) + "\n"
+
+
+def _options(name: str) -> dict[str, list[str]]:
+    """Return the options of a verb, each with its choices (perhaps none)."""
+    settings_class: Any = find(VERBS[name].settings)
+    hints = typing.get_type_hints(settings_class)
+    options = {"--help": [], "--config": []}
+    for field in dataclasses.fields(settings_class):
+        kind = help.kind_of(hints[field.name]).removesuffix("...")
+        options["--" + field.name.replace("_", "-")] = kind.split("|") if "|" in kind else []
+    return options

@@ -11,10 +11,10 @@ from typing import Any
 
 from groundup.cli.inspection import Lens
 from groundup.cli.page import Player, build_page, gr
-from groundup.cli.settings import PlaygroundSettings
 from groundup.common.console import say
 from groundup.common.errors import InputError, user_path
 from groundup.common.settings import verb
+from groundup.common.verbs import PlaygroundSettings
 from groundup.evaluation.parts import names_of
 from groundup.inference.generation import lay_out_for_decoding
 from groundup.inference.loading import load_model

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from groundup.cli.main import VERBS, find
 from groundup.cli.recipe import Ledger, Recipe, Stage, find_recipe, is_ledger_in, read_recipe
-from groundup.cli.settings import RunSettings
 from groundup.common.console import console, say
 from groundup.common.errors import InputError, Interrupted, is_disk_full
 from groundup.common.output import claim, given_folder, holds_nothing, next_free, require_unused
 from groundup.common.settings import verb
+from groundup.common.verbs import RunSettings
 
 
 @verb(RunSettings)

@@ -28,9 +28,9 @@ from groundup.common.errors import InputError, public_name, user_path
 from groundup.common.files import RECIPE_FILE, TOKENIZER_FILE, atomic_folder, sha256_of
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import read_yaml, refuse, verb, write_yaml
+from groundup.common.verbs import PrepareSettings, TokenizerSettings
 from groundup.data.documents import Share
 from groundup.data.overlap import held_apart
-from groundup.data.settings import PrepareSettings, TokenizerSettings
 from groundup.data.sources import Corpus, load_corpus, sample, sample_texts, short_name, text_bytes
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.tokenization.folder import fingerprint, load_tokenizer, require_ids_of, save_tokenizer, without_length

@@ -22,6 +22,7 @@ from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, content_of, dig
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
+from groundup.common.verbs import EvaluateSettings
 from groundup.data.preparation import TRAINING_BYTES
 from groundup.data.sources import load_corpus, load_documents, sample, sample_texts
 from groundup.data.tokens import content_of_texts
@@ -41,7 +42,6 @@ from groundup.evaluation.likelihood import Windows
 from groundup.evaluation.metrics_json import TRAINED, read_metrics, summary_table, write_metrics
 from groundup.evaluation.parts import VERB, Key, Part, Parts, names_of
 from groundup.evaluation.report import write_page
-from groundup.evaluation.settings import EvaluateSettings
 from groundup.inference.folder import require_next_token
 from groundup.inference.loading import load_model
 from groundup.tokenization.folder import load_tokenizer

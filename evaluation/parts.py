@@ -24,8 +24,8 @@ from groundup.common.settings import (
     settings_from,
     write_yaml,
 )
+from groundup.common.verbs import EvaluateSettings
 from groundup.data.files import refuse_other_content
-from groundup.evaluation.settings import EvaluateSettings
 
 VERB = "evaluate"
 PATHS = ("model", "data", "train_data", "compare_tokenizer", "tasks")

@@ -36,6 +36,7 @@ from groundup.common.files import (
 )
 from groundup.common.output import OutputFolder, claim, given_folder
 from groundup.common.settings import read_yaml, verb, write_yaml
+from groundup.common.verbs import ExportSettings, ImportSettings, MergeSettings
 from groundup.evaluation.metrics_json import own_metrics, write_metrics
 from groundup.inference.folder import adapter_settings, file_of, fold, tokenizer_of
 from groundup.inference.loading import (
@@ -44,13 +45,12 @@ from groundup.inference.loading import (
     load_model,
     load_network,
     quiet_transformers,
+    save_model,
     stored_dtype,
 )
-from groundup.inference.saving import save_model
 from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4, write_gguf
 from groundup.publishing.card import write_card
 from groundup.publishing.proof import Probed
-from groundup.publishing.settings import ExportSettings, ImportSettings, MergeSettings
 from groundup.tokenization.folder import fingerprint
 
 

@@ -27,16 +27,15 @@ from groundup.common.files import (
 )
 from groundup.common.output import claim
 from groundup.common.settings import verb, write_yaml
+from groundup.common.verbs import ImportSettings
 from groundup.evaluation.metrics_json import write_metrics
-from groundup.inference.loading import load_model, quiet_transformers
-from groundup.inference.saving import save_model
+from groundup.inference.loading import load_model, quiet_transformers, save_model
 from groundup.modeling.export import assemble
 from groundup.modeling.stock import from_stock, full_names, groundup_config
 from groundup.modeling.weights_files import find_weights, read_config, read_weights, weights_files
 from groundup.publishing.card import write_card
 from groundup.publishing.conversion import has_gguf, last_line, public_recipe, take_over
 from groundup.publishing.proof import Probed
-from groundup.publishing.settings import ImportSettings
 from groundup.tokenization.folder import fingerprint, load_tokenizer, without_length
 
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))  # transformers' names, OpenAI's names

@@ -8,11 +8,11 @@ from typing import Any
 from groundup.common.console import say
 from groundup.common.errors import InputError, Unavailable
 from groundup.common.processes import random_state, set_random_state
+from groundup.common.verbs import PushOptions
 from groundup.publishing.card import HUB_NAME
 from groundup.publishing.gate import LICENSE, through_the_gate
 from groundup.publishing.gate_folder import is_ours
 from groundup.publishing.hub import Pushed, Target, fetch_model, push_folder, require_token
-from groundup.publishing.settings import PushOptions
 
 
 def push_target(options: PushOptions, save_every: int | None = None, adapted: str | None = None) -> Target | None:

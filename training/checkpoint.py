@@ -43,8 +43,7 @@ from groundup.common.settings import Settings, check_names, read_yaml, write_yam
 from groundup.evaluation.metrics_json import write_metrics
 from groundup.evaluation.report import log_rows, plot_curve
 from groundup.inference.folder import file_of
-from groundup.inference.loading import without_bars
-from groundup.inference.saving import save_model
+from groundup.inference.loading import save_model, without_bars
 from groundup.publishing.card import write_card
 from groundup.training.loop import Position
 from groundup.training.machine import share_like, to_save

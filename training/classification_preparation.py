@@ -21,8 +21,7 @@ from groundup.data.examples import Columns, Examples, also_in, label_names, load
 from groundup.data.sources import check_exists
 from groundup.evaluation.classification import labels_of
 from groundup.inference.folder import AUTO_CLASSES
-from groundup.inference.loading import is_adapter, load_adapter, load_network
-from groundup.inference.saving import save_model
+from groundup.inference.loading import is_adapter, load_adapter, load_network, save_model
 from groundup.modeling import GroundupConfig
 from groundup.tokenization.folder import load_tokenizer
 from groundup.tokenization.training import train_bpe

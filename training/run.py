@@ -26,9 +26,9 @@ from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.processes import agreed, processes, set_random_state
 from groundup.common.settings import Deadline
+from groundup.common.verbs import PushOptions
 from groundup.data.windows import BatchOrder, Dealer
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.publishing.settings import PushOptions
 from groundup.training.checkpoint import (
     Position,
     RunFolder,

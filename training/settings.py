@@ -37,7 +37,7 @@ from groundup.common.options import (
     TrustOption,
 )
 from groundup.common.settings import Settings, default_of
-from groundup.publishing.settings import PushOptions
+from groundup.common.verbs import PushOptions
 
 T = TypeVar("T", bound="TrainingOptions")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from groundup.common.settings import write_yaml
-from groundup.inference.saving import save_model
+from groundup.inference.loading import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.training import train_bpe
 

@@ -8,8 +8,8 @@ from transformers import GenerationConfig
 
 from groundup.cli.chat import CHAT_TEMPERATURE, Conversation, sampling_of
 from groundup.cli.main import main
-from groundup.cli.settings import ChatSettings
 from groundup.common.errors import InputError
+from groundup.common.verbs import ChatSettings
 from groundup.inference.generation import Sampling, complete, encode_prompt
 from groundup.inference.loading import load_model
 from groundup.inference.writing import Writing, can_converse, conversation_ids

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from groundup.cli.main import main
-from groundup.inference.loading import load_model
-from groundup.inference.saving import save_model
+from groundup.inference.loading import load_model, save_model
 from groundup.modeling import GroundupConfig, GroundupForConditionalGeneration
 from groundup.tokenization.chat import ChatEncoder
 from groundup.training.lora import add_lora

@@ -10,11 +10,11 @@ from groundup.cli import run
 from groundup.cli.chain_report import write_report
 from groundup.cli.main import VERBS, find, main
 from groundup.cli.recipe import Ledger, Stage, read_recipe
-from groundup.cli.settings import RunSettings
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.options import what_is_read
 from groundup.common.output import claim
 from groundup.common.settings import hints_of
+from groundup.common.verbs import RunSettings
 from groundup.data.conversations import Conversation
 from groundup.evaluation.instruction import Answer, sample_table
 

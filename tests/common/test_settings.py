@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -287,3 +289,9 @@ def test_whatever_value_is_given_it_is_taken_in_its_type_or_refused_in_one_line(
             assert "\n" not in str(error) and wanted_by(hint) is not None
         else:
             assert isinstance(taken, kind) and all(getattr(b, "ge", taken) <= taken for b in bounds if kind is not list)
+
+
+def test_the_settings_of_all_verbs_import_nothing_heavy():
+    settings = "groundup.common.verbs, groundup.training.settings"
+    code = f"import sys, {settings}; print(*{{'torch', 'transformers', 'datasets'}} & {{*sys.modules}})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +6,8 @@ import yaml
 
 from groundup.common.console import console
 from groundup.common.errors import InputError
+from groundup.common.verbs import TokenizerSettings
 from groundup.data.preparation import prepare, train_tokenizer
-from groundup.data.settings import TokenizerSettings
 from groundup.data.tokens import TokenStream
 from groundup.tokenization.folder import fingerprint, load_tokenizer, save_tokenizer
 from groundup.tokenization.training import train_bpe
@@ -114,13 +112,6 @@ def test_prepare_without_a_tokenizer_is_refused(text):
 def test_quiet_prints_nothing(text, capfd):
     prepare(data=[text], tokenizer=str(train_tokenizer(data=[text], quiet=True)), quiet=True)
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_settings_cost_no_heavy_import():
-    heavy = ("torch", "transformers", "datasets")
-    code = f"import sys, groundup.data.settings; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_the_tokenizer_of_shards_has_no_length_of_the_model_it_was_taken_from(text, tmp_path):

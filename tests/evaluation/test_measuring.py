@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -26,9 +24,9 @@ from transformers import (
 import groundup
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.common.verbs import EvaluateSettings
 from groundup.evaluation.evaluating import evaluate, other_tokenizers
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.settings import EvaluateSettings
 from groundup.inference.loading import load_model
 from groundup.modeling import (
     GroundupConfig,
@@ -279,11 +277,6 @@ def test_our_own_checkpoint_never_runs_the_code_it_carries(checkpoint):
     (folder / "modeling_groundup.py").write_text("raise SystemExit('the code ran')\n")
     model, _ = load_model(folder, trust_remote_code=True)
     assert type(model) is groundup.GroundupForCausalLM
-
-
-def test_the_settings_import_nothing_heavy():
-    code = "import sys, groundup.evaluation.settings; print(*{'torch', 'transformers', 'datasets'} & {*sys.modules})"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
 
 
 def test_tokenizers_named_stand_beside_and_gpt2s_only_where_it_is_at_hand(bpe, tmp_path, monkeypatch):

@@ -6,8 +6,7 @@ from transformers import BartConfig, BartForConditionalGeneration, EncoderDecode
 
 from groundup.common.errors import InputError
 from groundup.inference.generation import Sampling, stream_tokens
-from groundup.inference.loading import load_writer
-from groundup.inference.saving import save_model
+from groundup.inference.loading import load_writer, save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForConditionalGeneration, GroundupModel
 from groundup.tokenization.training import train_bpe
 

@@ -6,8 +6,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.export import assemble, make_twin
-from groundup.modeling.gpt2_files import infer_config, openai_names
 from groundup.modeling.stock import from_stock, groundup_config, plain_names, stock_config, tensor_shapes, to_stock
+from groundup.modeling.weights_files import infer_config, openai_names
 
 # Radford et al. 2019, table 2, counted by transformers: name -> parameters.
 SIZES = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}

@@ -24,7 +24,7 @@ from groundup.common.settings import write_yaml
 from groundup.evaluation.likelihood import LanguageScore, language_rows
 from groundup.evaluation.metrics_json import write_metrics
 from groundup.evaluation.report import plot_curve
-from groundup.inference.saving import save_model
+from groundup.inference.loading import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.folder import save_tokenizer
 from groundup.tokenization.training import train_bpe

@@ -11,8 +11,7 @@ from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
 from groundup.evaluation.metrics_json import write_metrics
 from groundup.inference.folder import auto_class_of
-from groundup.inference.loading import load_adapter, load_model, load_network
-from groundup.inference.saving import save_model
+from groundup.inference.loading import load_adapter, load_model, load_network, save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing.card import code_on_card, write_card
 from groundup.publishing.conversion import export

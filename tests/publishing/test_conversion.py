@@ -23,8 +23,7 @@ from transformers.models.gpt2.tokenization_gpt2 import GPT2Tokenizer
 from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.common.settings import read_yaml
-from groundup.inference.loading import load_model
-from groundup.inference.saving import save_model
+from groundup.inference.loading import load_model, save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing import conversion, importing
 from groundup.publishing.conversion import export

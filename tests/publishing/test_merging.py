@@ -26,8 +26,7 @@ from transformers import (
 
 import groundup as package
 from groundup.common.errors import InputError
-from groundup.inference.loading import load_adapter, load_model, load_network, load_writer
-from groundup.inference.saving import save_model
+from groundup.inference.loading import load_adapter, load_model, load_network, load_writer, save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
 from groundup.publishing.proof import prove
 from groundup.tokenization.folder import save_tokenizer

@@ -10,11 +10,11 @@ import pytest
 from groundup import hub_upload
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.common.verbs import PushOptions
 from groundup.publishing import gate, gate_folder, pushing
 from groundup.publishing.gate import sums_of, through_the_gate
 from groundup.publishing.hub import Pushed, Target, push_folder
 from groundup.publishing.proof import Proof
-from groundup.publishing.settings import PushOptions
 
 LICENSED = {"license": "apache-2.0"}
 KINDS = ("language", "large", "classifier", "adapter")

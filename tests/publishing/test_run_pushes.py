@@ -7,9 +7,9 @@ import yaml
 
 from groundup.common.errors import InputError
 from groundup.common.files import sha256_of
+from groundup.common.verbs import PushOptions
 from groundup.publishing import pushing
 from groundup.publishing.pushing import Pusher, push_target
-from groundup.publishing.settings import PushOptions
 from groundup.training.checkpoint import RunFolder
 from groundup.training.classification import classify
 from groundup.training.pretraining import pretrain

@@ -9,8 +9,7 @@ from groundup.common.settings import Deadline
 from groundup.data.encoding import for_classifying
 from groundup.evaluation.classification import labels_of
 from groundup.inference.folder import fold
-from groundup.inference.loading import load_adapter, load_model
-from groundup.inference.saving import save_adapter, save_model
+from groundup.inference.loading import load_adapter, load_model, save_adapter, save_model
 from groundup.modeling import (
     GroundupConfig,
     GroundupForCausalLM,

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
 from groundup.common.errors import InputError
-from groundup.inference.saving import save_adapter
+from groundup.inference.loading import save_adapter
 from groundup.modeling import (
     GroundupConfig,
     GroundupForCausalLM,

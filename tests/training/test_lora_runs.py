@@ -201,17 +201,17 @@ def encoder(tmp_path):
 
 
 def test_a_classifier_on_a_base_without_a_pooler_is_the_trained_one_at_each_loading(encoder, tmp_path, monkeypatch):
-    from groundup.inference import saving
+    from groundup.inference import loading
 
     rows = [{"text": f"{a} {b} {n}", "label": b} for n in range(8) for a in COLOURS for b in COLOURS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    trained, save = [], saving.save_adapter
+    trained, save = [], loading.save_adapter
 
     def save_adapter(folder, adapted, weights=None):
         trained.append(logits(adapted))
         save(folder, adapted, weights)
 
-    monkeypatch.setattr(saving, "save_adapter", save_adapter)
+    monkeypatch.setattr(loading, "save_adapter", save_adapter)
     out = package.classify(
         data=["rows.jsonl"], model=str(encoder), lora=True, lora_rank=4, max_steps=8, out="adapter", quiet=True
     )
