@@ -9,6 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.modeling.configuration_groundup import GPT2_KNOBS
+from groundup.modeling.export import assemble
+from groundup.modeling.stock import from_stock, groundup_config
 
 SIZES = {"vocab_size": 199, "hidden_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
 MODERN = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "zero_init": False}
@@ -43,6 +45,18 @@ def equal_to_gpt2():
         return torch.equal(ours, theirs)
 
     return equal
+
+
+@pytest.fixture
+def ours_of():
+    """Return a function that makes a network of ours with the weights and the kernel of a stock model."""
+
+    def ours_of(peer):
+        config = groundup_config(peer.config)
+        config._attn_implementation = peer.config._attn_implementation
+        return assemble(config, from_stock(peer.state_dict(), peer.config))
+
+    return ours_of
 
 
 @pytest.fixture

@@ -76,12 +76,6 @@ def peer_of(kind, settings, attention="sdpa", dtype=torch.float32):
     return model.eval()
 
 
-def ours_of(peer):
-    config = groundup_config(peer.config)
-    config._attn_implementation = peer.config._attn_implementation
-    return assemble(config, from_stock(peer.state_dict(), peer.config))
-
-
 def random_ids(*shape):
     return torch.randint(2, 211, shape, generator=torch.Generator().manual_seed(1))
 
@@ -93,7 +87,7 @@ def test_every_class_of_the_table_is_tried():
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-def test_logits_and_hidden_states_are_the_stock_models_to_the_last_bit(kind, settings, dtype, attention):
+def test_logits_and_hidden_states_are_the_stock_models_to_the_last_bit(kind, settings, dtype, attention, ours_of):
     peer = peer_of(kind, settings, attention, dtype)
     model = ours_of(peer)
     assert type(model) is GroundupForCausalLM and model.dtype == dtype
@@ -107,7 +101,7 @@ def test_logits_and_hidden_states_are_the_stock_models_to_the_last_bit(kind, set
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-def test_gradients_are_the_stock_models_but_for_rounding(kind, settings):
+def test_gradients_are_the_stock_models_but_for_rounding(kind, settings, ours_of):
     peer, ids = peer_of(kind, settings), random_ids(2, 40)
     model = ours_of(peer)
     for each in (peer, model):
@@ -118,7 +112,7 @@ def test_gradients_are_the_stock_models_but_for_rounding(kind, settings):
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-def test_padded_rows_and_text_past_the_sliding_window_are_the_stock_models(kind, settings):
+def test_padded_rows_and_text_past_the_sliding_window_are_the_stock_models(kind, settings, ours_of):
     peer, ids = peer_of(kind, settings), random_ids(2, 20)
     model = ours_of(peer)
     mask = torch.ones_like(ids)
@@ -135,7 +129,7 @@ def test_padded_rows_and_text_past_the_sliding_window_are_the_stock_models(kind,
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)
-def test_what_goes_in_and_out_again_is_the_same_to_the_last_bit(kind, settings):
+def test_what_goes_in_and_out_again_is_the_same_to_the_last_bit(kind, settings, ours_of):
     peer = peer_of(kind, settings)
     back = make_twin(ours_of(peer), kind)
     assert type(back) is type(peer)
@@ -144,7 +138,7 @@ def test_what_goes_in_and_out_again_is_the_same_to_the_last_bit(kind, settings):
     assert back.config.to_dict() | {"dtype": None} == peer.config.to_dict() | {"dtype": None}
 
 
-def test_a_tensor_that_both_store_alike_is_in_memory_once():
+def test_a_tensor_that_both_store_alike_is_in_memory_once(ours_of):
     peer = peer_of("llama", TIED)
     model = ours_of(peer)
     twin = make_twin(model, "llama")

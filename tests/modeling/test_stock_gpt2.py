@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
-from groundup.modeling.export import assemble, make_twin
+from groundup.modeling.export import make_twin
 from groundup.modeling.stock import from_stock, groundup_config, plain_names, stock_config, tensor_shapes, to_stock
 from groundup.modeling.weights_files import infer_config, openai_names
 
@@ -28,19 +28,13 @@ def peer_of(attention="sdpa", **settings):
     return model.eval()
 
 
-def ours_of(peer):
-    config = groundup_config(peer.config)
-    config._attn_implementation = peer.config._attn_implementation
-    return assemble(config, from_stock(peer.state_dict(), peer.config))
-
-
 def random_ids(*shape):
     return torch.randint(0, 203, shape, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_and_hidden_states_are_those_of_gpt2_to_the_last_bit(attention, dtype, equal_to_gpt2):
+def test_logits_and_hidden_states_are_those_of_gpt2_to_the_last_bit(attention, dtype, equal_to_gpt2, ours_of):
     peer = peer_of(attention).to(dtype)
     model = ours_of(peer)
     assert model.dtype == dtype
@@ -54,7 +48,7 @@ def test_logits_and_hidden_states_are_those_of_gpt2_to_the_last_bit(attention, d
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_padding_on_the_left_changes_nothing_of_that(attention):
+def test_padding_on_the_left_changes_nothing_of_that(attention, ours_of):
     peer, ids = peer_of(attention), random_ids(2, 40)
     mask = torch.ones_like(ids)
     mask[0, :9] = 0
@@ -65,7 +59,7 @@ def test_padding_on_the_left_changes_nothing_of_that(attention):
     assert torch.equal(found[mask.bool()], theirs[mask.bool()])
 
 
-def test_gradients_are_those_of_gpt2_but_for_rounding():
+def test_gradients_are_those_of_gpt2_but_for_rounding(ours_of):
     peer, ids = peer_of(), random_ids(2, 40)
     model = ours_of(peer)
     for each in (peer, model):
@@ -76,7 +70,7 @@ def test_gradients_are_those_of_gpt2_but_for_rounding():
         torch.testing.assert_close(found[name], parameter.grad, rtol=0, atol=1e-5 * parameter.grad.abs().max().item())
 
 
-def test_greedy_text_is_that_of_gpt2_token_for_token():
+def test_greedy_text_is_that_of_gpt2_token_for_token(ours_of):
     peer = peer_of()
     model = ours_of(peer)
     for length in (1, 2, 7, 33):
@@ -87,7 +81,7 @@ def test_greedy_text_is_that_of_gpt2_token_for_token():
 
 
 @pytest.mark.parametrize("settings", [{}, {"tie_word_embeddings": False}, {"n_inner": 100}])
-def test_what_goes_in_and_out_again_is_the_same_to_the_last_bit(settings):
+def test_what_goes_in_and_out_again_is_the_same_to_the_last_bit(settings, ours_of):
     peer = peer_of(**settings)
     back = make_twin(ours_of(peer), "gpt2")
     assert type(back) is GPT2LMHeadModel
@@ -178,7 +172,7 @@ def test_a_long_list_of_faults_is_cut_short():
         from_stock(tensors, peer.config)
 
 
-def test_on_the_way_out_missing_and_extra_tensors_are_named_too():
+def test_on_the_way_out_missing_and_extra_tensors_are_named_too(ours_of):
     peer = peer_of()
     tensors = ours_of(peer).state_dict()
     with pytest.raises(ValueError, match=r"model\.layers\.9\.extra: no tensor"):
