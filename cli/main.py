@@ -20,6 +20,7 @@ import psutil
 
 from groundup import __version__
 from groundup.cli import help
+from groundup.common import verbs
 from groundup.common.errors import Diverged, InputError, Interrupted, Unavailable, causes, is_disk_full, near, user_path
 from groundup.common.settings import (
     Deadline,
@@ -32,38 +33,33 @@ from groundup.common.settings import (
     spelt,
     verb,
 )
-from groundup.common.verbs import CompletionSettings
+from groundup.training import settings as training
 
 
 @dataclass(frozen=True)
 class Verb:
-    """The import paths of a verb's settings and function. Nothing is imported before the verb is used."""
+    """A verb's settings, whose modules import nothing heavy, and its function, imported when the verb is used."""
 
-    settings: str  # module:class, a module that imports nothing heavy
+    settings: type
     function: str  # module:function
     positional: tuple[str, ...] = ()
     example: str = ""  # commands to copy, one a line
 
 
 VERBS = {
-    "run": Verb(
-        "groundup.common.verbs:RunSettings",
-        "groundup.cli.run:run",
-        ("recipe",),
-        "groundup run recipes/python_docs.yaml",
-    ),
+    "run": Verb(verbs.RunSettings, "groundup.cli.run:run", ("recipe",), "groundup run recipes/python_docs.yaml"),
     "tokenizer": Verb(
-        "groundup.common.verbs:TokenizerSettings",
+        verbs.TokenizerSettings,
         "groundup.data.preparation:train_tokenizer",
         example="groundup tokenizer --data my_texts --vocab-size 8192 --out my_tokenizer",
     ),
     "prepare": Verb(
-        "groundup.common.verbs:PrepareSettings",
+        verbs.PrepareSettings,
         "groundup.data.preparation:prepare",
         example="groundup prepare --data my_texts --tokenizer my_tokenizer --out my_shards",
     ),
     "pretrain": Verb(
-        "groundup.training.settings:PretrainSettings",
+        training.PretrainSettings,
         "groundup.training.pretraining:pretrain",
         example="groundup pretrain --data my_texts --minutes 10\n"
         "groundup pretrain --data 'books/*.txt' --preset micro --epochs 3 --out my_model\n"
@@ -71,33 +67,31 @@ VERBS = {
         "groundup pretrain --init-from openai-community/gpt2 --data my_domain --lora",
     ),
     "classify": Verb(
-        "groundup.training.settings:ClassifySettings",
+        training.ClassifySettings,
         "groundup.training.classification:classify",
         example="groundup classify --data my_labelled_rows.csv",
     ),
     "instruct": Verb(
-        "groundup.training.settings:InstructSettings",
+        training.InstructSettings,
         "groundup.training.instruction:instruct",
         example="groundup instruct --model runs/pretrain-my_texts --data my_rows.jsonl",
     ),
     "plan": Verb(
-        "groundup.training.settings:PlanSettings",
-        "groundup.training.forecast:plan",
-        example="groundup plan --data my_texts --minutes 60",
+        training.PlanSettings, "groundup.training.forecast:plan", example="groundup plan --data my_texts --minutes 60"
     ),
     "evaluate": Verb(
-        "groundup.common.verbs:EvaluateSettings",
+        verbs.EvaluateSettings,
         "groundup.evaluation.evaluating:evaluate",
         example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
     ),
     "merge": Verb(
-        "groundup.common.verbs:MergeSettings",
+        verbs.MergeSettings,
         "groundup.publishing.conversion:merge",
         ("adapter",),
         "groundup merge runs/pretrain-my_texts --out my_model",
     ),
     "import": Verb(
-        "groundup.common.verbs:ImportSettings",
+        verbs.ImportSettings,
         "groundup.publishing.importing:import_model",
         ("source",),
         "groundup import openai-community/gpt2 --out gpt2\n"
@@ -105,37 +99,37 @@ VERBS = {
         "groundup import SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2",
     ),
     "export": Verb(
-        "groundup.common.verbs:ExportSettings",
+        verbs.ExportSettings,
         "groundup.publishing.conversion:export",
         ("checkpoint",),
         "groundup export runs/pretrain-my_texts --to qwen3",
     ),
     "publish": Verb(
-        "groundup.common.verbs:PublishSettings",
+        verbs.PublishSettings,
         "groundup.hub_upload:publish",
         ("checkpoint", "repo_id"),
         "groundup publish runs/pretrain-my_texts my-name/my-model --license apache-2.0",
     ),
     "generate": Verb(
-        "groundup.common.verbs:GenerateSettings",
+        verbs.GenerateSettings,
         "groundup.cli.chat:generate",
         example='groundup generate --model runs/pretrain-my_texts --prompt "Once upon a time"\n'
         "groundup generate --model runs/pretrain-my_texts --temperature 0 --max-new-tokens 50",
     ),
     "chat": Verb(
-        "groundup.common.verbs:ChatSettings",
+        verbs.ChatSettings,
         "groundup.cli.chat:chat",
         example='groundup chat --model runs/instruct-my_rows --system "Answer in one sentence."',
     ),
     "playground": Verb(
-        "groundup.common.verbs:PlaygroundSettings",
+        verbs.PlaygroundSettings,
         "groundup.cli.playground:playground",
         example="groundup playground --model runs/pretrain-my_texts\n"
         "groundup playground --model runs/pretrain-my_texts runs/another",
     ),
-    "doctor": Verb("groundup.common.verbs:DoctorSettings", "groundup.cli.doctor:doctor", example="groundup doctor"),
+    "doctor": Verb(verbs.DoctorSettings, "groundup.cli.doctor:doctor", example="groundup doctor"),
     "completion": Verb(
-        "groundup.common.verbs:CompletionSettings",
+        verbs.CompletionSettings,
         "groundup.cli.main:completion",
         ("shell",),
         'eval "$(groundup completion bash)"      # in ~/.bashrc; zsh alike, in ~/.zshrc\n'
@@ -230,7 +224,7 @@ def complain(name: str, error: Any) -> None:
 
 def overview() -> str:
     """Return the text of `groundup --help`: each verb with the first line of its settings' docstring."""
-    return help.overview({name: (find(entry.settings).__doc__ or "").split("\n")[0] for name, entry in VERBS.items()})
+    return help.overview({name: (entry.settings.__doc__ or "").split("\n")[0] for name, entry in VERBS.items()})
 
 
 def find(place: str) -> Any:
@@ -246,7 +240,7 @@ def parse(name: str, arguments: list[str]) -> Any:
     Raises `InputError` for an unknown or malformed option, naming the nearest known one.
     """
     entry = VERBS[name]
-    settings_class = find(entry.settings)
+    settings_class = entry.settings
     typed = read_options(arguments, hints_of(settings_class), entry.positional)
     if typed is None:
         print(help.verb_help(name, entry.positional, entry.example, settings_class))
@@ -349,8 +343,8 @@ complete -o default -F _groundup groundup
 _SCRIPTS = {"bash": _BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + _BASH, "fish": ""}
 
 
-@verb(CompletionSettings)
-def completion(settings: CompletionSettings) -> str:
+@verb(verbs.CompletionSettings)
+def completion(settings: verbs.CompletionSettings) -> str:
     """Print the completion script of a shell, and return it."""
     script = _fish() if settings.shell == "fish" else _bash(_SCRIPTS[settings.shell])
     print(script, end="")
@@ -371,7 +365,7 @@ def _bash(template: str) -> str:
 def _fish() -> str:
     lines = []
     for name, entry in VERBS.items():
-        description = (find(entry.settings).__doc__ or "").split(".")[0].split(":")[0].replace("'", "\\'")
+        description = (entry.settings.__doc__ or "").split(".")[0].split(":")[0].replace("'", "\\'")
         description = " ".join(description.split())
         lines.append(f"complete -c groundup -n __fish_use_subcommand -a {name} -d '{description}'")
         for option, values in _options(name).items():
@@ -382,7 +376,7 @@ def _fish() -> str:
 
 def _options(name: str) -> dict[str, list[str]]:
     """Return the options of a verb, each with its choices (perhaps none)."""
-    settings_class: Any = find(VERBS[name].settings)
+    settings_class: Any = VERBS[name].settings
     hints = typing.get_type_hints(settings_class)
     options = {"--help": [], "--config": []}
     for field in dataclasses.fields(settings_class):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
-from groundup.cli.main import ALIASES, VERBS, find
+from groundup.cli.main import ALIASES, VERBS
 from groundup.common.errors import InputError, near, one_line, user_path
 from groundup.common.files import CARD_FILE, KEPT_APART, PAGE_FILE, atomic_write, content_of, digest, files_of
 from groundup.common.options import what_is_read
@@ -39,7 +39,7 @@ class Stage:
 
     def read_as(self, option: str) -> str | None:
         """Return what an option names: a "file", a "dataset", a "model", or None for nothing that is read."""
-        return what_is_read(hints_of(find(VERBS[self.verb].settings))[option])
+        return what_is_read(hints_of(VERBS[self.verb].settings)[option])
 
     def references(self) -> Iterator[str]:
         """Yield the earlier stages that the options name, as in "{pretrain}/checkpoints"."""
@@ -126,7 +126,7 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
     for option in OF_THE_RUN:
         if option in spelt(options):
             raise InputError(f"{path}, stage {name}: `{option}` is set by `groundup run`: leave it out")
-    settings = settings_from(f"{path}, stage {name}", options, find(VERBS[verb].settings))
+    settings = settings_from(f"{path}, stage {name}", options, VERBS[verb].settings)
     return Stage(name, verb, {option: getattr(settings, option) for option in spelt(options)})
 
 

@@ -85,7 +85,7 @@ def _check_folder(stage: Stage, out: Path, ledger: Ledger) -> None:
 def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
     """Run one stage, or resume it if it was started with the same key."""
     _check_folder(stage, out, ledger)  # again: it may have come since
-    settings_class = find(VERBS[stage.verb].settings)
+    settings_class = VERBS[stage.verb].settings
     fields = {field.name for field in dataclasses.fields(settings_class)}
     folder, begun, started = out / stage.name, ledger.has_begun(stage), time.monotonic()
     shared = {"out": str(folder), "smoke": settings.smoke, "quiet": settings.quiet, "resume": begun}

@@ -22,7 +22,7 @@ import groundup.hub_upload
 import groundup.training.forecast
 import groundup.training.plan
 import groundup.training.run
-from groundup.cli.main import VERBS, find, main
+from groundup.cli.main import VERBS, main
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.settings import hints_of, parts_of
 
@@ -147,9 +147,9 @@ def typed(chance, verb, options):
 def by_command(chance, home):
     """A command line, perhaps with a file of settings."""
     verb = chance.choice(list(VERBS))
-    words = typed(chance, verb, draw(chance, find(VERBS[verb].settings), ODD))
+    words = typed(chance, verb, draw(chance, VERBS[verb].settings, ODD))
     if chance.random() < 0.2:
-        options = draw(chance, find(VERBS[verb].settings), ODD + ODD_VALUES[:20])
+        options = draw(chance, VERBS[verb].settings, ODD + ODD_VALUES[:20])
         text = yaml.safe_dump(options, allow_unicode=True)
         (home / "drawn.yaml").write_text(text if chance.random() < 0.9 else mangled(chance, text), encoding="utf-8")
         words += ["--config", "drawn.yaml"]
@@ -164,7 +164,7 @@ def by_recipe(chance, home):
             ["tokenizer", "prepare", "pretrain", "classify", "instruct", "evaluate", "export", "merge"]
         )
         name = chance.choice([verb, verb, "base", "../up", "", "a b"])
-        options = draw(chance, find(VERBS[verb].settings), ODD + ODD_VALUES[:20])
+        options = draw(chance, VERBS[verb].settings, ODD + ODD_VALUES[:20])
         if chance.random() < 0.8:
             options = {key: value for key, value in options.items() if key not in ("out", "resume", "smoke", "quiet")}
         stages[name] = options | ({"verb": verb} if name != verb else {})
@@ -178,7 +178,7 @@ def by_recipe(chance, home):
 def by_python(chance, home):
     """A call of a public function, with keywords or with settings."""
     name = chance.choice(PYTHON)
-    settings_class = find(VERBS[VERB_OF.get(name, name)].settings)
+    settings_class = VERBS[VERB_OF.get(name, name)].settings
     options = draw(chance, settings_class, ODD + ODD_VALUES)
 
     def call():
@@ -247,7 +247,7 @@ def test_drawn_smoke_runs_train_or_say_why_not_and_change_nothing_that_is_not_th
     chance, before, faults, ends = Random(9), files_under(sandbox), [], Counter()
     for number in range(SMOKE_CASES):
         verb = ("tokenizer", "prepare", "pretrain", "classify", "instruct", "evaluate")[number % 6]
-        options = draw(chance, find(VERBS[verb].settings), [])
+        options = draw(chance, VERBS[verb].settings, [])
         given_ = {"data": "rows.csv" if verb == "classify" else "asked.jsonl" if verb == "instruct" else "text.txt"}
         given_ |= {"model": "pretrained"} if verb == "evaluate" else {}
         given_ |= {"tokenizer": "pretrained"} if verb == "prepare" else {}

@@ -9,7 +9,7 @@ import pytest
 
 from groundup.cli import completion, doctor
 from groundup.cli.help import field_documents, verb_help
-from groundup.cli.main import VERBS, find, main
+from groundup.cli.main import VERBS, main
 
 
 @dataclass(kw_only=True)
@@ -60,7 +60,7 @@ def test_lines_stay_within_a_narrow_terminal(monkeypatch, capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_setting_of_every_verb_is_explained_and_every_example_is_its_own(verb):
-    settings = find(VERBS[verb].settings)
+    settings = VERBS[verb].settings
     assert {field.name for field in fields(settings)} == set(field_documents(settings))
     assert all(f"groundup {verb}" in example for example in VERBS[verb].example.splitlines())
 

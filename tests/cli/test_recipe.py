@@ -8,7 +8,7 @@ import pytest
 
 from groundup.cli import run
 from groundup.cli.chain_report import write_report
-from groundup.cli.main import VERBS, find, main
+from groundup.cli.main import VERBS, main
 from groundup.cli.recipe import Ledger, Stage, read_recipe
 from groundup.common.errors import InputError, Interrupted
 from groundup.common.options import what_is_read
@@ -47,12 +47,8 @@ def finish_all(ledger, stages):
 
 
 def test_the_minutes_of_a_stage_count_from_its_own_beginning(recipe, tmp_path, monkeypatch):
-    handed, find = [], run.find
-    monkeypatch.setattr(
-        run,
-        "find",
-        lambda path: find(path) if "settings" in path.lower() else lambda given, **more: handed.append(more),
-    )
+    handed = []
+    monkeypatch.setattr(run, "find", lambda _: lambda given, **more: handed.append(more))
     monkeypatch.setattr("groundup.cli.chain_report.show", lambda *_: None)
     run.run(RunSettings(recipe=str(recipe), out=str(tmp_path / "out"), quiet=True))
     assert handed == [{}] * 3  # no deadline of the whole: that of a stage begins with its call
@@ -148,7 +144,7 @@ READ = {
 
 def test_of_a_stage_only_what_it_reads_is_looked_up(recipe, tmp_path, monkeypatch):
     for name, verb in VERBS.items():
-        hints = hints_of(find(verb.settings))
+        hints = hints_of(verb.settings)
         assert {option: what_is_read(hint) for option, hint in hints.items()} == {o: READ.get(o) for o in hints}, name
     seen = []
     monkeypatch.setattr("groundup.cli.recipe.content_of", lambda name, kind="file": seen.append((name, kind)))
@@ -182,8 +178,7 @@ def test_what_a_stage_made_before_is_moved_aside_and_it_is_said(recipe, tmp_path
     (out / "tokenizer" / "tokenizer.json").write_text("of before")
     Ledger(out, smoke=False).begin(stage)
     (tmp_path / "text.txt").write_text("another text altogether")
-    find = run.find
-    monkeypatch.setattr(run, "find", lambda path: find(path) if "settings" in path.lower() else lambda given: None)
+    monkeypatch.setattr(run, "find", lambda _: lambda given: None)
     run._do(stage, out, Ledger(out, smoke=False), RunSettings(recipe="x"))
     aside = out / "tokenizer.old-1"
     assert (aside / "tokenizer.json").read_text() == "of before"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import groundup.common.output as output_module
-from groundup.cli.main import VERBS, find
+from groundup.cli.main import VERBS
 from groundup.common.errors import InputError
 from groundup.common.output import GOING_ON, STATE, claim, given_folder, is_begun, require_unused, tidy
 from groundup.common.settings import hints_of
@@ -285,7 +285,7 @@ def test_of_commands_that_begin_at_once_in_one_folder_one_has_it(tmp_path):
 
 
 def test_only_verbs_that_go_on_are_named_as_the_maker_of_a_folder(tmp_path):
-    assert {name for name, verb in VERBS.items() if "resume" in hints_of(find(verb.settings))} == set(GOING_ON)
+    assert {name for name, verb in VERBS.items() if "resume" in hints_of(verb.settings)} == set(GOING_ON)
     for maker, said in [
         ("prepare", "resume it with that verb"),
         ("export", "did not write"),

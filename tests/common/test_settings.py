@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundup.cli.main import VERBS, find, main, parse
+from groundup.cli.main import VERBS, main, parse
 from groundup.cli.recipe import read_recipe
 from groundup.common.errors import InputError
 from groundup.common.settings import SettingError, checked, hints_of, parts_of, wanted_by
@@ -32,7 +32,7 @@ NEVER = {  # values that no setting of such a type may have, whatever its range
 
 def every_setting():
     for verb, entry in VERBS.items():
-        for name, hint in hints_of(find(entry.settings)).items():
+        for name, hint in hints_of(entry.settings).items():
             yield verb, name, hint
 
 
@@ -50,14 +50,14 @@ def bad_values(hint):
 def test_no_setting_of_any_verb_takes_what_its_type_and_range_exclude(verb, name, hint):
     for value in bad_values(hint):
         with pytest.raises(SettingError) as error:
-            find(VERBS[verb].settings)(**{name: value})
+            VERBS[verb].settings(**{name: value})
         message = str(error.value)
         assert message.startswith(f"{name} ") and message.count("\n") == 0 and "is wanted" in message, value
 
 
 @pytest.mark.parametrize(("verb", "name", "hint"), every_setting())
 def test_the_default_of_every_setting_is_allowed_and_has_its_type(verb, name, hint):
-    value = getattr(find(VERBS[verb].settings)(), name)
+    value = getattr(VERBS[verb].settings(), name)
     assert checked(name, value, hint) == value
 
 
@@ -135,7 +135,7 @@ def test_numbers_may_stand_with_commas_in_one_word():
     for verb, option, word in (("evaluate", "num_fewshot", "0,1,2"), ("instruct", "split", "0.85,0.1,0.05")):
         numbers = [float(part) for part in word.split(",")]
         for spelling in (word, f"[{word}]", numbers if option == "split" else [0, 1, 2]):
-            assert getattr(find(VERBS[verb].settings)(**{option: spelling}), option) == numbers
+            assert getattr(VERBS[verb].settings(**{option: spelling}), option) == numbers
         assert getattr(parse(verb, [f"--{option.replace('_', '-')}", word]), option) == numbers
 
 
@@ -151,7 +151,7 @@ LISTS = [(verb, name) for verb, name, hint in every_setting() if parts_of(hint)[
 
 @pytest.mark.parametrize(("verb", "name"), LISTS)
 def test_the_command_line_replaces_a_list_of_the_file_and_collects_its_own(verb, name, tmp_path):
-    choices = parts_of(parts_of(hints_of(find(VERBS[verb].settings))[name])[1])
+    choices = parts_of(parts_of(hints_of(VERBS[verb].settings)[name])[1])
     a, b, c = {int: (1, 2, 3), float: (0.5, 0.25, 0.125)}.get(choices[0], ("x", "y", "z"))
     if choices[1]:  # a choice of words
         a, b, c = choices[1][:3]
