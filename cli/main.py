@@ -314,44 +314,19 @@ def read_config(path: Path, settings_class: type) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The verb `completion`: a shell script, built from the settings, that completes verbs, options and choices
 
-# zsh runs bash's completion through its own compatibility layer.
-_BASH = """\
-_groundup() {{
-  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" verb="${{COMP_WORDS[1]}}" offered=""
-  COMPREPLY=()
-  if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W "{verbs}" -- "$word"))
-    return
-  fi
-  case "$verb $before" in
-{choices}
-  esac
-  if [ -n "$offered" ]; then
-    COMPREPLY=($(compgen -W "$offered" -- "$word"))
-    return
-  fi
-  case "$word" in
-    -*)
-      case "$verb" in
-{options}
-      esac
-      COMPREPLY=($(compgen -W "$offered" -- "$word")) ;;
-  esac
-}}
-complete -o default -F _groundup groundup
-"""
-_SCRIPTS = {"bash": _BASH, "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + _BASH, "fish": ""}
+_ZSH = "autoload -U +X bashcompinit && bashcompinit\n"  # runs bash's script through zsh's own compatibility layer
 
 
 @verb(verbs.CompletionSettings)
 def completion(settings: verbs.CompletionSettings) -> str:
     """Print the completion script of a shell, and return it."""
-    script = _fish() if settings.shell == "fish" else _bash(_SCRIPTS[settings.shell])
+    scripts = {"bash": _bash, "zsh": lambda: _ZSH + _bash(), "fish": _fish}
+    script = scripts[settings.shell]()
     print(script, end="")
     return script
 
 
-def _bash(template: str) -> str:
+def _bash() -> str:
     options = [f"        {name}) offered='{' '.join(_options(name))}' ;;" for name in VERBS]
     choices = [
         f"    '{name} {option}') offered='{' '.join(values)}' ;;"
@@ -359,7 +334,11 @@ def _bash(template: str) -> str:
         for option, values in _options(name).items()
         if values
     ]
-    return template.format(verbs=" ".join(VERBS), options="\n".join(options), choices="\n".join(choices))
+    script = (Path(__file__).parent / "completion.bash").read_text(encoding="utf-8")
+    filled = {"@VERBS@": " ".join(VERBS), "@CHOICES@": "\n".join(choices), "@OPTIONS@": "\n".join(options)}
+    for mark, words in filled.items():
+        script = script.replace(mark, words)
+    return script
 
 
 def _fish() -> str:

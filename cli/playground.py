@@ -12,10 +12,9 @@ from typing import Any
 from groundup.cli.inspection import Lens
 from groundup.cli.page import Player, build_page, gr
 from groundup.common.console import say
-from groundup.common.errors import InputError, user_path
+from groundup.common.errors import InputError, names_of, user_path
 from groundup.common.settings import verb
 from groundup.common.verbs import PlaygroundSettings
-from groundup.evaluation.parts import names_of
 from groundup.inference.generation import lay_out_for_decoding
 from groundup.inference.loading import load_model
 from groundup.inference.writing import can_converse

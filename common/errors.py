@@ -3,9 +3,10 @@
 import contextlib
 import difflib
 import errno
+import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 _NUMPY_WROTE_LESS = re.compile(r"\d+ requested and \d+ written")
@@ -97,3 +98,15 @@ def public_name(source: str) -> str:
     """Return a name that says no more of a path than its last part; a name on the Hub stays whole."""
     path = user_path(source)
     return printable(path.resolve().name if path.exists() or path.is_absolute() else source)
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """Return a name for each source, with the folder above where two would be the same, then with a number."""
+    short = [public_name(source) for source in sources]
+    names: list[str] = []
+    for name, source in zip(short, sources):
+        if short.count(name) > 1:
+            name = f"{user_path(source).resolve().parent.name}/{name}"
+        numbered = (f"{name} ({number})" for number in itertools.count(2))
+        names.append(name if name not in names else next(other for other in numbered if other not in names))
+    return names

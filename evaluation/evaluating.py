@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
-from groundup.common.errors import InputError, Interrupted, public_name, user_path
+from groundup.common.errors import InputError, Interrupted, names_of, public_name, user_path
 from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, content_of, digest, sha256_of
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
@@ -40,7 +40,7 @@ from groundup.evaluation.language import (
 )
 from groundup.evaluation.likelihood import Windows
 from groundup.evaluation.metrics_json import TRAINED, read_metrics, summary_table, write_metrics
-from groundup.evaluation.parts import VERB, Key, Part, Parts, names_of
+from groundup.evaluation.parts import VERB, Key, Part, Parts
 from groundup.evaluation.report import write_page
 from groundup.inference.folder import require_next_token
 from groundup.inference.loading import load_model

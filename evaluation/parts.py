@@ -6,14 +6,13 @@ OUT/metrics.json     at the end
 """
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, Interrupted, is_disk_full, public_name, user_path
+from groundup.common.errors import InputError, Interrupted, is_disk_full
 from groundup.common.files import METRICS_FILE, RECIPE_FILE, atomic_write, digest, remove
 from groundup.common.settings import (
     default_of,
@@ -160,15 +159,3 @@ def _refuse_unused(settings: EvaluateSettings) -> None:
             if is_asked and not getattr(settings, needed):
                 name = option.name.replace("_", "-")
                 raise InputError(f"--{name} has nothing to do without --{needed}: add that, or leave --{name} out")
-
-
-def names_of(sources: Sequence[str]) -> list[str]:
-    """Return a name for each source, with the folder above where two would be the same, then with a number."""
-    short = [public_name(source) for source in sources]
-    names: list[str] = []
-    for name, source in zip(short, sources):
-        if short.count(name) > 1:
-            name = f"{user_path(source).resolve().parent.name}/{name}"
-        numbered = (f"{name} ({number})" for number in itertools.count(2))
-        names.append(name if name not in names else next(other for other in numbered if other not in names))
-    return names

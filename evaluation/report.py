@@ -28,29 +28,8 @@ from groundup.evaluation.metrics_json import (
     title,
 )
 
+_STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 _COLOURS = ("#2171b5", "#d94801", "#238b45", "#6a51a3", "#636363")
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; min-width: 9rem; }
-.text th:nth-child(2), .text td:nth-child(2) { text-align: left; min-width: 9rem; }
-td:nth-child(n+2) { white-space: nowrap; }
-.text td:nth-child(2) { white-space: normal; }
-.words th, .words td { text-align: left; white-space: normal; min-width: 6rem; }
-.words td { overflow-wrap: anywhere; }
-pre { background: #f5f5f5; padding: .75rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-pre b { color: #2171b5; }
-svg { max-width: 100%; height: auto; }
-.note { color: #666; }
-@media (max-width: 40rem) {
-  th, td { padding: .25rem .35rem; }
-  th:first-child, td:first-child { min-width: 6rem; max-width: 8rem; }
-  .text th:nth-child(2), .text td:nth-child(2) { min-width: 5rem; max-width: 6rem; overflow-wrap: anywhere; }
-  .text td:nth-child(n+3) { white-space: normal; min-width: 5.5rem; }
-}
-"""
 
 
 def write_page(folder: Path) -> Path:
@@ -82,7 +61,7 @@ _PAGE = Markup("""<!DOCTYPE html>
 
 def document(title: str, body: Markup) -> str:
     """Return a whole page in HTML, with its style inside, around `body`."""
-    return str(_PAGE.format(title=title, style=Markup(_STYLE), body=body))
+    return str(_PAGE.format(title=title, style=Markup("\n" + _STYLE), body=body))
 
 
 def sections(metrics: dict[str, Any], level: int = 2) -> Markup:

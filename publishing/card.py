@@ -40,38 +40,8 @@ from groundup.evaluation.metrics_json import (
 )
 from groundup.inference.folder import auto_class_of, overrides_of, read_json
 
-_CODE = Template(
-    """\
-{% if base %}
-from peft import PeftModel
-{% endif %}
-from transformers import {{ kind.auto_class }}, AutoTokenizer{{ ", GenerationConfig" if kind.has_ends }}
-
-path = {{ path }}{{ "  # this folder, or the name of its repository on the Hub" if is_here }}
-{% if base %}
-base = {{ base }}
-{% endif %}
-{# Said outright, or transformers asks the user about the model's code when it loads a tokenizer without any. #}
-tokenizer = AutoTokenizer.from_pretrained({{ "path" if kind.has_tokenizer else "base" }}{{ distrust }})
-model = {{ kind.auto_class }}.from_pretrained({{ "base" if base else "path" }}{{ told }}{{ trust }})
-{% if base and kind.has_tokenizer %}
-{# An adapter that came with tokens of its own has rows for them, which its base must have room for. #}
-if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-{% endif %}
-{% if kind.has_ends %}
-{# It ends its texts where it was trained to, which may be elsewhere than its base does. #}
-model.generation_config = GenerationConfig.from_pretrained(path)
-{% endif %}
-{% if base %}
-model = PeftModel.from_pretrained(model, path)
-{% endif %}
-
-{{ then }}
-""",
-    trim_blocks=True,
-    keep_trailing_newline=True,
-)
+_TEMPLATE = (Path(__file__).parent / "card_code.jinja").read_text(encoding="utf-8")
+_CODE = Template(_TEMPLATE, trim_blocks=True, keep_trailing_newline=True)  # loads a model and uses it once
 
 _TRUST = """
 `trust_remote_code=True` runs the modeling files that lie beside the {whose}weights: read them first. With the package

@@ -94,7 +94,7 @@ def test_the_wheel_holds_the_package_and_nothing_else_and_works_where_it_is_inst
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", wheel, archive], check=True)
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"groundup/{path.relative_to(ROOT)}" for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-    data = ("recipes/*.yaml", "evaluation/tasks/*", "cli/*.css", "cli/*.html", "cli/*.js")
+    data = ("recipes/*.yaml", "evaluation/tasks/*", "cli/*.*[!y]", "evaluation/*.css", "publishing/*.jinja")
     expected |= {f"groundup/{path.relative_to(ROOT)}" for pattern in data for path in ROOT.glob(pattern)}
     expected |= {f"groundup/{name}" for name in ("__init__.py", "__main__.py", "hub_upload.py", "py.typed")}
     assert {name for name in names if ".dist-info/" not in name} == expected

@@ -9,14 +9,14 @@ import pytest
 
 from groundup.cli.main import main
 from groundup.cli.recipe import find_recipe, read_recipe
-from groundup.common.errors import InputError, Interrupted
+from groundup.common.errors import InputError, Interrupted, names_of
 from groundup.common.files import sha256_of
 from groundup.common.settings import read_yaml
 from groundup.evaluation import evaluating
 from groundup.evaluation.benchmarks import documents
 from groundup.evaluation.evaluating import evaluate
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.parts import Key, Parts, names_of
+from groundup.evaluation.parts import Key, Parts
 from groundup.tokenization.folder import save_tokenizer
 
 
