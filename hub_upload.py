@@ -35,7 +35,7 @@ def publish(settings: PublishSettings) -> Pushed | None:
     Takes a `PublishSettings` or its fields by keyword.
 
     Raises:
-        InputError: for a checkpoint that does not pass the gate, naming each failure with its mend, and for what is
+        InputError: for a checkpoint that does not pass the gate, naming each fault with its fix, and for what is
             wrong with the name, the token or its rights.
         Unavailable: where the Hub failed. The repository has all of it or nothing of it, never a part.
     """
@@ -115,7 +115,7 @@ def _push(parcel: Parcel, target: Target, message: str | None) -> Pushed:
 
 
 def _listing(parcel: Parcel, target: Target) -> str:
-    """Return what goes, what stays, and what the clean process said."""
+    """Return a summary: the files that are sent, those that are left out, and the result of the clean process."""
     lines = [f"to {target.repo_id}:", *(f"  {size:>13,} bytes  {name}" for name, size in parcel.files.items())]
     if parcel.left_out:
         lines.append(f"left out: {', '.join(parcel.left_out)}")

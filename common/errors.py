@@ -1,4 +1,4 @@
-"""Read a path as the user meant it, suggest the name nearest to a wrong one, and tell the kinds of error apart."""
+"""Define the kinds of error, read paths as the user meant them, and suggest the nearest name for a wrong one."""
 
 import contextlib
 import difflib
@@ -71,7 +71,7 @@ class Unavailable(Exception):  # noqa: N818 (the others here are named after wha
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that the user means: the text as it stands where something lies there, else with `~` for a home.
+    """Return the path that the user means: the text itself if something has that name, else the text with `~` expanded.
 
     Raises `InputError` for what cannot be a path at all: a name that is too long, or one with a NUL.
     """
@@ -89,7 +89,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def printable(name: str) -> str:
-    """Return a name as it can stand in one line of a message or a recipe: no line ends, no bytes that are not UTF-8."""
+    """Return a name that fits on one line of a message or a recipe: line ends and bytes not in UTF-8 are escaped."""
     text = os.fsencode(name).decode(errors="replace") if not name.isascii() else name
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 

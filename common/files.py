@@ -237,7 +237,7 @@ def _named_in(path: Path) -> Iterator[Any]:
 
 
 def _commit_of(name: str, kind: str) -> str | None:
-    """Return the commit that a name on the Hub stands for, None where neither the Hub nor its cache knows it."""
+    """Return the commit of a name on the Hub, None if neither the Hub nor its cache knows it."""
     from huggingface_hub import HfApi, constants  # a second that a recipe of files alone need not wait for
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.file_download import repo_folder_name

@@ -81,7 +81,7 @@ class OutputFolder(contextlib.AbstractContextManager["OutputFolder"]):
 
     @contextlib.contextmanager
     def filled(self) -> Iterator[Path]:
-        """Yield an empty folder; on leaving, sync it and move what is in it up, what makes it a whole one last.
+        """Yield an empty folder; on leaving, sync it and move its content up, the files that make it loadable last.
 
         An error inside leaves the folder as it was. Raises `InputError` where the name of a file is taken by then.
         """
@@ -282,7 +282,7 @@ def tidy(folder: Path) -> None:
 
 
 def holds_nothing(folder: Path) -> bool:
-    """Return whether there is nothing in a folder, or no more than a killed command leaves before its first file."""
+    """Return whether a folder is empty, or holds only what a killed command leaves before its first file."""
     state = folder / STATE
     return folder.is_dir() and all(entry == state for entry in folder.iterdir()) and not (state / "whole").exists()
 
@@ -299,9 +299,9 @@ def require_unused(folder: Path) -> None:
 
 
 def move_up(source: Path, folder: Path, replaced: Container[str] = ()) -> None:
-    """Move all that is in `source` up into `folder`, what makes it a whole one last.
+    """Move everything in `source` up into `folder`, the files that make it loadable last.
 
-    What somebody put there under such a name meanwhile is kept under another, but for names in `replaced`.
+    A file that somebody else put there meanwhile is kept under another name, except for names in `replaced`.
     """
     for name in _in_order(source):
         target = folder / name

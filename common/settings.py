@@ -33,7 +33,7 @@ class Deadline:
     minutes: float | None = None
 
     def after(self, minutes: float | None) -> "Deadline":
-        """Return the end of a budget of so many minutes with the same beginning."""
+        """Return the end of a budget of `minutes` with the same beginning."""
         return dataclasses.replace(self, minutes=minutes)
 
     def seconds_left(self, reserved: float = 0.0) -> float | None:
@@ -157,7 +157,7 @@ def _validator(hint: Any) -> Any:
 
 
 def _read(value: Any, hint: Any) -> Any:
-    """Return what a value is meant to be: numpy's and pathlib's types as Python's, text as what it spells."""
+    """Return a value in Python's own types: numpy's and pathlib's are converted, and text becomes what it spells."""
     kind, inner, _ = parts_of(hint)
     if value is None or isinstance(value, bool):
         return value
@@ -291,7 +291,7 @@ def write_yaml(path: Path, values: dict[str, Any]) -> None:
 
 
 class _EachKeyOnce(yaml.SafeLoader):
-    """Refuse a key that stands twice in a mapping, of which PyYAML would keep the last in silence."""
+    """Refuse a key that occurs twice in a mapping; PyYAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping of a node. Raises `ConstructorError` where it has a key twice."""

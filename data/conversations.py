@@ -1,6 +1,6 @@
 """Read instructions and conversations, in all forms in which people share them, as messages of role and content.
 
-Which columns a form reads is decided by their names, and what is not read is said. Everything that would train a model
+The names of the columns decide which are read, and those that are not are printed. Everything that would train a model
 on nothing, or on the wrong thing, is an error or is counted and said.
 """
 
@@ -123,11 +123,11 @@ class Form:
 
     @property
     def unread(self) -> dict[str, list[str]]:
-        """Return the keys that stood in some messages and were not read."""
+        """Return the keys that occurred in messages and were not read."""
         return {"message_keys_not_read": sorted(self.unread_keys)} if self.unread_keys else {}
 
     def messages(self, row: Row, joint: str) -> list[Message]:
-        """Return the messages of a row; `joint` stands between an instruction and its input.
+        """Return the messages of a row; `joint` separates an instruction from its input.
 
         Raises `NoText` if one of them holds something else, and `InputError` (without the row) for what is no message.
         """
@@ -232,7 +232,7 @@ def _weighed(role: str, content: str | None, weight: Any) -> Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of which the last is the assistant's, and the family of tasks to which they belong, if any."""
+    """Messages that end with the assistant's answer, and the family of tasks to which they belong, if any."""
 
     messages: list[Message]
     family: str = ""
@@ -325,7 +325,7 @@ def load_conversations(
 
     Args:
         data: files, folders, globs, Hub datasets of rows; or `instruction-tasks`, perhaps with `:family,family`.
-        input_joint: what stands between an instruction and its input.
+        input_joint: what separates an instruction from its input.
         held_out: take of `instruction-tasks` the rows to test on.
 
     Raises:

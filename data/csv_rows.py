@@ -226,9 +226,9 @@ def _ragged(fit: _Fit, name: str) -> InputError:
 
 
 def _doubt_of(header: list[str], rows: list[list[str]], name: str) -> str | None:
-    """Return why the header may be a row: a label stands over such labels. It may still be the name of a column.
+    """Return why the header may be a row: it has a label above the same labels. It may still be the name of a column.
 
-    Raises `InputError` where it is one: a number stands over numbers.
+    Raises `InputError` if it certainly is one: it has a number above numbers.
     """
     doubt = None
     for field, column in zip(header, zip(*rows)):

@@ -70,7 +70,7 @@ class Part:
         raise NotImplementedError
 
     def contents(self, chosen: range) -> Iterator[Content]:
-        """Yield the documents of the numbers `chosen`."""
+        """Yield the documents numbered `chosen`."""
         raise NotImplementedError
 
     def pieces(self, chosen: range) -> Iterator[Piece]:
@@ -88,7 +88,7 @@ class Texts(Part):
         return len(self._contents)
 
     def contents(self, chosen: range) -> Iterator[Content]:
-        """Return the documents of the numbers `chosen`."""
+        """Return the documents numbered `chosen`."""
         return (self._contents[number] for number in chosen)
 
 
@@ -111,7 +111,7 @@ class Rows(Part):
         return self._length
 
     def contents(self, chosen: range) -> Iterator[Content]:
-        """Yield the documents of the numbers `chosen`."""
+        """Yield the documents numbered `chosen`."""
         for array in self._slices(chosen):
             for text in array:
                 yield memoryview(text.as_buffer())
@@ -129,7 +129,7 @@ class Rows(Part):
                 yield from pieces_of(memoryview(text.as_buffer()))
 
     def _slices(self, chosen: range) -> "Iterator[pa.Array]":
-        """Yield the texts of the numbers `chosen` in arrays, none empty; read no further than the last of them."""
+        """Yield the texts numbered `chosen` in arrays, none of them empty; read no further than the last one."""
         begin = 0
         for array in self._arrays():
             end = begin + len(array)
@@ -178,7 +178,7 @@ class Documents:
         return Documents([self, others])
 
     def contents(self, chosen: range | None = None) -> Iterator[Content]:
-        """Yield the UTF-8 of each document, or of those of the numbers `chosen`."""
+        """Yield the UTF-8 bytes of each document, or of those numbered `chosen`."""
         for part, inside in self._shares(chosen):
             yield from part.contents(inside)
 
@@ -260,7 +260,7 @@ def pieces_of(content: Content) -> Iterator[Piece]:
 
 
 def inside_of(numbers: range, begin: int, end: int) -> range:
-    """Return those of `numbers` from `begin` up to `end`, counted from `begin`."""
+    """Return the part of `numbers` from `begin` up to `end`, counted from `begin`."""
     step = numbers.step
     first = max(0, -(-(begin - numbers.start) // step))
     last = max(first, min(len(numbers), -(-(end - numbers.start) // step)))

@@ -1,4 +1,4 @@
-"""Encode labelled texts and conversations as rows of ids, with what is to be learnt: a label, or what was answered.
+"""Encode labelled texts and conversations as rows of ids with their targets: a label, or the tokens of the answers.
 
 texts ──encode_examples──> ExampleRows ──deal──> batches in which little is padding
 conversations ──chat template──> segments ──encode_conversations──> ConversationRows ──deal──> batches

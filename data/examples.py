@@ -68,7 +68,7 @@ def load_examples(
 
     A name is a table (JSON, CSV, TSV, Parquet; packed or not), a folder or glob of them, a Hub dataset, a text file of
     lines `label TAB text` without a header, or the built-in task `library-areas`. Rows without a label are left out
-    and counted. The columns read are said, and stand in the row of each source.
+    and counted. The columns that are read are printed and recorded in the row of each source.
 
     Args:
         columns: the columns of text and label that the user named; the others are found.
@@ -142,7 +142,7 @@ def _told_apart(labels: Sequence[str]) -> str:
 
 
 def _parts(label: str) -> set[str]:
-    """Return the labels of which a label with separators is made, if there are at least two."""
+    """Return the parts of a label with separators if there are at least two, else none."""
     parts = {part.strip() for part in _SEPARATOR.split(label.strip("[]"))}
     return parts if len(parts) > 1 else set()
 
@@ -329,6 +329,6 @@ def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[Places, 
 
 
 def also_in(texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Return (N,) whether each text also stands among `others`, capitals and white space aside."""
+    """Return whether each text also occurs in `others`, (N,); case and white space do not count."""
     known = {same_text(text) for text in others}
     return np.array([same_text(text) in known for text in texts], bool)

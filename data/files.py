@@ -1,4 +1,4 @@
-"""Find, unpack and check the files that a name of `--data` stands for.
+"""Find, unpack and check the files that a value of `--data` names.
 
 What exists is itself, whatever its name; only what does not exist is a pattern. Nothing is passed over silently: files
 of other kinds, hidden files and links that lead nowhere are counted. Unpacked files go to the cache of `datasets`,
@@ -54,7 +54,7 @@ Named = tuple[Path, str]  # a file, or the folder of a saved dataset, and its na
 
 
 def list_files(item: str) -> list[Named]:
-    """Return the files that a file name, a folder or a glob stands for, sorted by name.
+    """Return the files that a file name, a folder or a glob names, sorted by name.
 
     Pass over and count files of other kinds in a folder, and under a glob that leaves the ending open. Raises
     `InputError` if there is nothing to read.
@@ -276,7 +276,7 @@ def check_text(path: Path, name: str) -> None:
 
 
 def _format_of(start: bytes) -> str | None:
-    """Return what a file is that begins so, and what to do about it; None for what may be text."""
+    """Return the format of a file that starts with these bytes and what to do about it; None if it may be text."""
     place, mark = _TAR
     if start[place] == mark:
         return "a tar archive: unpack it first"

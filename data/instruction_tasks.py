@@ -205,7 +205,7 @@ def _translation(of: str, into: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of task: its instances, how it is asked for, and rows for training, as far as there are so many."""
+    """A kind of task: its instances, its phrasings, and the most rows for training."""
 
     instances: Callable[[random.Random], Iterator[Instance]]
     phrasings: tuple[str, ...]
@@ -250,7 +250,7 @@ def is_tasks(name: str) -> bool:
 
 
 def families_of(name: str) -> Sequence[str]:
-    """Return the families that a name of `--data` stands for. Raises `InputError` for an unknown one."""
+    """Return the families that a value of `--data` names. Raises `InputError` for an unknown one."""
     chosen = name.partition(":")[2].split(",") if ":" in name else list(FAMILIES)
     for family in chosen:
         if family not in FAMILIES:

@@ -1,7 +1,7 @@
 """Read JSON and JSONL a row at a time, and keep each cell of a table as it was written; an error names its line.
 
 A library that finds a type for a column turns the one number among forty texts into forty JSON texts, 007 into 7 and a
-large number into another. Here each cell is decoded alone, whatever stands in the other rows.
+large number into another. Here each cell is decoded alone, whatever the other rows hold.
 """
 
 import json
@@ -28,7 +28,7 @@ Row = dict[str, Cell]
 
 
 class Number(str):
-    """A number or a time as it stands in the file, `1.0` or `007`: it can be read as text but was none."""
+    """A number or a time as it is written in the file, `1.0` or `007`: it can be read as text but was none."""
 
     __slots__ = ()
 
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def written(cell: Cell) -> str | None:
-    """Return the text of a cell that holds a single value, as it stands in the file; None for a gap.
+    """Return the text of a cell that holds a single value, as it is written in the file; None for a gap.
 
     Raises `ValueError`, saying what the cell holds, for a list or the like.
     """

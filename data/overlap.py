@@ -1,6 +1,6 @@
-"""Find held-out text that also stands in the training text, verbatim or nearly: by hashes, in flat memory.
+"""Find held-out text that also occurs in the training text, verbatim or nearly: by hashes, in flat memory.
 
-Of a text only letters and digits count, capitals aside. Every stretch of `WINDOW` of them has a hash, and a sample of
+Only the letters and digits of a text count, without case. Every stretch of `WINDOW` of them has a hash, and a sample of
 the hashes, the same for both texts because a hash itself decides (Broder 1997, section 4), says how much of a document
 the other text has. That takes no words: it holds for scripts without blanks, and for code.
 """
@@ -96,7 +96,7 @@ class KnownText:
         save_file({"wholes": self.wholes, "windows": self.windows, "every": every}, path)
 
     def apart(self, documents: Documents) -> Apart:
-        """Tell the documents, and of long ones the passages, that stand in this text from those that do not."""
+        """Tell the documents (and the passages of long ones) that occur in this text from those that do not."""
         kept: list[tuple[int, int, int]] = []
         count = copies = all_bytes = fresh_bytes = 0
         unit = "documents"
@@ -211,7 +211,7 @@ def _sorted(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def _is_in(known: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Return whether each hash stands among sorted ones."""
+    """Return whether each hash is among the sorted ones."""
     if not len(known):
         return np.zeros(len(hashes), bool)
     places = np.searchsorted(known, hashes).clip(max=len(known) - 1)

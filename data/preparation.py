@@ -315,7 +315,7 @@ def _corpus(settings: TokenizerSettings | PrepareSettings, share: Share | None =
 
 
 def _recipe(name: str, settings: TokenizerSettings | PrepareSettings, corpus: Corpus) -> dict[str, Any]:
-    """Return what was asked for and from what it was made, with names of files but no folders of this machine."""
+    """Return the settings and the sources, with names of files but no folders of this machine."""
     values = dataclasses.asdict(settings) | {"data": [public_name(item) for item in settings.data], "out": None}
     if isinstance(settings, PrepareSettings) and settings.tokenizer:
         values |= {"tokenizer": public_name(settings.tokenizer), "resume": False, "quiet": False}

@@ -227,7 +227,7 @@ def sample_texts(documents: Documents, limit: int) -> Iterator[str]:
 
 
 def find_files(item: str, once: Once | None = None) -> list[Source]:
-    """Find the readable files that a file name, a folder or a glob stands for, sorted by name and unpacked.
+    """Find the readable files that a file name, a folder or a glob names, sorted by name and unpacked.
 
     In a folder, and under a glob that leaves the ending open, files of other kinds are passed over and counted. What
     `once` has seen is left out.
@@ -239,7 +239,7 @@ def find_files(item: str, once: Once | None = None) -> list[Source]:
 def tables_of(sources: list[Source], item: str, texts: Sequence[str] = TEXT_KINDS) -> list[Source]:
     """Leave out texts of these kinds if there are tables beside them, such as a folder's README.md.
 
-    Say how many they are. Where there are no tables all stay.
+    Print how many they are. Without tables all of them stay.
     """
     tables = [source for source in sources if source.kind not in texts]
     if not tables or len(tables) == len(sources):
@@ -290,7 +290,7 @@ def _read_file(source: Source, text_column: str | None) -> tuple[Part, dict[str,
 
 
 def _doubt_of(source: Source) -> str | None:
-    """Return how a text is read that may be meant as something else, None for any other."""
+    """Return a warning for a file that is read as text but may be meant as something else, else None."""
     with source.plain.open("rb") as file:
         start = file.read(_START_BYTES).decode(errors="ignore").removeprefix("\ufeff").lstrip()
     if start[:1] == "{" and _is_object(start.split("\n")[0]):

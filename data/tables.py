@@ -90,7 +90,7 @@ def check_column(option: str, column: str | None, table: Table) -> None:
 
 
 def described(table: Table) -> str:
-    """Return what columns there are and what they hold, for a message."""
+    """Return the columns and the types of their cells, for a message."""
     columns = []
     for column in table.column_names:
         kinds = sorted(KINDS.get(kind, kind.__name__) for kind in table.kinds(column))

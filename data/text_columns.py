@@ -1,6 +1,6 @@
 """Find the column of a table that is the text to learn from, say which it is, and give its texts as documents.
 
-Identifiers, JSON in a text and numbers are never taken for text unasked. Of a conversation what is said in it is read.
+Identifiers, JSON in a text and numbers are never taken for text unasked. Of a conversation the messages are read.
 The texts of files that are decoded row by row are kept in the cache, named by content.
 """
 
@@ -45,7 +45,7 @@ _NO_TEXT_NAMES = re.compile(
 
 
 def columns_read(read: Mapping[str, str], table: Table) -> dict[str, Any]:
-    """Return what a recipe keeps of the columns of a table: which were read, for what, and which were not.
+    """Return what a recipe records about the columns of a table: which were read as what, and which were not.
 
     `read` is the column of each thing, such as `{"text": "body"}`.
     """
@@ -101,7 +101,7 @@ def find_text_column(table: Table, without: Sequence[str] = ()) -> str:
 
 
 def conversation_text(cell: Cell) -> str | None:
-    """Return what is said in a conversation, message by message with blank lines between; None for another cell.
+    """Return the messages of a conversation as one text, separated by blank lines; None for any other cell.
 
     It may be written as JSON, as in CSV it must be.
     """

@@ -72,7 +72,7 @@ class TokenStream:
 
     @classmethod
     def joined(cls, streams: "Sequence[TokenStream]") -> "TokenStream":
-        """Join streams of the same tokenizer; where two meet, one end of text stands for both."""
+        """Join streams of the same tokenizer; where two meet, only one end of text is kept."""
         first, *others = streams
         shards = [*first.shards]
         for each in others:
@@ -89,7 +89,7 @@ class TokenStream:
 
     @functools.cached_property
     def counts(self) -> npt.NDArray[np.int64]:
-        """Count how often each id stands in the stream, shape (highest id + 1,)."""
+        """Count how often each id occurs in the stream, shape (highest id + 1,)."""
         counts = np.zeros(0, np.int64)
         for start in range(0, len(self), READ_TOKENS):
             more = np.bincount(self.read(start, start + READ_TOKENS), minlength=len(counts))
@@ -166,7 +166,7 @@ def _encode(
 ) -> Iterator[tuple[int, list[int], int]]:
     """Yield batches of pieces from piece `first` on: the number of the first piece, the ids, the bytes of text.
 
-    The id `end_of_text` stands before the first document and after each.
+    The id `end_of_text` comes before the first document and after each one.
     """
 
     def encode(batch: list[Piece]) -> tuple[list[Piece], list[Encoding]]:

@@ -178,7 +178,7 @@ class _Waiting:
         return bool(self._there)
 
     def add(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], are_whole: bool) -> None:
-        """Add stretches, except those of length 0. Of two of the same length the first is taken first."""
+        """Add stretches, except those of length 0. Stretches of the same length are taken in their order."""
         order = np.argsort(lengths[::-1], kind="stable")  # backwards, because the last is popped first
         starts, lengths = starts[::-1][order], lengths[::-1][order]
         found, at = np.unique(lengths, return_index=True)

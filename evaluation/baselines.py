@@ -33,7 +33,7 @@ def unigram_score(
     special_ids: Collection[int],
     token_bytes: TokenBytes | None = None,
 ) -> LanguageScore:
-    """Score a text by how often each token stands in the training text, add-one smoothed.
+    """Score a text by how often each token occurs in the training text, with add-one smoothing.
 
     The same text tokens count as in `score_stream`; the probability is shared among the text tokens alone.
     """
@@ -144,7 +144,7 @@ def xz_bits_per_byte(texts: Iterable[str], primed_with: Iterable[str] | None = N
 
     The documents are joined by one line feed each. Alone, xz's own frame is part of the compressed size. With
     `primed_with`, the training text, the size is what the documents add to the compressed training text, which shows
-    how much of them stands there already. The divisor is the documents' bytes without the joining line feeds.
+    how much of them it already contains. The divisor is the documents' bytes without the joining line feeds.
     """
     # The last of the training documents, as many as fit, and at least one.
     kept: deque[tuple[str, int]] = deque()

@@ -90,7 +90,7 @@ def run_task(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> TaskResult:
-    """Run one task, or all of a group, with so many examples before each question.
+    """Run one task, or all of a group, with `num_fewshot` examples before each question.
 
     `limit` takes only the first rows of each task. Measures that choose get a baseline: chance among the choices, or
     the most frequent answer. Raises `RuntimeError` where an answer is longer than the context, and what
@@ -127,7 +127,7 @@ def run_task(
 
 
 def _cut_off(lm: HFLM, samples: list[dict[str, Any]]) -> int:
-    """Count the rows of which the model does not see the whole prompt; a text alone is read in windows, never cut."""
+    """Count the rows whose prompt does not fit into the context; a text alone is read in windows and never cut."""
 
     def is_cut(prompt: str, *rest: Any) -> bool:
         if not rest:

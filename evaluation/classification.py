@@ -284,7 +284,7 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
 
     Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one with the probability of each
     label, under the label's name. If a label has the name of one of our columns, these are all `probability of NAME`.
-    A text longer than the context is judged by its beginning; how many were is said. Raises `InputError` for a model
+    A text longer than the context is truncated; the number of these is printed. Raises `InputError` for a model
     that is no classifier and for texts that cannot be read.
     """
     texts = load_texts(data, text_column)

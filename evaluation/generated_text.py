@@ -1,7 +1,7 @@
 """Measure the text that a model generates, and how much of it is copied verbatim from training.
 
 Repetition after Li et al. 2016 (distinct-n) and Welleck et al. 2020 (repeated n-grams); memorisation after Carlini et
-al. 2023: a prefix of the training text is continued greedily and compared with what stands there.
+al. 2023: a prefix of the training text is continued greedily and compared with the true continuation.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -67,8 +67,8 @@ def _drawn(model: PreTrainedModel, ids: list[int], sampling: Sampling) -> tuple[
 def quality(texts: Sequence[str], stopped: Sequence[bool]) -> dict[str, float]:
     """Return measures of several texts; words and marks count alike, and letters where there are no blanks.
 
-    `stopped` share that ended by itself; `repeated_4grams` share of 4-grams that stood in the same text before;
-    `distinct_1`, `distinct_2` share of different words and pairs over all texts together; `words` mean length.
+    `stopped`: EOS rate; `repeated_4grams`: share of 4-grams that occur earlier in the same text (rep-4);
+    `distinct_1`, `distinct_2`: share of different words and pairs over all texts together; `words`: mean length.
     """
     words = [units(text) for text in texts]
     fours = [ngrams(text, 4) for text in words]
@@ -163,7 +163,7 @@ def writing_part(
 ) -> dict[str, Any]:
     """Return the rows and samples of what a model generates after the beginnings of `count` documents.
 
-    The baseline is the text itself: what stands after those beginnings, of the same length. With the training text
+    The baseline is the text itself: the true continuations, cut to the same length. With the training text
     there is also what was copied from it, and how far its beginnings are continued verbatim; the baseline of that is
     the same on held-out text.
     """

@@ -1,6 +1,6 @@
 """Measure how well a model answers what it is asked, by its loss and by what it generates.
 
-Answers are generated greedily, many at a time. For each group of rows the share of exact matches stands beside
+Answers are generated greedily, many at a time. For each group of rows, exact match is given with
 measures of likeness and three signs of a model that went wrong: it does not stop, repeats itself, or copies an answer
 verbatim from training.
 """
@@ -127,7 +127,7 @@ def score_answers(
 
     `exact_match`, `chrf` (Popović 2015) and `rouge_l` (F1; Lin 2004) ignore white space around an answer and how
     Unicode composes its letters. `stopped`: answers that end by themselves. `repetition`: sequences of four units
-    (words, marks, letters where there are no blanks) that stood before in the same answer (Welleck et al. 2020).
+    (words, marks, letters where there are no blanks) that occur earlier in the same answer (Welleck et al. 2020).
     `copied`: wrong answers that are an answer of `trained`, verbatim.
     """
     texts, right = [as_compared(answer.text) for answer in answers], [as_compared(text) for text in references]
@@ -144,7 +144,7 @@ def score_answers(
 
 
 def repetition(text: str, length: int = 4) -> float:
-    """Return the share of sequences of `length` units that stood before in the same text; 0 for a shorter text."""
+    """Return the share of sequences of `length` units that occur earlier in the same text; 0 for a shorter text."""
     sequences = ngrams(units(text), length)
     return 1 - len(set(sequences)) / len(sequences) if sequences else 0.0
 

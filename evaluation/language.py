@@ -182,7 +182,7 @@ class TokenScores:
 
 
 def _memory_map(path: Path, dtype: type, length: int, fill: float) -> npt.NDArray:
-    """Return a memory map of so many values: the file's, if it fits, or a new one full of `fill`."""
+    """Return a memory map of `length` values: that of the file if it fits, or a new one filled with `fill`."""
     try:
         known = np.load(path, mmap_mode="r+", allow_pickle=False)
         if known.shape == (length,) and known.dtype == dtype:
@@ -236,7 +236,7 @@ def _open(tokenizer: PreTrainedTokenizerFast, text: Text, kind: str, folder: Pat
 
 @torch.inference_mode()
 def check_causal(model: PreTrainedModel) -> None:
-    """Raise `InputError` if what stands later in a text changes a model's prediction: then it sees the answer.
+    """Raise `InputError` if the text that follows changes a model's prediction: then it sees the answer.
 
     Two texts with the same first half are read whole; the logits of that half must be the same.
     """

@@ -61,7 +61,7 @@ class Windows:
 
 
 def disjoint(tokens: int, context: int) -> Windows:
-    """Return windows of `context` targets side by side over a stream of so many tokens: the headline's."""
+    """Return adjacent windows of `context` targets over a stream of `tokens` tokens: those of the headline."""
     starts = np.arange(0, max(0, tokens - 1), max(1, context))
     return Windows(starts, np.minimum(starts + context, tokens - 1), starts + 1, context, context, None)
 
@@ -120,7 +120,7 @@ class LanguageScore:
     """The score of a model, or of a baseline, on a text: sums, from which every measure follows.
 
     `nats` is the summed negative log likelihood of `tokens` text tokens, of which `correct` were also the likeliest;
-    `bytes` are the UTF-8 bytes these tokens stand for, or None where `note` says why they cannot be compared.
+    `bytes` are the UTF-8 bytes of these tokens, or None where `note` says why they cannot be compared.
     `context` is the window in tokens, None for a baseline that looks at none.
     """
 
@@ -173,7 +173,7 @@ def score_stream(
         model: stays on its device, and is left in the mode (training or not) it came in.
         special_ids: what `structure_ids` gives.
         token_bytes: of the tokenizer; without it there are no bits per byte.
-        limit_tokens: score about so many tokens only, in whole windows spread evenly over the stream.
+        limit_tokens: score only about this many tokens, in whole windows spread evenly over the stream.
         progress: called with the share done (0 to 1) and the loss so far as a text.
     """
     windows = disjoint(len(stream), context_length)
@@ -204,7 +204,7 @@ def summed(
     progress: Callable[[float, str], None] | None = None,
     seen: np.ndarray | None = None,
 ) -> tuple[float, int, int]:
-    """Return the nats, the tokens and the right guesses of `batches`, which hold so many `windows` in all.
+    """Return the nats, the tokens and the right guesses of `batches`, which hold `windows` windows in all.
 
     Add to `seen` (V,), if it is given, how often each id was a target. `progress` is called with the share done (0 to
     1) and the loss so far as a text.

@@ -65,7 +65,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 
 def own_metrics(folder: Path, weights: Path | None) -> dict[str, Any]:
-    """Read `metrics.json` without the scores where they were not made from these weights, which is said."""
+    """Read `metrics.json`; drop the scores, with a message, if they were not made from these weights."""
     metrics = read_metrics(folder)
     if metrics["metrics"] and weights is not None and metrics.get("weights_sha256") != sha256_of(weights):
         say(f"{METRICS_FILE} of {folder} does not belong to its weights: its scores are left out")
@@ -118,7 +118,7 @@ _SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped",
 def summary_table(metrics: dict[str, Any]) -> Table:
     """Return what was measured as a table for the terminal, baselines and differences beside the model.
 
-    Curves and the tokenizer's costs are left to `report.html`; why a number is missing stands below.
+    Curves and the tokenizer's costs are only in `report.html`; reasons for missing numbers are below the table.
     """
     rows = [*section(metrics["metrics"], "results"), *section(metrics["metrics"], "comparison")]
     header, lines = result_lines(rows)
@@ -195,12 +195,12 @@ _KEY = ("name", "label", "dataset", "split", "windows", "num_fewshot", "filter",
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what a number has in common with the same number of a baseline or of another model."""
+    """Return the key by which a number is matched with those of the baselines and of other models."""
     return tuple(row.get(name) for name in _KEY)
 
 
 def _on(row: dict[str, Any]) -> str:
-    """Return what a number was measured on, and how where that is not as usual."""
+    """Return what a number was measured on, and how if that is unusual."""
     parts = [row["dataset"] if row["split"] == "tokenizer" else f"{row['dataset']}, {split_title(row['split'])}"]
     parts += [f"({row['windows']})"] if row.get("windows") else []
     parts += [f"({row['filter']})"] if row.get("filter") else []

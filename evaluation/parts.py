@@ -111,7 +111,7 @@ class Parts:
         return known is not None and known["inputs"] != key.inputs
 
     def do(self, key: Key, work: Callable[[], Part]) -> None:
-        """Do a part unless it is done; if it fails, say so, keep the reason and go on."""
+        """Do a part unless it is done; if it fails, print and keep the reason, and continue."""
         if self.has(key):
             return
         try:
@@ -138,7 +138,7 @@ class Parts:
         return "; ".join(f"{part}: {reason}" for part, reason in self.failures.items())
 
     def end(self) -> None:
-        """Remove what only an evaluation that goes on needs; after a failure it is kept, for `--resume`."""
+        """Remove what only `--resume` needs, unless a part failed."""
         if not self.failures:
             remove(self.work)
 

@@ -86,7 +86,7 @@ def sections(metrics: dict[str, Any], level: int = 2) -> Markup:
 
 
 def each(html: str, texts: Iterable[str]) -> Markup:
-    """Return HTML once for each text, which is escaped and put where `{}` stands."""
+    """Return the HTML once for each text, which is escaped and put in the place of `{}`."""
     return Markup().join(Markup(html).format(text) for text in texts)
 
 
@@ -197,7 +197,7 @@ def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> Markup:
 
 
 def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_label: str) -> Markup:
-    """Return lines over named steps, as an SVG to stand in the page."""
+    """Return a plot of curves over named steps, as an SVG inside the page."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
     for number, (name, (steps, values)) in enumerate(curves.items()):

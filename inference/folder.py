@@ -80,7 +80,7 @@ def auto_class_of(folder: Path) -> str:
 
 
 def require_next_token(source: str) -> None:
-    """Raise `InputError` for a folder whose config names a model of another kind than one that goes on with a text."""
+    """Raise `InputError` for a folder whose config names a model that does not predict the next token."""
     folder = user_path(source)
     try:
         is_pair = (folder / CONFIG_FILE).is_file() and read_json(folder / CONFIG_FILE).get("is_encoder_decoder")

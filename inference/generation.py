@@ -29,7 +29,7 @@ _GENERATE = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "repet
 class Sampling:
     """The way to draw a token: the repetition penalty, temperature, top-k, top-p and min-p, one after the other.
 
-    Ranges are those of the options of the same names; None stands for the default. Raises `InputError` for a value
+    Ranges are those of the options of the same names; None means the default. Raises `InputError` for a value
     outside its range.
     """
 
@@ -245,7 +245,7 @@ def check_text(text: str, what: str) -> None:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """Return the ids of a prompt; an empty one begins a new text, with the token that stands before every document.
+    """Return the ids of a prompt; an empty one begins a new text, with the token that precedes every document.
 
     Raises `InputError` for one that is no text, and an empty one where the tokenizer has no such token.
     """

@@ -1,6 +1,6 @@
 """Load a model and its tokenizer from a folder or a name on the Hub, ask it for what it can do, and save it.
 
-Whatever fails on the way is told in one line.
+Every failure is an error of one line.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def load_model(
 def load_writer(
     source: str | Path, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load what `load_model` loads, for a model that writes text: a decoder, or an encoder with a decoder."""
+    """Load a model that writes text, as `load_model` does: a decoder, or an encoder with a decoder."""
     path, is_pair = str(check_place(source)), False
     # Names nothing that can be read, or holds no names and values: `load_model` says what is wrong.
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -177,7 +177,7 @@ def stored_dtype(source: str | Path) -> torch.dtype | None:
 def new_modules(model: PreTrainedModel) -> list[str]:
     """Return the names of the modules for which `load_network` found no weights: a classifier's head, perhaps a pooler.
 
-    A module that is new as a whole stands for all that lies in it.
+    A module that is new as a whole is named instead of its parts.
     """
     missing = getattr(model, "new_weights", frozenset())
     names = set()
@@ -231,7 +231,7 @@ def _reason(error: Exception, wanted: str) -> str:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the libraries' reports, bars and warnings off the terminal: what matters is said as an error of ours."""
+    """Keep the libraries' reports, bars and warnings off the terminal: what matters becomes an error of ours."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:

@@ -19,8 +19,8 @@ Messages = list[dict[str, str]]
 class Writing:
     """The text that a model writes after a prompt: iterate over its pieces, each as soon as it is whole.
 
-    While it goes on and afterwards `text` is what was written, `summary` how fast, `ending` what the context did to it.
-    With `past_context` a text goes on where the context is full, if the model can.
+    During and after the iteration, `text` is what was written, `summary` its speed, and `ending` why it was cut short.
+    With `past_context` a text continues when the context is full, if the model can do that.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class Architecture:
             biases besides.
         windows: which of its layers may be limited to a sliding window: none, all alike, or each by itself.
         only: the one value of settings for which ours has no word.
-        prefix: what stands before the names of its modules, but for the head's.
+        prefix: of the names of its modules, except the head's.
         transposed: the modules whose matrices it stores (in, out), where `nn.Linear` has (out, in).
         divides: whether its width must divide by the number of heads even where their own width is given.
     """

@@ -507,7 +507,7 @@ def prepare_positions(
 ) -> Tensor:
     """Return position ids (B or 1, T): those given, or counted over the tokens that are not padding.
 
-    A table of learned positions ends: raises `ValueError` for a position past the last one. Angles go on, past what the
+    Learned positions end: raises `ValueError` for a position past the last one. Rotary positions go on, past what the
     model was trained on: said once.
     """
     length, limit = inputs_embeds.shape[1], config.max_position_embeddings
@@ -626,7 +626,7 @@ def documents_of(position_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
 
 @auto_docstring
 class GroundupForMaskedLM(GroundupPreTrainedModel):
-    """Score, at each position, every token that could stand there, from both sides of it (Devlin et al. 2019, BERT)."""
+    """Score every token of the vocabulary at each position, from both sides of it (Devlin et al. 2019, BERT)."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan: ClassVar[dict[str, str]] = {"lm_head": "colwise_gather_output"}

@@ -1,6 +1,6 @@
 """Write the model card (`README.md`) from `metrics.json` and `recipe.yaml` alone: it can be made again at any time.
 
-The gate runs the Python code on it as it stands there: it loads the model and uses it once.
+The gate runs the Python code on the card unchanged: it loads the model and uses it once.
 """
 
 import dataclasses
@@ -335,7 +335,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _plain(value: Any) -> str:
-    """Return a value as it stands in a cell of a table."""
+    """Return a value as the text of a table's cell."""
     if isinstance(value, bool | None):
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, int | float):

@@ -143,7 +143,7 @@ def _write_twin(settings: ExportSettings, name: str, target: str, output: Output
 
 
 def _no_need(checkpoint: str, model_type: str) -> str:
-    """Return what to say of a model that is not ours."""
+    """Return the message for a model that is not ours."""
     if is_adapter(checkpoint):
         return f"{checkpoint} is an adapter for a {model_type} model, none of ours to export: fold it by groundup merge"
     return f"{checkpoint} is a {model_type} model already, none of ours to export"

@@ -1,6 +1,6 @@
 """Check a checkpoint's folder before the Hub: that it is whole, honest and safe; and make a clean copy of it.
 
-Every failure is named with its mend. Only the files of the contract pass; what stays behind is listed. Last comes the
+Every failure is named with its fix. Only the files of the contract pass; what stays behind is listed. Last comes the
 proof (`proof.py`): a process without this package loads the copy, and nothing but the copy.
 """
 
@@ -94,7 +94,7 @@ def through_the_gate(
         trust_remote_code: run modeling files that differ from this package's.
 
     Raises:
-        InputError: naming everything that is wrong, each with its mend.
+        InputError: naming every fault with its fix.
     """
     files, left_out = sort_files(checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
@@ -123,7 +123,7 @@ def sums_of(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _named(checkpoint: Path, copy: Path) -> Iterator[None]:
-    """Let what is wrong be said of the folder that was given, not of its copy."""
+    """Name the folder that was given in every error, not its copy."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Sort what lies in a checkpoint's folder: the files of the contract, what stays behind, and what must not be there."""
+"""Sort the files of a checkpoint's folder: those of the contract, those that stay behind and those that are refused."""
 
 import os
 import re
@@ -61,7 +61,7 @@ class Findings:
     found: list[str] = field(default_factory=list)
 
     def add(self, what: str, mend: str) -> None:
-        """Note a failure and its mend."""
+        """Note a fault and its fix."""
         self.found.append(f"{what}: {mend}")
 
     def stop(self) -> None:
@@ -138,7 +138,7 @@ def _holds_a_token(path: Path) -> bool:
 
 
 def copy_files(checkpoint: Path, copy: Path, files: list[str]) -> None:
-    """Copy the files, large ones too: what happens to the checkpoint from here on cannot reach what is sent.
+    """Copy the files, large ones too, so that later changes to the checkpoint cannot reach what is sent.
 
     Raises `InputError` for a file that changes meanwhile, one that cannot be read, and a disk without room.
     """

@@ -1,7 +1,7 @@
 """Push a folder to a repository on the Hub: one commit, whole or not at all, and read back afterwards.
 
 A repository that was made for a push that fails is removed again; a commit whose files the Hub does not give back as
-they were sent is undone. What the client raises is told in plain words (`hub_client.py`).
+they were sent is undone. Errors of the client are told in plain words (`hub_client.py`).
 
 The commit is made by `create_commit`: `upload_folder` makes several of a folder where hf_xet is installed.
 """
@@ -93,7 +93,7 @@ def push_folder(
     at, with their sha256: nothing else is sent.
 
     Raises:
-        InputError: for what the user can mend: token, rights, name, somebody else's push in between, files that
+        InputError: for what the user can fix: token, rights, name, somebody else's push in between, files that
             changed after they were looked at.
         Unavailable: where the Hub or the way to it failed.
     """
@@ -191,7 +191,7 @@ def _remove_if_empty(api: HfApi, target: Target) -> str:
 
 
 def _head(api: HfApi, target: Target) -> str | None:
-    """Return the commit that the branch stands at; make a branch that does not exist."""
+    """Return the head of the branch; create a branch that does not exist."""
     heads = _refs(api, target, "branches")
     if target.branch and target.branch not in heads:
         trying(lambda: api.create_branch(**target.named, branch=str(target.branch), exist_ok=True))
@@ -273,7 +273,7 @@ def _commit(api: HfApi, operations: list[Any], target: Target, head: str | None,
 def _check_stored(api: HfApi, operations: list[Any], target: Target, commit: str, head: str | None) -> None:
     """Fetch every file of the commit and compare its bytes with what was sent; the client itself never does.
 
-    A commit with damaged files is undone by another one, for others load what stands on the branch.
+    A commit with damaged files is undone by another one, because others load from the branch.
     """
     with plain_words(target.repo_id, f"; commit {commit[:8]} is there, but could not be read back"):
         damaged = _damaged(api, operations, target, commit)

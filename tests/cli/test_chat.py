@@ -23,7 +23,7 @@ def talk(taught):
 
 
 def read(*lines):
-    """A stand-in for `input` that gives lines, then the end of the input."""
+    """Return a stand-in for `input` that gives lines, then the end of the input."""
     left = list(lines)
 
     def input_(prompt):

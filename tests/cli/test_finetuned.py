@@ -13,7 +13,7 @@ from groundup.training.settings import LoraOptions
 
 @pytest.fixture
 def adapter(taught, tmp_path):
-    """An adapter of the model that converses, its factors far from zero."""
+    """Return an adapter of the model that converses, its factors far from zero."""
     model, tokenizer = load_model(taught)
     torch.manual_seed(0)
     adapted = add_lora(model, LoraOptions(lora_rank=2))

@@ -44,7 +44,7 @@ def contents(folder):
 
 @pytest.fixture
 def foreign(tmp_path):
-    """Somebody's folder, with the names that runs of ours use."""
+    """Return somebody's folder, with the names that runs of ours use."""
     folder = tmp_path / "myproject"
     names = ["work/notes", "final/thesis.tex", "checkpoints/step-3/x", "checkpoints/mine", "seed-0/x", "tokenizer/x"]
     names += ["train/x", "validation/x", "pretrain/x", "README.md", "metrics.json", "log.jsonl", "model.safetensors"]

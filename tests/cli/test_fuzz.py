@@ -41,7 +41,7 @@ ODD_VALUES += [["x", 3], {"a": 1}, {1: 2}, [[]], "a\0b", "\ud800", ("a",), Path(
 
 @pytest.fixture
 def sandbox(folders, story_text, tmp_path, monkeypatch):
-    """A folder of somebody's: texts, tables, models, settings, and a folder that looks like a run but is none."""
+    """Return somebody's folder: texts, tables, models, settings, and a folder that looks like a run but is none."""
     home = tmp_path / "sandbox"
     home.mkdir()
     (home / "text.txt").write_text(story_text[:6000], encoding="utf-8")
@@ -68,7 +68,7 @@ def sandbox(folders, story_text, tmp_path, monkeypatch):
 
 @pytest.fixture
 def stopped(monkeypatch):
-    """Training and measuring end at once, and nothing is sent, asked or waited for."""
+    """End training and measuring at once; send nothing, ask nothing, wait for nothing."""
 
     def stop(*_, **__):
         raise Interrupted("stopped")
@@ -86,7 +86,7 @@ def stopped(monkeypatch):
 
 
 def files_under(folder):
-    """The hash of every file, and every folder and link, as it is."""
+    """Return the hash of every file, and every folder and link, as it is."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
         for path in sorted(folder.rglob("*"))
@@ -94,7 +94,7 @@ def files_under(folder):
 
 
 def sensible(chance, name, hint):
-    """A value that may well do."""
+    """Return a value that may well do."""
     kind, inner, _ = parts_of(hint)
     usual = {
         "data": ["text.txt", "rows.csv", "asked.jsonl", "pretrained", "empty.txt", "bytes.txt", "*.txt",
@@ -121,7 +121,7 @@ def sensible(chance, name, hint):
 
 
 def draw(chance, settings_class, odd):
-    """Some settings with values, most of them sensible."""
+    """Return some settings with values, most of them sensible."""
     hints = hints_of(settings_class)
     wanted = [name for name in ("data", "model", "out", "recipe", "checkpoint", "source", "adapter") if name in hints]
     names = {name for name in wanted if chance.random() < 0.8}
@@ -145,7 +145,7 @@ def typed(chance, verb, options):
 
 
 def by_command(chance, home):
-    """A command line, perhaps with a file of settings."""
+    """Return a command line, perhaps with a file of settings."""
     verb = chance.choice(list(VERBS))
     words = typed(chance, verb, draw(chance, VERBS[verb].settings, ODD))
     if chance.random() < 0.2:
@@ -157,7 +157,7 @@ def by_command(chance, home):
 
 
 def by_recipe(chance, home):
-    """A recipe of one to three stages."""
+    """Return a recipe of one to three stages."""
     stages = {}
     for _ in range(chance.randrange(1, 4)):
         verb = chance.choice(
@@ -176,7 +176,7 @@ def by_recipe(chance, home):
 
 
 def by_python(chance, home):
-    """A call of a public function, with keywords or with settings."""
+    """Return a call of a public function, with keywords or with settings."""
     name = chance.choice(PYTHON)
     settings_class = VERBS[VERB_OF.get(name, name)].settings
     options = draw(chance, settings_class, ODD + ODD_VALUES)
@@ -196,7 +196,7 @@ def by_python(chance, home):
 
 
 def mangled(chance, text):
-    """A text with a few characters replaced, left out or doubled."""
+    """Return a text with a few characters replaced, left out or doubled."""
     letters = list(text)
     for _ in range(chance.randrange(1, 4)):
         at = chance.randrange(len(letters)) if letters else 0

@@ -43,7 +43,7 @@ SIGNALS = (*[signal.SIGKILL] * 4, signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with what the commands read."""
+    """Return a folder with what the commands read."""
     folder, draw = tmp_path_factory.mktemp("kills"), random.Random(0)
     words = [[draw.choice(["red", "green", "blue", "black"]) for _ in range(6)] for _ in range(200)]
     text, rows, asked = folder / "text.txt", folder / "rows.jsonl", folder / "asked.jsonl"
@@ -106,7 +106,7 @@ def give(in_a_fork):
 
 
 def result(out):
-    """Names of all files; of weights, shards and tokenizers the content, and of scores and logs what no clock says."""
+    """Return all files: the content of weights, shards and tokenizers, scores and logs without what a clock says."""
     found = {}
     for path in sorted(out.rglob("*")):
         content = ""

@@ -120,7 +120,7 @@ def test_a_recipe_is_checked_before_anything_is_done(tmp_path, monkeypatch, caps
 
 
 def called(command, cwd, **environment):
-    """Status and standard error of a shell's command, in which `groundup` is this package's."""
+    """Return status and standard error of a shell's command, in which `groundup` is this package's."""
     return_of = f'groundup() {{ "{sys.executable}" -m groundup "$@"; }}; '
     paths = filter(os.path.isabs, sys.path)  # where the folder is gone Python cannot begin with any other
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment}

@@ -30,7 +30,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def url(folders):
-    """A page with two models: one only pretrained, one taught to converse."""
+    """Yield a page with two models: one only pretrained, one taught to converse."""
     page = build_page([load_player(str(folders / name)) for name in ("pretrained", "taught")])
     yield serve(page)
     page.close(verbose=False)

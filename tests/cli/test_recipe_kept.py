@@ -18,7 +18,7 @@ stages:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with data of several forms in it, which is also the home and the working folder."""
+    """Return a folder with data of several forms in it, which is also the home and the working folder."""
     home = tmp_path / "home"
     (home / "folder" / "deep").mkdir(parents=True)
     (home / "folder" / "work").mkdir()  # the user's own, by chance named like one of ours
@@ -35,7 +35,7 @@ def kept(place, stages):
 
 
 def walk(place, data):
-    """A recipe on `data`, all of whose stages are finished and made something."""
+    """Return a recipe on `data`, all of whose stages are finished and made something."""
     path = place / "recipe.yaml"
     path.write_text(RECIPE % (f"'{data}'", f"'{data}'"))
     stages = read_recipe(path).stages
@@ -52,7 +52,7 @@ def walk(place, data):
 
 
 def write_alike(path, content):
-    """Other content of the same size under the same time stamp: what `cp -p` and archives leave."""
+    """Return other content of the same size under the same time stamp: what `cp -p` and archives leave."""
     before = path.stat()
     path.write_text(content.ljust(before.st_size)[: before.st_size])
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -26,7 +26,7 @@ OWN_FILES = {
 
 @pytest.fixture
 def in_a_folder(story, tmp_path, monkeypatch):
-    """An empty folder with what the recipes ask a person for."""
+    """Return an empty folder with what the recipes ask a person for."""
     chance = Random(0)
     words = {"ham": ["call", "me", "later", "at", "home"], "spam": ["win", "a", "free", "prize", "now"]}
     lines = [f"{label}\t{' '.join(chance.choices(words[label], k=6))} {n}" for n in range(60) for label in words]
@@ -49,7 +49,7 @@ def in_a_folder(story, tmp_path, monkeypatch):
 
 
 def _small_models(place, text):
-    """Folders of GPT-2's and SmolLM2's shape where recipes name them on the Hub: a folder that is there goes first."""
+    """Make folders of GPT-2's and SmolLM2's shape where recipes name them on the Hub; a local folder goes first."""
     tokenizer = train_bpe([text], 300)
     torch.manual_seed(0)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}

@@ -22,7 +22,7 @@ ENTRIES += ["README.md", "recipe.yaml", "metrics.json", "log.jsonl", "stages.jso
 
 
 def contents(folder):
-    """Every path under a folder with its bytes, links and times."""
+    """Return every path under a folder with its bytes, links and times."""
     return {
         str(path.relative_to(folder)): (path.is_symlink(), path.lstat().st_mtime_ns)
         + ((path.read_bytes(),) if path.is_file() else ())

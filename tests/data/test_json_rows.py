@@ -20,7 +20,7 @@ def read(path, content, kind=".jsonl"):
 
 
 def as_written(value):
-    """Numbers as their digits, which is all that a cell may differ in from what was written."""
+    """Return numbers as their digits, which is all that a cell may differ in from what was written."""
     if isinstance(value, dict):
         return {name: as_written(inner) for name, inner in value.items()}
     if isinstance(value, list):

@@ -33,7 +33,7 @@ def documents(*texts):
 
 
 def copies(training, held_out):
-    """For each held-out text whether it is found in the training text."""
+    """Return for each held-out text whether it is found in the training text."""
     found = KnownText.of(documents(*training)).apart(documents(*held_out))
     fresh = list(found.fresh.texts())
     return [text not in fresh for text in held_out]

@@ -35,7 +35,7 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def rows(tmp_path):
-    """Seven files of three documents each, all different."""
+    """Return seven files of three documents each, all different."""
     for number in range(7):
         lines = [json.dumps({"text": f"document {number} {letter}\n" * 9}) for letter in "abc"]
         (tmp_path / "rows").mkdir(exist_ok=True)
@@ -258,7 +258,7 @@ def test_a_folder_of_text_is_not_prepared(rows, story_file):
 
 
 def write_datatrove(path: Path, documents, tokenizer: str | None, size: int = 2, index: bool = True) -> None:
-    """The files of `TokenizedFile` in datatrove's pipeline/tokens/tokenizer.py, byte by byte."""
+    """Return the files of `TokenizedFile` in datatrove's pipeline/tokens/tokenizer.py, byte by byte."""
     ends = np.cumsum([len(ids) for ids in documents]).tolist()
     letter = {2: "H", 4: "I"}[size]
     path.parent.mkdir(exist_ok=True)

@@ -25,7 +25,7 @@ LENGTHS = st.lists(st.integers(0, 25), min_size=1, max_size=30)
 
 
 def stream_of(lengths, shard=7) -> TokenStream:
-    """Documents of so many tokens, all tokens different, in shards of `shard` tokens."""
+    """Return documents of so many tokens, all tokens different, in shards of `shard` tokens."""
     ids, following = [END], itertools.count(1)
     for length in lengths:
         ids += [*itertools.islice(following, length), END]
@@ -33,7 +33,7 @@ def stream_of(lengths, shard=7) -> TokenStream:
 
 
 def stretches(rows: PackedRows) -> list[list[tuple[list[int], list[int]]]]:
-    """Of each row the stretches that its position ids tell apart: their inputs and labels, without padding."""
+    """Return the stretches of each row that its position ids tell apart: their inputs and labels, without padding."""
     found = []
     for index in range(len(rows)):
         row = {name: values.tolist() for name, values in rows[index].items()}
@@ -181,7 +181,7 @@ def test_what_is_cut_and_what_comes_first(borders, expected):
 
 
 def targets_by_place(windows: SlidingWindow) -> dict[int, int]:
-    """How often each place of the stream is a target."""
+    """Count how often each position of the stream is a target."""
     counts: dict[int, int] = {}
     for index in range(len(windows)):
         labels = windows[index]["labels"]

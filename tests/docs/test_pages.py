@@ -16,12 +16,12 @@ PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
 
 
 def blocks(path, language):
-    """The fenced blocks of a page in one language, in order."""
+    """Return the fenced blocks of a page in one language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def commands(path):
-    """Every `groundup VERB ...` in the shell blocks of a page, joined lines joined, comments left out."""
+    """Return every `groundup VERB ...` in the shell blocks of a page, joined lines joined, comments left out."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)

@@ -20,7 +20,7 @@ def test_the_probabilities_after_any_context_add_up_to_one(text, context):
 
 
 def by_hand(text, vocab_size, order):
-    """Interpolated Kneser-Ney as Chen and Goodman 1999 write it, with dictionaries, one n-gram at a time."""
+    """Compute interpolated Kneser-Ney as Chen and Goodman 1999 write it, with dictionaries, one n-gram at a time."""
     grams = {n: Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for n in range(1, order + 1)}
 
     def count(gram):

@@ -14,7 +14,7 @@ def units(nats, bytes_=None):
 
 @pytest.fixture
 def hard():
-    """How hard each of 60 documents is, which differs far more than models do."""
+    """Return how hard each of 60 documents is, which differs far more than models do."""
     return np.random.default_rng(0).uniform(20, 200, 60)
 
 

@@ -42,7 +42,7 @@ SIZES = {"vocab_size": 400, "hidden_size": 16, "num_hidden_layers": 1, "num_atte
 
 @pytest.fixture
 def checkpoint(tmp_path, tiny, bpe, words):
-    """The name of a tiny model -> a folder with it and its tokenizer."""
+    """Return a function: the name of a tiny model -> a folder with it and its tokenizer."""
 
     def save(name="groundup", tokenizer=bpe):
         folder = tmp_path / "model"

@@ -23,7 +23,7 @@ CONTEXT = 32
 
 @pytest.fixture
 def scored(tmp_path, tiny, bpe, stream_of, texts):
-    """Windows, and a model's name, to scores of the texts."""
+    """Return a function: windows and a model's name -> scores of the texts."""
 
     def score(windows, name="qwen3", folder="scores", **options):
         scores = TokenScores(tmp_path / folder, stream_of(texts, bpe), structure_ids(bpe))

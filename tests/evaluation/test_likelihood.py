@@ -34,7 +34,7 @@ CONTEXT = 32
 
 
 def plainly(model, stream, special_ids, context=CONTEXT):
-    """The summed nats, tokens and right guesses, window by window in fp64, as the definition says."""
+    """Return the summed nats, tokens and right guesses, window by window in fp64, as the definition says."""
     ids, nats, tokens, correct = torch.from_numpy(stream.read(0, len(stream))), 0.0, 0, 0
     for start in range(0, len(ids) - 1, context):
         inputs, targets = ids[start : start + context], ids[start + 1 : start + context + 1]

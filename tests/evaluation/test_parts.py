@@ -22,7 +22,7 @@ from groundup.tokenization.folder import save_tokenizer
 
 @pytest.fixture
 def models(tmp_path, tiny, bpe):
-    """Two folders of models, of different architectures and the same tokenizer."""
+    """Return two folders of models, of different architectures and the same tokenizer."""
     folders = []
     for name in ("groundup", "gpt2"):
         folders.append(tmp_path / f"{name}-model")

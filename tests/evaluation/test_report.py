@@ -14,7 +14,7 @@ from groundup.publishing.card import write_card
 
 @pytest.fixture
 def folder(tmp_path):
-    """An evaluation with something in every section."""
+    """Return the folder of an evaluation with something in every section."""
     score = LanguageScore(nats=2000.0, tokens=1000, correct=400, bytes=3000, context=256)
     rows = language_rows(score, dataset="docs", split="test", seed=0, unigram=score, xz=2.41)
     rows[0] |= {"low": 0.95, "high": 0.97, "interval": "documents"}

@@ -13,7 +13,7 @@ from groundup.evaluation.report import plot_curve, read_log
 
 @pytest.fixture
 def log(tmp_path):
-    """Rows and events -> the path of a log.jsonl with them."""
+    """Return a function: rows and events -> the path of a log.jsonl with them."""
 
     def write(*lines):
         path = tmp_path / "log.jsonl"
@@ -38,7 +38,7 @@ def test_a_resumed_run_replaces_the_steps_it_did_again(log):
 
 @pytest.fixture
 def smoothed(log, tmp_path, monkeypatch):
-    """Losses -> the curve that is drawn through them."""
+    """Return a function: losses -> the curve that is drawn through them."""
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
 

@@ -30,7 +30,7 @@ METRICS = {name: load_metric(name) for name in metric_names()}
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory, bpe):
-    """The folder of a classifier of ours with random weights."""
+    """Return the folder of a classifier of ours with random weights."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
     config = GroundupConfig(**sizes, vocab_size=len(bpe), max_position_embeddings=32, pad_token_id=bpe.pad_token_id)

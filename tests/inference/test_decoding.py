@@ -35,7 +35,7 @@ KINDS = {
 
 
 def build(**knobs):
-    """A tiny network with random weights everywhere, so that no two logits nearly tie."""
+    """Return a tiny network with random weights everywhere, so that no two logits nearly tie."""
     torch.manual_seed(0)
     model = GroundupForCausalLM(GroundupConfig(**{**knobs, **SIZES, "zero_init": False}))
     with torch.no_grad():

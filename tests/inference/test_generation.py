@@ -31,7 +31,7 @@ PROMPT = [7, 300, 12, 99, 5]
 
 
 def drain(generator):
-    """What a generator yielded, and its own value."""
+    """Return what a generator yielded, and its own value."""
     items = []
     while True:
         try:
@@ -41,7 +41,7 @@ def drain(generator):
 
 
 def one_after_another(model, prompt, sampling, count):
-    """The ids drawn without a cache: the whole sequence goes through the model for every token."""
+    """Return the ids drawn without a cache: the whole sequence goes through the model for every token."""
     ids, generator = list(prompt), torch.Generator().manual_seed(sampling.seed)
     for _ in range(count):
         with torch.no_grad():
@@ -224,7 +224,7 @@ def test_a_setting_outside_its_range_is_the_users_error(wrong):
 
 
 def played(ids):
-    """A stand-in for `stream_tokens` that yields given ids."""
+    """Return a stand-in for `stream_tokens` that yields given ids."""
 
     def stream(model, prompt, sampling, **_):
         yield from ids

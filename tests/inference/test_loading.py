@@ -38,7 +38,7 @@ def test_an_encoder_is_no_writer_though_transformers_builds_one_of_it(name, bpe,
 
 @pytest.fixture
 def few(bpe, tmp_path):
-    """A model with fewer embeddings than its tokenizer has tokens."""
+    """Return a model with fewer embeddings than its tokenizer has tokens."""
     return saved(tmp_path / "few", "LlamaForCausalLM", transformers.LlamaConfig, bpe, vocab_size=200)
 
 

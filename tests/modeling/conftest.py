@@ -33,7 +33,7 @@ def no_gradients():
 
 @pytest.fixture
 def equal_to_gpt2():
-    """Whether two tensors are the same bits.
+    """Return a function that tells whether two tensors are the same bits.
 
     GPT-2 keeps its matrices turned. In bf16 on a processor without instructions for it torch sums those up in another
     order than ours, so that only nearness can be asked there.
@@ -61,7 +61,7 @@ def ours_of():
 
 @pytest.fixture
 def perturb():
-    """Random weights everywhere, gains and biases too, so that nothing is equal by being one or zero."""
+    """Return a function that makes all weights random, so that nothing is equal by being one or zero."""
 
     def perturb(model):
         generator = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def perturb():
 
 @pytest.fixture
 def config_of():
-    """A tiny config of a kind: "modern", "gpt2", "sliding", "encoder", "learned encoder" or "cross"."""
+    """Return a function that makes a tiny config of one of `KINDS`."""
 
     def config_of(kind="modern", **knobs):
         return GroundupConfig(**{**KINDS[kind], **SIZES, **knobs})
@@ -85,7 +85,7 @@ def config_of():
 
 @pytest.fixture
 def build(config_of, perturb):
-    """A tiny model of a kind, in evaluation mode; a causal language model unless told otherwise."""
+    """Return a function that makes a tiny model of a kind, in evaluation mode, causal unless told otherwise."""
 
     def build(kind="modern", model_class=GroundupForCausalLM, **knobs):
         torch.manual_seed(0)
@@ -96,13 +96,13 @@ def build(config_of, perturb):
 
 @pytest.fixture
 def ids():
-    """Three rows of 40 token ids, none of them 0."""
+    """Return three rows of 40 token ids, none of them 0."""
     return torch.randint(1, 199, (3, 40), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def tokenizer():
-    """199 words, "w4" to "w198" after the special ones; it knows a conversation."""
+    """Return a tokenizer of 199 words, "w4" to "w198" after the special ones; it knows a conversation."""
     words = ["<pad>", "<end>", "<mask>", "<unk>", *(f"w{number}" for number in range(4, 199))]
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -273,7 +273,7 @@ def test_every_precision_loads_and_runs(kind, dtype, build, tmp_path, ids):
 
 @pytest.fixture(scope="module")
 def flex_attention():
-    """torch's flex kernel where it is right: with AVX2 alone a stock Llama of shared keys is wrong by 0.9 with it."""
+    """Skip where torch's flex kernel is wrong: with AVX2 alone a stock Llama of shared keys is off by 0.9."""
     torch.manual_seed(0)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     sizes = {"vocab_size": 199, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}

@@ -30,12 +30,12 @@ NEW = 8
 
 @pytest.fixture(autouse=True)
 def no_matrix_is_too_small(monkeypatch):
-    """Every matrix is read by several threads, as only large ones are."""
+    """Let several threads read every matrix, as they read only large ones."""
     monkeypatch.setattr("groundup.modeling.generation_groundup.LARGE_MATRIX", 1)
 
 
 def network(layers=1):
-    """A small network with weights so far apart that no two of its logits nearly tie."""
+    """Return a small network with weights so far apart that no two of its logits nearly tie."""
     torch.manual_seed(0)
     config = GroundupConfig(**SIZES, num_hidden_layers=layers, zero_init=False, initializer_range=0.4)
     return GroundupForCausalLM(config).eval()
@@ -53,7 +53,7 @@ def by_own_loop(model):
 
 @torch.no_grad()
 def by_hand(model):
-    """The whole text through `forward` for every token: nothing that is put in place for writing takes part."""
+    """Send the whole text through `forward` for every token: nothing that is put in place for writing takes part."""
     ids = list(PROMPT)
     for _ in range(NEW):
         ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))

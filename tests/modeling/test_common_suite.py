@@ -30,7 +30,7 @@ NEWEST = "5.24.0"  # the first that calls the cache of keys and values `cache`
 
 @pytest.fixture(scope="module")
 def newest(tmp_path_factory):
-    """A folder with the newest transformers, to stand before the installed one."""
+    """Return a folder with the newest transformers, to stand before the installed one."""
     folder = tmp_path_factory.mktemp("newest")
     pip = [
         sys.executable,
@@ -48,7 +48,7 @@ def newest(tmp_path_factory):
 
 
 def fetch(folder, version):
-    """The test files of a version's source distribution, as a package in `folder`."""
+    """Return the test files of a version's source distribution, as a package in `folder`."""
     done = subprocess.run(
         [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "transformers",

@@ -23,7 +23,7 @@ WAYS = {
 
 
 def padded_prompts(generator, rows, longest):
-    """Rows of random length with the padding on the left, and their mask."""
+    """Return rows of random length with the padding on the left, and their mask."""
     lengths = torch.randint(1, longest + 1, (rows, 1), generator=generator)
     width = int(lengths.max())
     mask = (torch.arange(width) >= width - lengths).long()
@@ -196,14 +196,14 @@ def test_a_large_model_writes_the_same_text_with_and_without_the_cache():
 
 
 def large():
-    """A network whose every matrix is large enough to be read by several threads."""
+    """Return a network whose every matrix is large enough to be read by several threads."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 2048, "num_hidden_layers": 1}
     return GroundupForCausalLM(GroundupConfig(vocab_size=2049, **sizes, zero_init=False)).eval()
 
 
 def fast(model):
-    """The names of the layers that have another `forward` of ours at this moment."""
+    """Return the names of the layers that have another `forward` of ours at this moment."""
     replaced = ((name, layer.__dict__.get("forward")) for name, layer in model.named_modules())
     return {name for name, forward in replaced if getattr(forward, "__func__", None) is multiply}
 

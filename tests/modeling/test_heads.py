@@ -113,7 +113,7 @@ def test_tokens_are_labelled_and_answers_found(kind, build, ids):
 
 
 def rows_for(model_class):
-    """Eight rows; their labels are unevenly many wherever the head counts them."""
+    """Return eight rows; their labels are unevenly many wherever the head counts them."""
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(1, 199, (8, 16), generator=generator)
     if model_class is GroundupForSequenceClassification:

@@ -25,7 +25,7 @@ def logits(model, *arguments, **named):
 
 @st.composite
 def packed_rows(draw):
-    """The lengths of the documents of each row, on which side a row is padded, and what stands under the padding."""
+    """Draw the lengths of each row's documents, the side on which it is padded, and what is under the padding."""
     lengths = st.lists(st.integers(1, 9), min_size=1, max_size=4)
     rows = draw(st.lists(lengths, min_size=1, max_size=3))
     sides = draw(st.lists(st.sampled_from(["left", "right", "both"]), min_size=len(rows), max_size=len(rows)))

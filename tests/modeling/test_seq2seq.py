@@ -21,7 +21,7 @@ def pair(build):
 
 @pytest.fixture
 def couple(config_of, perturb):
-    """Two models of ours in transformers' own frame."""
+    """Return two models of ours in transformers' own frame."""
 
     def couple():
         encoder, decoder = config_of("encoder"), config_of("cross", is_decoder=True)
@@ -36,7 +36,7 @@ def couple(config_of, perturb):
 
 
 def with_padding(ids):
-    """The rows with padding on the right and on the left, each with its mask."""
+    """Yield the rows with padding on the right and on the left, each with its mask."""
     pad = torch.zeros(len(ids), 4, dtype=torch.long)
     for padded in (torch.cat((ids, pad), 1), torch.cat((pad, ids), 1)):
         yield padded, (padded != 0).long()

@@ -21,7 +21,7 @@ GREEDY = {"do_sample": False, "max_new_tokens": 6}
 
 @pytest.fixture
 def command(tmp_path):
-    """The `transformers` command as its extra "serving" would have it: with the library whose types it answers in."""
+    """Return the `transformers` command as with its extra "serving": with the library whose types it answers in."""
     pip = [sys.executable, "-m", "pip", "install", "-q", "--target", tmp_path / "openai", "openai==3.57.0"]
     subprocess.run(pip, check=True, capture_output=True)
     environment = {"PYTHONPATH": str(tmp_path / "openai"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -30,7 +30,7 @@ def command(tmp_path):
 
 @contextlib.contextmanager
 def serving(command, folder, *options):
-    """A server on this machine alone, once it answers; its address."""
+    """Yield a server on this machine alone, once it answers; its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -63,7 +63,7 @@ CASES = [
 
 
 def peer_of(kind, settings, attention="sdpa", dtype=torch.float32):
-    """A stock model with random weights everywhere, gains and biases too."""
+    """Return a stock model with random weights everywhere, gains and biases too."""
     torch.manual_seed(0)
     config = ARCHITECTURES[kind].config(**SIZES | settings)
     config._attn_implementation = attention

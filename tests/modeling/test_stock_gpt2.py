@@ -17,7 +17,7 @@ GAIN = {"h.0.ln_1.weight": torch.ones(64)}
 
 
 def peer_of(attention="sdpa", **settings):
-    """transformers' GPT-2 with random weights everywhere, biases and gains too."""
+    """Return transformers' GPT-2 with random weights everywhere, biases and gains too."""
     torch.manual_seed(0)
     config = GPT2Config(**TINY | {"eos_token_id": 202} | settings)
     config._attn_implementation = attention

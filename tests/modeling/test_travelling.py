@@ -74,7 +74,7 @@ def read_by_a_clean_process(folder, home, *heads):
 
 
 def save_all(model_of, tokenizer, folder, heads=HEADS):
-    """A checkpoint of each head, saved, loaded with this package and saved again: the code must travel on."""
+    """Save a checkpoint of each head, load it with this package and save it again: the code must travel on."""
     numbers = {}
     for head in heads:
         model = model_of(head)

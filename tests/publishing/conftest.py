@@ -49,7 +49,7 @@ READER = "hf_" + "rEaDoNlY0123456789abcdefghijklmnop"
 
 @pytest.fixture
 def source(tmp_path):
-    """An empty folder for a model to import."""
+    """Return an empty folder for a model to import."""
     folder = tmp_path / "source"
     folder.mkdir()
     return folder
@@ -88,7 +88,7 @@ def config(**changes):
 
 
 def shaken(model, seed=0):
-    """Weights large enough that no two logits nearly tie, and none that begin at zero."""
+    """Make a model's weights so large that no two logits nearly tie, and none of them zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -98,7 +98,7 @@ def shaken(model, seed=0):
 
 @pytest.fixture(scope="session")
 def makers(bpe, tmp_path_factory):
-    """Kinds of checkpoints, each made once; `checkpoint` gives copies."""
+    """Return kinds of checkpoints, each made once; `checkpoint` gives copies."""
     made = {}
 
     def language(folder):
@@ -106,24 +106,24 @@ def makers(bpe, tmp_path_factory):
         return describe(folder, "model.safetensors")
 
     def second(folder):
-        """Another version of the language model."""
+        """Return another version of the language model."""
         save_model(folder, shaken(GroundupForCausalLM(config()), seed=1), bpe)
         return describe(folder, "model.safetensors")
 
     def headed(folder):
-        """A model of any other kind, named in `KINDS`."""
+        """Return a model of any other kind, named in `KINDS`."""
         head, knobs = KINDS[folder.name]
         model = getattr(transformers, head)._model_mapping[GroundupConfig](config(**knobs))
         save_model(folder, shaken(model), bpe)
         return describe(folder, "model.safetensors", rows=False, verb="classify")
 
     def large(folder):
-        """Weights of some megabytes, which are sent in parts."""
+        """Return weights of some megabytes, which are sent in parts."""
         save_model(folder, shaken(GroundupForCausalLM(config(hidden_size=384, intermediate_size=1024))), bpe)
         return describe(folder, "model.safetensors")
 
     def adapter(folder):
-        """As peft writes it, with the base as the path where it was found."""
+        """Make an adapter as peft writes it, with the base as the path where it was found."""
         base = AutoModelForCausalLM.from_pretrained(get("language"))
         adapted = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "down_proj"]))
         shaken(adapted).save_pretrained(folder)
@@ -144,13 +144,13 @@ def makers(bpe, tmp_path_factory):
 
 @pytest.fixture
 def kinds():
-    """`KINDS`, for the tests."""
+    """Return `KINDS`, for the tests."""
     return KINDS
 
 
 @pytest.fixture
 def checkpoint(makers, tmp_path):
-    """A copy of a checkpoint of a kind, which a test may spoil."""
+    """Return a copy of a checkpoint of a kind, which a test may spoil."""
 
     def copy(kind="language", name=None):
         return Path(shutil.copytree(makers(kind), tmp_path / (name or kind)))
@@ -191,7 +191,7 @@ class Hub:
         self.process.wait()
 
     def fail(self, *faults):
-        """The next requests that fit: {"path": regex, "do": "status", "status": 503} and so on."""
+        """Let the next requests that fit fail: {"path": regex, "do": "status", "status": 503} and so on."""
         urllib.request.urlopen(
             urllib.request.Request(f"{self.url}/_faults", json.dumps(faults).encode(), method="POST")
         ).close()
@@ -201,7 +201,7 @@ class Hub:
         return json.loads(path.read_text()) if path.is_file() else None
 
     def files(self, name, revision="main"):
-        """Path -> content at the head of a branch, or at a commit."""
+        """Return the content of each path at the head of a branch, or at a commit."""
         state = self.state(name)
         files = state["commits"][state["heads"].get(revision, revision)]["files"]
         return {
@@ -222,7 +222,7 @@ def running_hub(tmp_path_factory):
 
 @pytest.fixture
 def hub(running_hub):
-    """The hub of the session, alive and without faults."""
+    """Return the hub of the session, alive and without faults."""
     if running_hub.process.poll() is not None:
         running_hub.start()
     running_hub.fail()
@@ -231,12 +231,12 @@ def hub(running_hub):
 
 @pytest.fixture
 def repo_id(request):
-    """A name on the hub that no other test uses."""
+    """Return a name on the hub that no other test uses."""
     return f"alice/test-{hashlib.sha1(request.node.nodeid.encode()).hexdigest()[:12]}"
 
 
 def empty_home(home, url, token):
-    """The environment of somebody new: an empty home, a hub, perhaps a token."""
+    """Return the environment of somebody new: an empty home, a hub, perhaps a token."""
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     offers = {"HOME": home, "HF_HOME": home / "hf", "HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1"}
@@ -287,7 +287,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="session")
 def pusher(running_hub, tmp_path_factory):
-    """`push_folder` in a process with an empty home, which one after the other does what it is told."""
+    """Run `push_folder` in a process with an empty home, as often as it is told."""
     home = tmp_path_factory.mktemp("pusher")
     process = subprocess.Popen(
         [sys.executable, "-c", PUSHER],
@@ -332,7 +332,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="session")
 def worker(running_hub, tmp_path_factory):
-    """Processes with an empty home that know the hub; each runs one piece of code after the other.
+    """Start processes with an empty home that know the hub; each runs one piece of code after the other.
 
     A process costs seconds, most of them the import of torch; repositories have names of their own, so that nothing
     that one piece of code left in its caches serves another.
@@ -363,7 +363,7 @@ def worker(running_hub, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def publish(worker):
-    """`groundup publish`, as somebody with a token and an empty home gives it."""
+    """Run `groundup publish` as somebody with a token and an empty home."""
 
     def run(folder, repo_id, *options, token=TOKEN, check=True):
         words = ["publish", folder, repo_id, "--license", "apache-2.0", "--language", "en", *options]
@@ -387,7 +387,7 @@ def clean_process(worker):
 
 @pytest.fixture(scope="session")
 def published(running_hub, publish, makers):
-    """The name of a checkpoint of a kind on the hub, tagged v1, each published once; a later commit has other files."""
+    """Return the name of a published checkpoint of a kind, tagged v1, made once; a later commit has other files."""
     names = {}
 
     def get(kind, *options):

@@ -10,7 +10,7 @@ PIPELINES = ("text-generation", "fill-mask", "text-classification", "token-class
 
 
 def card_errors(content):
-    """What the Hub's own check of a card finds, as far as its documentation says."""
+    """Return what the Hub's own check of a card finds, as far as its documentation says."""
     match = re.match(r"---\n(.*?)\n---\n", content, re.S)
     try:
         data = yaml.safe_load(match[1]) if match else {}

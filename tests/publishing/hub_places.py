@@ -152,7 +152,7 @@ class Places:
         return (content,)
 
     def apply(self, files, key, value):
-        """One operation of a commit."""
+        """Apply one operation of a commit."""
         if key == "file":
             content = base64.b64decode(value["content"])
             self.hub.store(blob_oid(content), content)

@@ -85,7 +85,7 @@ class Handler(Places, BaseHTTPRequestHandler):
             file.write(json.dumps(row) + "\n")
 
     def injected(self, path):
-        """The next fault that is meant for this request; it is used up."""
+        """Return the next fault that is meant for this request; it is used up."""
         with self.hub.lock:
             for fault in self.hub.faults:
                 fits = re.search(fault["path"], path) and fault.get("method", self.command) == self.command

@@ -71,7 +71,7 @@ class Hub:
         return self.root / "objects" / oid
 
     def holds(self, oid):
-        """Whether an object is there and undamaged."""
+        """Return whether an object is there and undamaged."""
         path = self.object(oid)
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == oid
 

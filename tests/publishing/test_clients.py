@@ -41,13 +41,13 @@ def logits(model):
 
 
 def python_of(card):
-    """The code on a card as it stands, but for five tokens."""
+    """Return the code on a card as it stands, but for five tokens."""
     return card.split("```python\n")[1].split("```")[0].replace("max_new_tokens=50", "max_new_tokens=5")
 
 
 @pytest.fixture
 def versions(hub, publish, published, makers):
-    """The name of a language model on the hub, and the folder of each of its two versions by its tag."""
+    """Return the name of a language model on the hub, and the folder of each of its two versions by its tag."""
     name = published("language")
     if "v2" not in hub.state(name)["tags"]:
         publish(makers("second"), name, "--tag", "v2")

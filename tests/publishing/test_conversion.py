@@ -53,7 +53,7 @@ def perturbed(model):
 
 @pytest.fixture(scope="module")
 def peer():
-    """transformers' GPT-2, two blocks with heads of width 64 as in all of OpenAI's sizes."""
+    """Return transformers' GPT-2, two blocks with heads of width 64 as in all of OpenAI's sizes."""
     end = VOCABULARY - 1
     config = GPT2Config(
         vocab_size=VOCABULARY, n_positions=96, n_embd=128, n_layer=2, n_head=2, bos_token_id=end, eos_token_id=end
@@ -63,7 +63,7 @@ def peer():
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    """Tokens with ids and merges, learned as GPT-2's were; the last token ends a text."""
+    """Return tokens with ids and merges, learned as GPT-2's were; the last token ends a text."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - 1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
@@ -87,7 +87,7 @@ def field(number, value):
 
 
 def block(rows, interval=16):
-    """Rows of a table; every 16th key is written whole, the others as how much they share with the one before."""
+    """Write rows of a table; every 16th key is whole, the others say how much they share with the one before."""
     content, restarts, before = b"", [], b""
     for number, (key, value) in enumerate(rows):
         if number % interval == 0:
@@ -168,7 +168,7 @@ def sharded(folder, peer, vocabulary):
 
 
 def old_tensors(peer):
-    """As the files on the Hub have been since 2019: no prefix, and each block's causal mask as a tensor."""
+    """Return tensors as the Hub's files have had them since 2019: no prefix, each block's causal mask a tensor."""
     masks = {f"h.{i}.attn.bias": torch.ones(96, 96).tril()[None, None].contiguous() for i in range(2)}
     masks["h.0.attn.masked_bias"] = torch.tensor(-1e4)
     return {name: tensor.clone() for name, tensor in peer.transformer.state_dict().items()} | masks
@@ -300,7 +300,7 @@ def test_an_imported_checkpoint_is_the_same_for_who_does_not_have_this_package(p
 
 
 def gpt2_encoder(tokens, merges):
-    """OpenAI's encoder.py (github.com/openai/gpt-2, src/encoder.py): its pattern, its bytes, its merges."""
+    """Return OpenAI's encoder.py (github.com/openai/gpt-2, src/encoder.py): its pattern, its bytes, its merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in printable}
     letters |= {byte: chr(256 + n) for n, byte in enumerate(b for b in range(256) if b not in letters)}

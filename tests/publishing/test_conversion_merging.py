@@ -46,7 +46,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def bases(tokenizer, tmp_path_factory):
-    """Saved causal models: ours, tied and untied, stock ones with fused and with separate matrices, and one that names
+    """Save causal models: ours, tied and untied, stock ones with fused and with separate matrices, and one that names
     no context."""
     size, ends = len(tokenizer), {"bos_token_id": 0, "eos_token_id": 0}
     torch.manual_seed(0)
@@ -68,7 +68,7 @@ def bases(tokenizer, tmp_path_factory):
 
 
 def far_from_zero(adapted):
-    """Weights as after much training: every part of the adapter has an effect on the logits."""
+    """Set weights as after much training: every part of the adapter has an effect on the logits."""
     torch.manual_seed(1)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -154,7 +154,7 @@ def test_a_classifiers_adapter_has_head_labels_and_pooling_and_so_has_the_merged
 
 @pytest.fixture(params=["bert", "roberta", "deberta"])
 def encoder(request, tokenizer, tmp_path):
-    """The folder of an encoder that has learned masked tokens, and the layers that a classifier made of it has anew."""
+    """Return the folder of an encoder that has learned masked tokens, and the layers a classifier of it has anew."""
     sizes = SIZES | {"vocab_size": len(tokenizer), "num_attention_heads": 2, "intermediate_size": 16}
     model_class, config, new = {
         "bert": (BertForMaskedLM, BertConfig(**sizes), {"bert.pooler", "classifier"}),

@@ -101,7 +101,7 @@ def relink(folder, name):
 
 
 def assert_refused(folder, spoil, words, by):
-    """A folder that was spoilt is refused in words that name it, and tell no token."""
+    """Assert that a folder that was spoilt is refused in words that name it, and tell no token."""
     spoil(folder)
     with pytest.raises(InputError) as error:
         by(folder)

@@ -35,7 +35,7 @@ VALUES = st.recursive(
 
 @pytest.fixture
 def spoilt(checkpoint):
-    """The folder, whole again before each case."""
+    """Return the folder, whole again before each case."""
     original = checkpoint(name="original")
 
     def fresh():
@@ -47,7 +47,7 @@ def spoilt(checkpoint):
 
 
 def judged(folder):
-    """What the gate says of a folder; nothing but an `InputError` of one printable line may come out."""
+    """Return what the gate says of a folder; nothing but an `InputError` of one printable line may come out."""
     try:
         sort_files(folder)
         check_content(folder, {"license": "mit"})
@@ -65,7 +65,7 @@ def scores_of_these(folder):
 
 
 def mutated(values, data):
-    """A mapping with a value, a key or a whole level changed."""
+    """Return a mapping with a value, a key or a whole level changed."""
     place, depth = values, 0
     while True:
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
@@ -84,7 +84,7 @@ def mutated(values, data):
 
 
 def torn(content: bytes, data) -> bytes:
-    """Bytes with some changed, cut away or put in."""
+    """Return bytes with some changed, cut away or put in."""
     content = bytearray(content)
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, max(0, len(content) - 1)))

@@ -22,7 +22,7 @@ KINDS = ("language", "large", "classifier", "adapter")
 
 @pytest.fixture
 def proven(makers, monkeypatch):
-    """The gate without its second process; what is given to this is done while that would be at work."""
+    """Return the gate without its second process; it does what it is given while that would be at work."""
     meanwhile = []
 
     def prove(*_, **__):

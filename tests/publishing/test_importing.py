@@ -47,7 +47,7 @@ TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfo
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Adds a token before every text, as Llama's does; it comes with a chat template."""
+    """Make a tokenizer that adds a token before every text, as Llama's does; it comes with a chat template."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -30,7 +30,7 @@ def imported(real_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stock(real_model):
-    """What transformers itself makes of the file."""
+    """Return what transformers itself makes of the file."""
     model = AutoModelForCausalLM.from_pretrained(real_model.parent, gguf_file=real_model.name, dtype=torch.float32)
     return model.eval()
 

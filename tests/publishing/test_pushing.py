@@ -14,7 +14,7 @@ CARD = "---\nlicense: apache-2.0\nlanguage: en\n---\n# a model\n"
 
 @pytest.fixture
 def folder(tmp_path, repo_id):
-    """A small folder with a file that goes to the large-file store, one that does not, and one below."""
+    """Return a small folder with a file that goes to the large-file store, one that does not, and one below."""
     folder = tmp_path / "folder"
     (folder / "below").mkdir(parents=True)
     (folder / "README.md").write_text(CARD)

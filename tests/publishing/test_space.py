@@ -82,7 +82,7 @@ def test_a_published_space_shows_the_model_as_it_was_published(publish, elsewher
 
 @contextlib.contextmanager
 def running(home, environment):
-    """The Space's program, until it answers, and then its address."""
+    """Yield the Space's program, until it answers, and then its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

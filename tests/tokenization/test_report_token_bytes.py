@@ -23,7 +23,7 @@ def _finished(backend, end="</s>"):
 
 
 def byte_level(letters=LETTERS, **parts):
-    """A byte-level BPE without merges that has only `letters`; `parts` replace its normalizer or pre-tokenizer."""
+    """Make a byte-level BPE without merges that has only `letters`; `parts` replace normalizer or pre-tokenizer."""
     backend = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -33,7 +33,7 @@ def byte_level(letters=LETTERS, **parts):
 
 
 def unigram(byte_fallback):
-    """A SentencePiece unigram model: "▁" for spaces, one added in front, and bytes or an unknown id for the rest."""
+    """Make a SentencePiece unigram model: "▁" for spaces, one added in front, bytes or an unknown id for the rest."""
     spare = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
     vocabulary = [("<unk>", 0.0), *((piece, -1.0) for piece in PIECES), *((piece, -9.0) for piece in spare)]
     backend = Tokenizer(models.Unigram(vocabulary, 0, byte_fallback))
@@ -51,7 +51,7 @@ def word_piece():
 
 
 def characters(unknown=None):
-    """A BPE of a few characters; without an unknown token it passes over all others."""
+    """Return a BPE of a few characters; without an unknown token it passes over all others."""
     backend = Tokenizer(models.BPE({"c": 0, "a": 1, "t": 2, "<unk>": 3}, [], unk_token=unknown))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
     return _finished(backend)

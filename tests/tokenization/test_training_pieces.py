@@ -10,7 +10,7 @@ LINES = st.lists(st.sampled_from(["word", " ", "  ", "\n", "\r\n", "\n\n", "é",
 
 
 def gpt2_like() -> Tokenizer:
-    """GPT-2's own pattern, whose white space differs from Qwen2's, over single bytes."""
+    """Make a tokenizer with GPT-2's own pattern, whose white space differs from Qwen2's, over single bytes."""
     alphabet = {letter: index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.WordLevel(alphabet | {"?": 256}, unk_token="?"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)

@@ -20,7 +20,7 @@ def tokenizer():
 
 
 def split_like_the_book(text: str) -> list[str]:
-    """Raschka, Build a Large Language Model (From Scratch), chapter 2: the preprocessing of its tokenizers."""
+    """Split as Raschka's book does (chapter 2, the preprocessing of its tokenizers)."""
     pieces = re.split(r'([,.:;?_!"()\']|--|\s)', text)
     return [piece.strip() for piece in pieces if piece.strip()]
 

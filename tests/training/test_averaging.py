@@ -32,7 +32,7 @@ def options(tmp_path_factory):
 
 @pytest.fixture
 def averaged(monkeypatch):
-    """The weights that went into each mean: first the kept run's own, then the others'."""
+    """Return the weights that went into each mean: first the kept run's own, then the others'."""
     seen = []
 
     def noting(model, folders):
@@ -46,7 +46,7 @@ def averaged(monkeypatch):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """The weights and the random state with which each loop starts."""
+    """Return the weights and the random state with which each loop starts."""
     seen, real = [], Loop.run
 
     def noting(loop):

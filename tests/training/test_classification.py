@@ -58,7 +58,7 @@ def folder(tmp_path_factory, write_rows):
 
 @pytest.fixture(scope="module")
 def base(folder):
-    """A language model of ours, hardly trained."""
+    """Return a language model of ours, hardly trained."""
     return package.pretrain(
         data=[str(folder / "rows.jsonl")], max_steps=2, vocab_size=300, hidden_size=32, num_hidden_layers=1,
         context_length=32, out=str(folder / "base"), quiet=True,
@@ -287,7 +287,7 @@ def test_a_test_set_that_is_all_in_training_is_reported(folder, tmp_path, capsys
 
 @pytest.fixture(scope="module")
 def stock(folder):
-    """A GPT-2 and a BERT of transformers' own classes, tiny and untrained, with a tokenizer each."""
+    """Return a GPT-2 and a BERT of transformers' own classes, tiny and untrained, with a tokenizer each."""
     tokenizer = train_bpe((row["text"] for row in texts_of(400)), 300)
     sizes = {"vocab_size": len(tokenizer)}
     torch.manual_seed(0)

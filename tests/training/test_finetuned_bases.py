@@ -30,7 +30,7 @@ COLOURS = ("red", "green", "blue", "black")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_rows):
-    """Rows to answer, rows to classify, and a stock Llama whose tokenizer has no chat template and no padding."""
+    """Return rows to answer and to classify, and a stock Llama whose tokenizer has no chat template and no padding."""
     folder = tmp_path_factory.mktemp("bases")
     chance = np.random.default_rng(0)
     pairs = [[str(colour) for colour in chance.choice(COLOURS, 2)] for _ in range(120)]

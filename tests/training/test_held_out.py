@@ -44,7 +44,7 @@ def write_rows(path, texts):
 
 
 def prepared(tmp_path, *data, **more):
-    """The run before its first step: its text for training and for validation, and what the recipe says."""
+    """Return the run before its first step: its text for training and for validation, and what the recipe says."""
     run = RunFolder(tmp_path / "out")
     prepare_run(PretrainSettings(data=[str(item) for item in data], max_steps=1, **TINY | more), run, Deadline())
     found = open_prepared(run)
@@ -150,7 +150,7 @@ def test_rows_given_twice_count_once(verb, tmp_path):
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory):
-    """A model with a text to be tested on of which a half was trained on."""
+    """Return a model with a text to be tested on of which a half was trained on."""
     folder = tmp_path_factory.mktemp("tested")
     data = write_rows(folder / "train.jsonl", TEXTS)
     test = write_rows(folder / "other.jsonl", [*TEXTS[:5], *(text_of(seed) for seed in range(100, 105))])

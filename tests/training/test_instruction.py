@@ -43,7 +43,7 @@ def made(tmp_path_factory, write_rows):
 
 @pytest.fixture
 def stock(tmp_path):
-    """A GPT-2 of transformers' own class, untrained, whose tokenizer has no chat template."""
+    """Return a GPT-2 of transformers' own class, untrained, whose tokenizer has no chat template."""
     tokenizer = train_word_level([" ".join(row.values()) for row in rows_of(60)], 200)
     sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -223,7 +223,7 @@ def test_processes_share_a_steps_rows_in_as_many_micro_batches_each(lengths, bat
 
 
 def margin(model, tokenizer, row):
-    """How much likelier the chosen answer is than the rejected one [nats]."""
+    """Return how much likelier the chosen answer is than the rejected one [nats]."""
 
     def likelihood(answer):
         whole = tokenizer.apply_chat_template([*row["prompt"], *answer], return_tensors="pt", return_dict=True)[

@@ -346,7 +346,7 @@ class Machine:
         }))  # fmt: skip
 
     def finished(self, *stops, kill=False):
-        """What a run ends with that is stopped before each of these steps: weights, position, log."""
+        """Return what a run that is stopped before each of these steps ends with: weights, position, log."""
         for step in stops:
             assert self.run(**{"kill_at" if kill else "stop_at": step}) is None
         loop = self.run()

@@ -33,7 +33,7 @@ def tiny(model_class=GroundupForCausalLM, **knobs):
 
 
 def gpt2(fused):
-    """A two-class GPT-2 of 124 M weights that takes no memory."""
+    """Return a two-class GPT-2 of 124 M weights that takes no memory."""
     with torch.device("meta"):
         model = (
             GPT2ForSequenceClassification(GPT2Config(num_labels=2))

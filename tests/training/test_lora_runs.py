@@ -191,7 +191,7 @@ def test_merge_leaves_a_whole_checkpoint_with_the_adapters_scores(base, other_st
 
 @pytest.fixture
 def encoder(tmp_path):
-    """A BERT that has learned masked tokens: its checkpoint has no pooler, which a classifier looks through."""
+    """Return a BERT that has learned masked tokens: its checkpoint has no pooler, which a classifier looks through."""
     tokenizer = train_bpe(["red green blue black"] * 20, 270)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
     torch.manual_seed(0)

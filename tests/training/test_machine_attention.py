@@ -17,7 +17,7 @@ class PlainModule:
 
 
 def with_gradients(attend, *inputs):
-    """What `attend` gives for copies of the inputs, and their gradients for a fixed one of the output."""
+    """Return what `attend` gives for copies of the inputs, and their gradients for a fixed one of the output."""
     copies = [x.clone().requires_grad_() for x in inputs]
     mixed = attend(*copies)
     mixed.backward(torch.linspace(-1, 1, mixed.numel(), dtype=mixed.dtype).view_as(mixed))
@@ -56,7 +56,7 @@ def model():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The lengths of the texts that went through the blocks."""
+    """Return the lengths of the texts that went through the blocks."""
     seen, real = [], machine.causal_attention
     monkeypatch.setattr(machine, "causal_attention", lambda q, *rest: seen.append(q.size(2)) or real(q, *rest))
     return seen

@@ -9,7 +9,7 @@ SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 1, "pad_token
 
 
 def with_language(**options):
-    """An objective with everything beside the labels, the base whose language it keeps, and rows for it."""
+    """Return an objective with everything beside the labels, the base whose language it keeps, and rows for it."""
     torch.manual_seed(0)
     base = GroundupForCausalLM(GroundupConfig(**SIZES)).eval()
     model = GroundupForSequenceClassification(GroundupConfig(**SIZES, num_labels=3)).eval()

@@ -232,7 +232,7 @@ def test_being_interrupted_is_told_apart_from_an_error():
 
 @pytest.fixture(params=[False, True], ids=["copies", "sharded"])
 def sharded(request, monkeypatch):
-    """Processes that each hold the model, then processes that each hold a share of it."""
+    """Run processes that each hold the model, then processes that each hold a share of it."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", str(request.param).lower())
     return request.param
 

@@ -26,7 +26,7 @@ DROPOUT = {"model_config": {"residual_dropout": 0.1}}  # so that the random stat
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory):
-    """Verbs with settings under which nothing depends on the clock; how many steps each takes."""
+    """Return verbs with settings under which nothing depends on the clock; how many steps each takes."""
     folder = tmp_path_factory.mktemp("stops")
     draw = random.Random(0)
     words = [[draw.choice(["red", "green", "blue", "black"]) for _ in range(6)] for _ in range(400)]
@@ -71,7 +71,7 @@ def train(verb, settings, moment=None, step=0, number=0):
 
 
 def result(out):
-    """Weights, best step and log of every run under a folder."""
+    """Return weights, best step and log of every run under a folder."""
     found = {}
     ended = [path for path in sorted(out.rglob("metrics.json")) if "checkpoints" not in path.parts]
     for path in ended:
@@ -84,7 +84,7 @@ def result(out):
 
 @pytest.fixture(scope="module")
 def whole(kinds, in_a_fork, tmp_path_factory):
-    """What the runs end with that are never stopped, each made when it is first asked for."""
+    """Return what uninterrupted runs end with, each made when it is first asked for."""
     made = {}
 
     def of(name):

@@ -21,7 +21,7 @@ BEGUN = {"max_steps": 6, "save_every": 2, "quiet": True} | SIZES
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, story_text, cut_off):
-    """A folder with a text, a run of it that is finished, and one that was cut off after four of six steps."""
+    """Return a folder with a text, a run of it that is finished, and one that was cut off after four of six steps."""
     home = tmp_path_factory.mktemp("runs")
     for name in ("story.txt", "other.txt"):
         (home / name).write_text(story_text[:5000])
@@ -33,7 +33,7 @@ def runs(tmp_path_factory, story_text, cut_off):
 
 @pytest.fixture
 def home(runs, tmp_path, monkeypatch):
-    """The same, to be changed."""
+    """Return the same, to be changed."""
     shutil.copytree(runs, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     recipes = [tmp_path / "home" / "cut" / "work" / "private.yaml"]
