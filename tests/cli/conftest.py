@@ -14,7 +14,7 @@ CONTEXT = 48
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """ Return "pretrained" and "taught": random weights, one tokenizer, a context of 48; logits far apart."""
+    """Return "pretrained" and "taught": random weights, one tokenizer, a context of 48; logits far apart."""
     root = tmp_path_factory.mktemp("models")
     tokenizer = train_bpe([TEXT] * 5, 300)
     for number, (name, verb) in enumerate([("pretrained", "pretrain"), ("taught", "instruct")]):
