@@ -17,6 +17,7 @@ from groundup.common.settings import Settings, hints_of, read_yaml, settings_fro
 
 LEDGER_FILE = "stages.json"
 RUN_FILES = (LEDGER_FILE, PAGE_FILE, CARD_FILE)
+_MARKS = ("begun", "key")  # an entry of ours has one of them
 OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `run` decides
 
 
@@ -239,8 +240,5 @@ def is_ledger_in(folder: Path) -> bool:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}): restore it, or choose a new --out") from error
-    return bool(known) and isinstance(known, dict) and all(_is_entry(entry) for entry in known.values())
-
-
-def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and bool({"begun", "key"} & set(entry))
+    entries = known.values() if isinstance(known, dict) else ()
+    return bool(entries) and all(isinstance(entry, dict) and not entry.keys().isdisjoint(_MARKS) for entry in entries)

@@ -22,9 +22,19 @@ def near(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def near_file(path: Path) -> str:
+    """Return ` (did you mean 'x'?)` when something in the folder of `path` resembles its name, else an empty string."""
+    return near(path.name, (entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else ())
+
+
 def one_line(error: BaseException) -> str:
     """Return what an error says in one line of at most 300 characters, or its class where it says nothing."""
     return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, at most 300 characters, or its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

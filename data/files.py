@@ -23,7 +23,7 @@ from typing import IO, Any
 import datasets
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, listed, near, printable, user_path
+from groundup.common.errors import InputError, listed, near_file, printable, user_path
 from groundup.common.files import atomic_folder, sha256_of
 
 TEXT_KINDS = (".txt", ".text", ".md", ".rst")
@@ -67,10 +67,8 @@ def list_files(item: str) -> list[Named]:
         return [(path, printable(path.name))]
     if glob.has_magic(item):
         return _list_pattern(path, item)
-    folder = path.parent
-    known = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     raise InputError(
-        f"no file or folder {printable(item)}{near(path.name, known)}: give --data a file, folder, glob or Hub name"
+        f"no file or folder {printable(item)}{near_file(path)}: give --data a file, folder, glob or Hub name"
     )
 
 

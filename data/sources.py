@@ -21,7 +21,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, is_disk_full, printable, user_path
+from groundup.common.errors import InputError, first_line, is_disk_full, printable, user_path
 from groundup.common.errors import listed as listed_names
 from groundup.common.files import sha256_of
 from groundup.data import python_docs
@@ -366,8 +366,7 @@ def _load_hub(item: str) -> tuple[Table, dict[str, Any]]:
         with quiet_datasets():
             dataset: Any = datasets.load_dataset(name, config, split=split)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load {item} from the Hub, and no such file is here: {reason}") from error
+        raise InputError(f"cannot load {item} from the Hub, and no such file is here: {first_line(error)}") from error
     revision = Path(dataset.cache_files[0]["filename"]).parent.name  # the cache of `datasets` goes by commit
     return ArrowTable.stored(dataset, item, f"{item} {revision}"), {"name": item, "revision": revision}
 

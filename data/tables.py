@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils import logging as hub_logging
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, listed, near
+from groundup.common.errors import InputError, first_line, listed, near
 from groundup.common.files import sha256_of
 from groundup.data.csv_rows import find_form, read_csv
 from groundup.data.files import check_text
@@ -216,10 +216,9 @@ def _classes_of(schema: pa.Schema, name: str) -> dict[str, list[str]]:
         numbers = pa.schema([field for field in schema if pa.types.is_integer(field.type)], schema.metadata)
         features: Any = datasets.Features.from_arrow_schema(numbers)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"cannot read what datasets wrote into {name} about its columns: {reason[:200]}; write the file anew, or "
-            "take the datasets that wrote it"
+            f"cannot read what datasets wrote into {name} about its columns: {first_line(error)}; write the file anew, "
+            "or take the datasets that wrote it"
         ) from error
     return {column: feature.names for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)}
 
@@ -274,7 +273,7 @@ def open_table(path: Path, kind: str, name: str, sha256: str) -> Table:
             with pq.ParquetFile(path) as file:
                 schema, length = file.schema_arrow, file.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+            raise InputError(f"cannot read {name} as .parquet: {first_line(error)}") from error
         return ArrowTable(name, schema, length, partial(_read_parquet, path, name), sha256)
     check_text(path, name)
     if kind in (".csv", ".tsv"):
@@ -296,8 +295,7 @@ def open_saved_dataset(folder: Path, name: str, aloud: bool = False) -> tuple[Ar
         with quiet_datasets():
             saved = datasets.load_from_disk(str(folder))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot read the saved dataset {name}: {reason}") from error
+        raise InputError(f"cannot read the saved dataset {name}: {first_line(error)}") from error
     if isinstance(saved, datasets.DatasetDict):
         splits = [str(split) for split in saved]
         if "train" not in splits and len(splits) != 1:
@@ -320,7 +318,7 @@ def _read_parquet(path: Path, name: str, columns: list[str] | None = None) -> It
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
             yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"cannot read {name} as .parquet: {str(error).splitlines()[0]}") from error
+        raise InputError(f"cannot read {name} as .parquet: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

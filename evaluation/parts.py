@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, Interrupted, is_disk_full
+from groundup.common.errors import InputError, Interrupted, first_line, is_disk_full
 from groundup.common.files import METRICS_FILE, RECIPE_FILE, atomic_write, digest, remove
 from groundup.common.settings import (
     default_of,
@@ -128,9 +128,8 @@ class Parts:
 
     def fail(self, name: str, error: Exception) -> None:
         """Note that a part failed, and why, in one line."""
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        self.failures[name] = reason
-        say(f"{name} failed: {reason}")
+        self.failures[name] = first_line(error)
+        say(f"{name} failed: {self.failures[name]}")
 
     @property
     def failed(self) -> str:

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import console, say
-from groundup.common.errors import InputError, near, public_name, user_path
+from groundup.common.errors import InputError, near_file, public_name, user_path
 from groundup.common.files import (
     CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
@@ -106,10 +106,7 @@ def _fetch(source: str) -> Path:
         return path
     looks_local = path.is_absolute() or source.startswith((".", "~")) or path.suffix.lower() in _SUFFIXES
     if looks_local or len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir()):
-        known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(
-            f"{source} does not exist{near(path.name, known)}: give a model's folder, a file or a Hub name"
-        )
+        raise InputError(f"{source} does not exist{near_file(path)}: give a model's folder, a file or a Hub name")
     folder = _fetch_files(source, _HUB_FILES)
     config = read_config(folder)  # refuses what cannot be held before gigabytes are fetched
     for weights in _HUB_WEIGHTS if config is None or config.model_type == "gpt2" else _HUB_WEIGHTS[:1]:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from groundup.common.errors import InputError, near, user_path
+from groundup.common.errors import InputError, first_line, near_file, user_path
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to stop
@@ -52,10 +52,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """Load the tokenizer of a folder or a Hub name. Raises `InputError` when there is none or it is no fast one."""
     path = user_path(source)
     if not path.exists() and (len(path.parts) > 2 or (len(path.parts) == 2 and path.parent.is_dir())):
-        known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(
-            f"no folder {source}{near(path.name, known)}: give a tokenizer's folder or its name on the Hub"
-        )
+        raise InputError(f"no folder {source}{near_file(path)}: give a tokenizer's folder or its name on the Hub")
     if path.is_file():
         raise InputError(f"{source} is a file: give the folder of a tokenizer or a model")
     library = logging.getLogger("transformers")
@@ -64,7 +61,7 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if "instantiate the backend tokenizer" in reason:
             reason = "it has no tokenizer.json"
         elif "must be a mapping" in reason:
