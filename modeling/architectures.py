@@ -221,5 +221,3 @@ ARCHITECTURES: dict[str, Architecture] = {
         windows="all",
     ),
 }
-
-__all__ = ["ALWAYS", "ARCHITECTURES", "PROJECTIONS", "Architecture"]

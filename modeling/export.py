@@ -243,6 +243,3 @@ def _pre_tokenizer(state: dict[str, Any]) -> str | None:
         } if pattern == QWEN2_PATTERN:
             return "qwen2"
     return None
-
-
-__all__ = ["FORMS", "assemble", "gguf_form", "make_twin", "spell_for_transformers_4", "write_gguf"]

@@ -19,10 +19,7 @@ from .modeling_groundup import GroundupForCausalLM
 
 # What other classes have and ours has not: settings, and what they say when they are on. Told of the first that is.
 _FOREIGN: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"),
-        "it is a mixture of experts",
-    ),
+    (("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), "it is a mixture of experts"),
     (("attn_logit_softcapping", "final_logit_softcapping"), "it caps its scores softly"),
     (("use_parallel_residual", "parallel_attn"), "its attention and MLP stand side by side"),
     (("alibi",), "it has linear biases for positions (ALiBi)"),
@@ -281,17 +278,3 @@ def _check_names(tensors: Iterable[str], expected: Iterable[str], target: str) -
 def _listed(names: list[str], most: int = 3) -> str:
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
-
-
-__all__ = [
-    "architecture_of",
-    "from_stock",
-    "full_names",
-    "groundup_config",
-    "is_transposed",
-    "obstacles",
-    "plain_names",
-    "stock_config",
-    "tensor_shapes",
-    "to_stock",
-]
