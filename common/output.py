@@ -269,7 +269,7 @@ def _unread(recipe: Path) -> str:
 
 
 def nothing_to_resume(folder: str | Path) -> InputError:
-    """Return what to say where `--resume` finds no run in a folder, and nothing is given to begin one."""
+    """Return the error for `--resume` in a folder without a run, when nothing is given to begin one."""
     return InputError(f"{folder} holds nothing to resume, and no --data is given: check --out, or give --data")
 
 

@@ -1,4 +1,4 @@
-"""Read CSV and TSV a row at a time; find separator, quotes and header together, by what makes all of the file agree.
+"""Read CSV and TSV a row at a time; choose separator, quotes and header together, so that every row of the file fits.
 
 `csv.Sniffer` looks at letters that repeat; here a form is right if every row has as many fields as the header. What
 no form explains is an error that names its line, so that no row is ever swallowed by the one before.
@@ -60,7 +60,7 @@ class _FaultAt(Exception):  # noqa: N818 (turned into an error where the other f
 
 
 def find_form(path: Path, kind: str, name: str) -> CsvForm:
-    """Find how to read a UTF-8 file, and say where it is not as the ending promises; `name` is for messages.
+    """Find how to read a UTF-8 file, and print how it differs from what its ending promises; `name` is for messages.
 
     Raises `InputError` for rows that no form explains, for a header that is none, and for a file without rows.
     """
@@ -151,7 +151,7 @@ def _fit(
 def _separator(path: Path, usual: str) -> str:
     """Return what separates the fields: the usual one if it explains the first rows, else another that does.
 
-    Where none does it is the one that parts the header into most fields, so that what is wrong is said of that.
+    If none does, it is the one that splits the header into most fields, so that the error is about that one.
     """
     fits = {
         separator: [_fit(path, separator, quoted, most=1 + _SAMPLE) for quoted in (True, False)]

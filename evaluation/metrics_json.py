@@ -294,7 +294,7 @@ def verdict(row: Mapping[str, Any]) -> str:
 
 
 def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return a sentence on whether a model was worth it: its score beside the best baseline's on the same text or rows.
+    """Return a sentence that compares a model's score with the best baseline's on the same text or rows.
 
     For a classifier that is its accuracy beside the SVM's; for a language model its bits per byte, if a baseline needs
     fewer. None where there is nothing to say, or several models were measured.

@@ -170,7 +170,7 @@ def _load_again(folder: Path, config: PreTrainedConfig) -> Any:
 
 
 def take_over(source: Path, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Put the tokenizer's own files into `folder`, byte for byte, where they say what was written there anew.
+    """Copy the tokenizer's own files into `folder`, byte for byte, if they say the same as the files written there.
 
     A tokenizer's class may change what its tokenizer.json says; then the file that was written holds.
     """
