@@ -50,7 +50,7 @@ WITHOUT: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 
 def ablation(text: str | None) -> Row:
-    """Bits per byte of each run without a part, printed; the row is the least of them ÷ that of the whole."""
+    """Print the bits per byte of each run without a part; the row is the least of them ÷ that of the whole."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "text.txt"
         written = Path(text).read_text(encoding="utf-8") if text else "\n\n".join(python_docs.load()["train"]["text"])
@@ -66,7 +66,7 @@ def ablation(text: str | None) -> Row:
 
 
 def _score(run: tuple[Path, str]) -> float:
-    """Bits per byte of a run without a part."""
+    """Return the bits per byte of a run without a part."""
     file, part = run
     options, patches = WITHOUT[part]
     out = file.with_name(f"run-{list(WITHOUT).index(part)}")

@@ -28,7 +28,7 @@ UPDATES, TIMES = 6, 5  # of a timed run, and how often each of a pair is timed
 
 
 def plan(text: str | None) -> Row:
-    """Bits per byte after the same minutes: the best choice of the grid ÷ the plan's own, on each text.
+    """Compare bits per byte after the same minutes: the best choice of the grid ÷ the plan's own, on each text.
 
     The plan's own run has the clock. A choice by hand gets the updates that fit into the same time by its speed,
     measured in turn with the plan's: a shared machine moves by more from one run to the next than choices differ.
@@ -43,7 +43,7 @@ def plan(text: str | None) -> Row:
 
 
 def _texts(given: str | None) -> dict[str, str]:
-    """Prose about code, code, and a text of the caller's."""
+    """Return prose about code, code, and a text of the caller's."""
     library = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     code = "\n\n".join(path.read_text(encoding="utf-8", errors="replace") for path in library)[:TEXT_BYTES]
     texts = {"documentation": "\n\n".join(python_docs.load()["train"]["text"]), "source code": code}
@@ -51,7 +51,7 @@ def _texts(given: str | None) -> dict[str, str]:
 
 
 def _grid(own: Plan) -> list[dict[str, Any]]:
-    """Eight changes by hand: other sizes, and what the plan derives from them."""
+    """Return eight changes by hand: other sizes, and what the plan derives from them."""
     mine = (own.model["hidden_size"], own.model["num_hidden_layers"])
     sizes = itertools.islice((size for size in SIZES if size != mine), 4)
     return [
@@ -64,7 +64,7 @@ def _grid(own: Plan) -> list[dict[str, Any]]:
 
 
 def _own_and_best(name: str, text: str) -> tuple[float, float, str]:
-    """The plan's own bits per byte, the grid's least, and what the latter changed."""
+    """Return the plan's own bits per byte, the grid's least, and what the latter changed."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder) / "text.txt", Path(folder) / "own"
         file.write_text(text, encoding="utf-8")
@@ -85,7 +85,7 @@ def _own_and_best(name: str, text: str) -> tuple[float, float, str]:
 
 
 def _sizes(own: Plan, text_bytes: float, choice: dict[str, Any]) -> Plan:
-    """The plan with a choice by hand in it: all else is as it was but what follows from it (decay, rates, rows)."""
+    """Return the plan with a choice by hand; only what follows from it (decay, rates, rows) changes too."""
     kept = {"vocab_size": own.vocab_size, "batch_tokens": own.batch_tokens, "context_length": own.context_length}
     kept |= {name: own.model[name] for name in ("hidden_size", "num_hidden_layers")}
     compiled = "yes" if own.compiled else "no"
@@ -93,7 +93,7 @@ def _sizes(own: Plan, text_bytes: float, choice: dict[str, Any]) -> Plan:
 
 
 def _relative_speed(own: Plan, other: Plan) -> float:
-    """Updates of `other` in the time of one of `own`, each timed in turn."""
+    """Return the steps of `other` in the time of one of `own`, each timed in turn."""
     sizes = ("vocab_size", "model", "context_length", "batch_tokens")
     if all(getattr(own, name) == getattr(other, name) for name in sizes):
         return 1.0  # other rates
@@ -116,7 +116,7 @@ def _training(plan: Plan) -> Callable[[], object]:
 
 
 def _score(run: tuple[str, str, Plan, dict[str, Any], int]) -> float:
-    """Bits per byte of a choice after so many updates."""
+    """Return the bits per byte of a choice after so many steps."""
     file, out, sizes, choice, updates = run
     names = ("vocab_size", "batch_tokens", "context_length", "weight_decay")
     options = {name: getattr(sizes, name) for name in names} | choice

@@ -28,7 +28,7 @@ GIGABYTE, MOST_MEGABYTES = 1_000_000_000, 600
 
 
 def tokenise() -> Row:
-    """Our shards against the tokenizer's own threads alone, on the built-in corpus ten times over."""
+    """Compare our shards with the tokenizer's own threads alone, on the built-in corpus ten times over."""
     documents = python_docs.load()["train"]
     tokenizer = train_bpe(documents["text"], 4096)
     documents = concatenate_datasets([documents] * 10)
@@ -44,7 +44,7 @@ def tokenise() -> Row:
 
 
 def evaluate() -> Row:
-    """Half a megabyte of documents scored by a model of 10 M parameters, tokenising included; the same by lm-eval."""
+    """Score half a megabyte of documents by a model of 10 M parameters, tokenising included; the same by lm-eval."""
     documents = python_docs.load()["train"]
     sizes = list(itertools.accumulate(len(text.encode()) for text in documents["text"]))
     documents = documents.select(range(bisect.bisect_left(sizes, 500_000) + 1))
@@ -76,7 +76,7 @@ def evaluate() -> Row:
 
 
 def prepare_memory() -> Row:
-    """The most memory that `groundup prepare` and all its processes hold together on a file of 1 GB."""
+    """Measure the most memory that `groundup prepare` and all its processes hold together on a file of 1 GB."""
     documents = python_docs.load()["train"]
     text = "\n\n".join(documents["text"])
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def prepare_memory() -> Row:
 
 
 def _peak_of_all(process: subprocess.Popen[bytes]) -> float:
-    """The most memory [MB] that a process and its children hold together until it ends, shared pages counted once."""
+    """Return the most memory [MB] that a process and its children hold together, shared pages counted once."""
     peak, whole = 0.0, psutil.Process(process.pid)
     while process.poll() is None:
         try:

@@ -36,7 +36,7 @@ ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 
 
 def rows_of_ids(rows: int = ROWS * PARTS * STEPS, context: int = CONTEXT, vocabulary: int = VOCABULARY) -> torch.Tensor:
-    """Random ids (rows, context)."""
+    """Return random ids (rows, context)."""
     return torch.randint(0, vocabulary, (rows, context), generator=torch.Generator().manual_seed(0))
 
 
@@ -50,12 +50,12 @@ class RandomRows:
         self.parts = parts
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """The micro-batches of a step."""
+        """Return the micro-batches of a step."""
         return self.all[step * self.parts : (step + 1) * self.parts]
 
 
 def our_training(optimizer: str, precision: str, compiled: bool) -> Callable[[], object]:
-    """A run of STEPS updates by our loop, a model of ours in our own shape."""
+    """Prepare a run of STEPS steps by our loop, a model of ours in our own shape."""
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     config = GroundupConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **sizes, **ENDS)
     how = Optimization(
@@ -67,7 +67,7 @@ def our_training(optimizer: str, precision: str, compiled: bool) -> Callable[[],
 def training_run(
     config: GroundupConfig, how: Optimization, rows: int, parts: int, steps: int, lora: LoraOptions | None = None
 ) -> Callable[[], object]:
-    """A run of `steps` updates by our loop on random rows, of all weights or of an adapter."""
+    """Prepare a run of `steps` steps by our loop on random rows, of all weights or of an adapter."""
     torch.manual_seed(0)
     console.quiet = True
     model = GroundupForCausalLM(config).train()
@@ -98,7 +98,7 @@ def training_run(
 
 
 def trainers_training(folder: str) -> Callable[[], object]:
-    """The same number of updates of as many tokens by transformers' Trainer, stock GPT-2, bf16 where it is fast."""
+    """Prepare as many steps of as many tokens by transformers' Trainer, stock GPT-2, bf16 where it is fast."""
     sizes = {"vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     model = GPT2LMHeadModel(GPT2Config(**sizes, **ENDS, **NO_DROPOUT))
     ids = rows_of_ids().tolist()
@@ -116,7 +116,7 @@ def trainers_training(folder: str) -> Callable[[], object]:
 
 
 def train() -> Row:
-    """Tokens a second of our loop as it comes (Muon, blocks compiled) against Trainer as it comes (AdamW)."""
+    """Compare the tokens a second of our loop with its defaults (Muon, blocks compiled) and of Trainer's (AdamW)."""
     precision = "bf16" if bf16_is_native() else "fp32"
     tokens = ROWS * PARTS * STEPS * CONTEXT
     ours = our_training("muon", precision, True)
@@ -126,7 +126,7 @@ def train() -> Row:
 
 
 def train_uncompiled() -> Row:
-    """The same with nothing compiled, as in a run of a minute, and AdamW on both sides."""
+    """Compare the same with nothing compiled, as in a run of a minute, and AdamW on both sides."""
     precision = "bf16" if bf16_is_native() else "fp32"
     tokens = ROWS * PARTS * STEPS * CONTEXT
     ours = our_training("adamw", precision, False)
@@ -136,7 +136,7 @@ def train_uncompiled() -> Row:
 
 
 def peak_share() -> Row:
-    """The multiplications of a step (Chowdhery et al. 2022, appendix B) a second ÷ the machine's own speed, fp32."""
+    """Divide a step's multiplications a second (Chowdhery et al. 2022, appendix B) by the machine's own speed, fp32."""
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
     _, flop = cost_of(sizes, VOCABULARY, CONTEXT)
     run, tokens = our_training("adamw", "fp32", True), ROWS * PARTS * STEPS * CONTEXT
@@ -163,7 +163,7 @@ bench_training.large_step(False)
 
 
 def large_step(ours: bool) -> None:
-    """One step with AdamW on 8 rows of 512 tokens of GPT-2's vocabulary."""
+    """Do one step with AdamW on 8 rows of 512 tokens of GPT-2's vocabulary."""
     vocabulary, rows, context = 50257, 8, 512
     sizes = {"vocab_size": vocabulary, "n_positions": context, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     ids = torch.randint(0, vocabulary, (rows, context))
@@ -184,7 +184,7 @@ def large_step(ours: bool) -> None:
 
 
 def memory_step() -> Row:
-    """Memory that a step adds to a process in which all is imported."""
+    """Measure the memory that a step adds to a process in which all is imported."""
     base = peak_memory(IMPORTS)
     what = "memory of a step, GPT2LMHeadModel's ÷ ours, 8 × 512 tokens, vocabulary 50,257, 6 layers, 384 wide"
     ours, stock = (lambda: peak_memory(IMPORTS + OUR_STEP)), (lambda: peak_memory(IMPORTS + STOCK_STEP))
@@ -211,7 +211,7 @@ class NanoGPT:
         self.model = GPT2LMHeadModel(GPT2Config(vocab_size=len(letters), **sizes, **ENDS, **NO_DROPOUT)).train()
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate of a step."""
         if step < self.warmup:
             return self.best * (step + 1) / (self.warmup + 1)
         share = (step - self.warmup) / (self.steps - self.warmup)
@@ -236,7 +236,7 @@ class NanoGPT:
 
     @torch.inference_mode()
     def bits_per_byte(self) -> float:
-        """On the whole validation text, in disjoint windows."""
+        """Return the bits per byte of the whole validation text, in disjoint windows."""
         windows = (len(self.validation) - 1) // self.context
         ids = self.validation[: windows * self.context + 1]
         nats = 0.0
@@ -249,7 +249,7 @@ class NanoGPT:
 
 
 def nanogpt(text: str | None) -> Row:
-    """Seconds of nanoGPT's recipe to its end ÷ ours, from the raw text, to at most its bits per byte.
+    """Divide the seconds of nanoGPT's recipe by ours, from the raw text to at most its bits per byte.
 
     Ours counts everything from the call of `pretrain` to the end of training: tokenizer, tokenising, baselines, steps.
     """
@@ -272,7 +272,7 @@ def nanogpt(text: str | None) -> Row:
 
 
 def time_and_score(file: Path, out: Path, minutes: float) -> tuple[float, float]:
-    """Seconds from the call of `pretrain` to the end of its training, and its score on all that was kept back."""
+    """Return the seconds from the call of `pretrain` to the end of its training, and its score on all held-out text."""
     ended, run = [], Loop.run
 
     def noting(loop: Loop) -> object:

@@ -29,7 +29,7 @@ SIZES = {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 6, 
 
 @contextmanager
 def untrained() -> Iterator[tuple[str, float]]:
-    """The folder of a model with random weights, which goes with its block, and millions of parameters."""
+    """Yield the folder of a model with random weights, removed afterwards, and its millions of parameters."""
     tokenizer = train_bpe(python_docs.load()["train"]["text"], 4096)
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def untrained() -> Iterator[tuple[str, float]]:
 
 
 def terminal() -> Row:
-    """From a line sent to `groundup chat` to the first piece of its answer."""
+    """Measure from a line sent to `groundup chat` to the first piece of its answer."""
     with untrained() as (folder, size), subprocess.Popen(
         [sys.executable, "-m", "groundup", "chat", "--model", folder, "--max-new-tokens", "20"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -62,7 +62,7 @@ def terminal() -> Row:
 
 
 def page() -> Row:
-    """From a prompt sent to the page to its first update, nobody else there."""
+    """Measure from a prompt sent to the page to its first update, nobody else there."""
     with untrained() as (folder, size), _visit(folder) as url:
         visitor = Client(url, verbose=False)
         found = []
@@ -74,7 +74,7 @@ def page() -> Row:
 
 
 def page_beside_another() -> Row:
-    """The same while another visitor's text is being written, from its first token to beyond that of the second."""
+    """Measure the same while another visitor's text is written, from its first token to beyond that of the second."""
     with untrained() as (folder, size), _visit(folder) as url:
         first, second = Client(url, verbose=False), Client(url, verbose=False)
         found = []
@@ -91,7 +91,7 @@ def page_beside_another() -> Row:
 
 @contextmanager
 def _visit(folder: str) -> Iterator[str]:
-    """A playground in a process of its own; its address."""
+    """Start a playground in a process of its own; yield its address."""
     command = [sys.executable, "-m", "groundup", "playground", "--model", folder]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

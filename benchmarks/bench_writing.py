@@ -16,7 +16,7 @@ PROMPT = list(range(1, 17))
 
 
 def own_and_stock(**sizes: int) -> tuple[GroundupForCausalLM, GPT2LMHeadModel]:
-    """A network of ours in GPT-2's shape and transformers' own, with random weights; GPT-2 small without `sizes`."""
+    """Return a network of ours in GPT-2's shape and transformers' own, random weights; GPT-2 small without `sizes`."""
     own = GroundupForCausalLM(GroundupConfig.preset("gpt2", **ENDS, **sizes))
     return own.eval(), GPT2LMHeadModel(GPT2Config(**ENDS, **sizes)).eval()
 
@@ -38,7 +38,7 @@ def by_own_loop(model: PreTrainedModel, new: int) -> None:
 
 
 def generate() -> Row:
-    """Our decode loop against `generate` of stock GPT-2, a small model."""
+    """Compare our decode loop with `generate` of stock GPT-2, a small model."""
     own, stock = own_and_stock(**SMALL)
     lay_out_for_decoding(own)
     what = "groundup generate ÷ GPT2LMHeadModel.generate, 5.9 M parameters, batch 1, greedy, fp32"
@@ -46,7 +46,7 @@ def generate() -> Row:
 
 
 def generate_gpt2() -> Row:
-    """`generate` against `generate`, GPT-2 small's shape, as whoever loads a published model has it."""
+    """Compare `generate` with `generate`, GPT-2 small's shape, as whoever loads a published model has it."""
     return as_a_library(_generate_gpt2)
 
 
@@ -57,7 +57,7 @@ def _generate_gpt2() -> Row:
 
 
 def generate_gpt2_own() -> Row:
-    """Our decode loop against `generate` of stock GPT-2, GPT-2 small's shape."""
+    """Compare our decode loop with `generate` of stock GPT-2, GPT-2 small's shape."""
     own, stock = own_and_stock()
     lay_out_for_decoding(own)
     what = "groundup generate ÷ GPT2LMHeadModel.generate, GPT-2 small, batch 1, greedy, fp32"
@@ -84,7 +84,7 @@ for _ in stream_tokens(model, prompt[0].tolist(), Sampling(max_new_tokens=32, te
 
 
 def memory_of(name: str, way: str, what: str) -> Row:
-    """The most memory of a process that loads a model of GPT-2 small's shape and writes: stock's ÷ ours."""
+    """Divide the peak memory of a process that loads and runs stock GPT-2 small by that of ours."""
     load = "import groundup.modeling" + LOAD  # without the package nobody would run our way of writing
     with tempfile.TemporaryDirectory() as folder:
         for side, model in zip(("ours", "peer"), own_and_stock()):
@@ -97,12 +97,12 @@ def memory_of(name: str, way: str, what: str) -> Row:
 
 
 def memory_gpt2() -> Row:
-    """Peak memory of `generate` against `generate`."""
+    """Compare the peak memory of `generate` with that of `generate`."""
     what = "peak memory: GPT2LMHeadModel.generate's ÷ GroundupForCausalLM.generate's, GPT-2 small"
     return memory_of("memory-gpt2", BY_GENERATE, what)
 
 
 def memory_gpt2_own() -> Row:
-    """Peak memory of our decode loop against `generate` of stock GPT-2."""
+    """Compare the peak memory of our decode loop with that of `generate` of stock GPT-2."""
     what = "peak memory: GPT2LMHeadModel.generate's ÷ groundup generate's, GPT-2 small"
     return memory_of("memory-gpt2-own", BY_OWN_LOOP, what)

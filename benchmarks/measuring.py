@@ -57,13 +57,13 @@ def compare(
 
 
 def bits_per_byte(checkpoint: Path) -> float:
-    """What `pretrain` measured on the text it kept back."""
+    """Return what `pretrain` measured on its held-out text."""
     rows = read_metrics(checkpoint)["metrics"]
     return next(row["value"] for row in rows if row["name"] == "bits_per_byte" and row["baseline"] is None)
 
 
 def peak_memory(code: str, *arguments: str) -> float:
-    """The most memory [MB] that a Python process with this code held; it can import the modules of this folder."""
+    """Return the peak memory [MB] of a Python process with this code; it can import the modules of this folder."""
     # Not getrusage's: a new process begins there with its parent's peak.
     told = (
         code
@@ -81,7 +81,7 @@ print(int(status["VmHWM"].split()[0]) / 1024)
 def compare_memory(
     name: str, what: str, ours: Callable[[], float], peer: Callable[[], float], base: float = 0.0, runs: int = RUNS
 ) -> Row:
-    """The peer's peak [MB] ÷ ours, both less `base`, over paired runs."""
+    """Divide the peer's peak [MB] by ours, both less `base`, over paired runs."""
     found = [(ours() - base, peer() - base) for _ in range(runs)]
     ratios = [theirs / own for own, theirs in found]
     peaks = [f"{statistics.median(values):,.0f} MB" for values in zip(*found)]
@@ -89,7 +89,7 @@ def compare_memory(
 
 
 def one_thread_each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """The results of `work` for each item, as many at once as there are cores: for what does not depend on speed."""
+    """Return `work` of each item, as many at once as there are cores: for what does not depend on speed."""
     spawned = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), spawned, _begin_alone) as pool:
         return list(pool.map(work, items))
