@@ -75,7 +75,7 @@ def write_report(recipe: Recipe, out: Path, ledger: Ledger, samples: list[tuple[
             body += Markup("<h2>{}</h2>\n{}\n").format(stage.name, Markup("\n").join(parts))
     if samples:
         written = (Markup("<pre><b>{}</b>{}</pre>").format(prompt, text) for prompt, text in samples)
-        body += Markup("<h2>What the last model writes</h2>\n") + Markup("\n").join(written)
+        body += Markup("<h2>Samples of the last model</h2>\n") + Markup("\n").join(written)
     path = out / PAGE_FILE
     atomic_write(path, document(recipe.name, body).encode())
     return path
@@ -96,8 +96,8 @@ def _results(folder: Path) -> list[Markup]:
         lines = [
             [row["label"], row["predicted"], f"{row['probability']:.2f}", row["text"][:TEXT_SHOWN]] for row in rows
         ]
-        content = table(["is", "was taken for", "probability", "text"], lines, kind="words")
-        parts.append(Markup("<h3>Its surest mistakes</h3>\n") + content if lines else Markup())
+        content = table(["label", "predicted", "probability", "text"], lines, kind="words")
+        parts.append(Markup("<h3>Mistakes with the highest probability</h3>\n") + content if lines else Markup())
     if (path := folder / "samples.md").is_file():  # a Markdown table of answers before and after training
         lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in path.read_text(encoding="utf-8").splitlines()]
         cells = [[cell.strip().replace("\\|", "|")[:TEXT_SHOWN] for cell in line] for line in lines]

@@ -191,7 +191,7 @@ def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], path: Path) -> None:
-    """Draw how often each true label (rows) was taken for each label (columns); shades are shares of the row.
+    """Draw the confusion matrix: true labels are rows, predicted labels columns; shades are shares of the row.
 
     With more than `NUMBERED_LABELS` labels the cells have no numbers and the picture grows no further: names are
     smaller, and where that is not enough only each second, third, ... is written. A name that no installed font can

@@ -168,13 +168,13 @@ _LIMITS = {
     "writes": """\
 It continues text in the manner of what it was trained on. It was not taught to answer questions, to follow
 instructions or to be truthful: what it says may be wrong, unfit for use or offensive, and may repeat its training text
-word for word.""",
+verbatim.""",
     "instructed": """\
 It was taught to answer on the rows named above and on nothing else. What it says may be wrong, unfit for use or
-offensive, and may repeat its training text word for word.""",
+offensive, and may repeat its training text verbatim.""",
     "imported": """\
 It was trained elsewhere: the card of the model that it was imported from says on what, and for what it is fit. What it
-says may be wrong, unfit for use or offensive, and may repeat its training text word for word.""",
+says may be wrong, unfit for use or offensive, and may repeat its training text verbatim.""",
     "judges": """\
 It knows the labels above and no "none of these": a text of another kind gets one of them as well. Do not let it decide
 about people.""",

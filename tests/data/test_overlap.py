@@ -1,4 +1,4 @@
-"""Text that stands in another text, word for word or nearly: found in any script, whole or in passages."""
+"""Text that occurs in another text, verbatim or nearly: found in any script, whole or in passages."""
 
 import random
 
