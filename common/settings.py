@@ -299,7 +299,7 @@ class _EachKeyOnce(yaml.SafeLoader):
         for key_node, _ in node.value:
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 if (key_node.tag, key_node.value) in known:
-                    problem = f"{key_node.value!r} stands there twice: leave one out"
+                    problem = f"{key_node.value!r} occurs twice: leave one out"
                     raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 known.add((key_node.tag, key_node.value))
         return super().construct_mapping(node, deep)

@@ -235,7 +235,7 @@ def _doubt_of(header: list[str], rows: list[list[str]], name: str) -> str | None
         field = field.strip()
         values = Counter(value.strip() for value in column if value.strip())
         message = (
-            f"{name}: its first line is data, not a header ({field!r} stands over its like): "
+            f"{name}: its first line is data, not a header ({field!r} is above values of its kind): "
             "put a line of names above it, `text,label` or the like"
         )
         numbers = sum(count for value, count in values.items() if _NUMBERS.fullmatch(value))

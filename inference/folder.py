@@ -125,7 +125,7 @@ def overrides_of(adapter: Path) -> dict[str, Any]:
             return {"num_labels": tensors.get_slice(heads[0]).get_shape()[0]} if heads else {}
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{ADAPTER_WEIGHTS} of {adapter} is no whole safetensors file: save the adapter again"
+            f"{ADAPTER_WEIGHTS} of {adapter} is not a complete safetensors file: save the adapter again"
         ) from error
 
 
@@ -182,7 +182,7 @@ def attach(model: PreTrainedModel, source: str | Path, base: str, new: list[str]
     brought = tuple(adapter_settings(source).get("modules_to_save") or ())
     if random := [name for name in new if not name.endswith(brought)]:
         raise InputError(f"neither the adapter {source} nor its base {base} has weights for {', '.join(random[:3])}: "
-                         "give it a whole base, or train it again")  # fmt: skip
+                         "give a complete base model, or train it again")  # fmt: skip
     if file_of(source, GENERATION_FILE) is not None:
         model.generation_config = GenerationConfig.from_pretrained(str(source))
     return adapted

@@ -203,7 +203,7 @@ def _check_weights(path: Path, findings: Findings) -> None:
                 if not all(bool(torch.isfinite(part.float()).all()) for part in parts):
                     findings.add(f"{shown(name)} in {path.name} has numbers that are not finite", "train it again")
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, KeyError, UnicodeError) as error:
-        findings.add(f"{path.name} is no whole safetensors file ({one_line(error)})", "save the model again")
+        findings.add(f"{path.name} is not a complete safetensors file ({one_line(error)})", "save the model again")
 
 
 def _check_config(folder: Path, weights: str, values: dict[str, dict[str, Any] | None], findings: Findings) -> None:

@@ -168,7 +168,7 @@ def _read_tokenizer(weights: Path, kind: str, settings: ImportSettings) -> PreTr
     if is_whole or pairs:  # transformers makes one of the pair, by the kind of model
         return load_tokenizer(folder)
     raise InputError(
-        f"no tokenizer lies beside the weights of {settings.source}: add --tokenizer with a folder that has "
+        f"there is no tokenizer beside the weights of {settings.source}: add --tokenizer with a folder that has "
         "tokenizer.json, or put the tokenizer's files there"
     )
 

@@ -177,8 +177,8 @@ def test_which_settings_were_given_is_known_though_they_equal_their_defaults():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max_steps: 3\nmax_steps: 5", "'max_steps' stands there twice"),
-        ("model_config: {qk_norm: true, qk_norm: false}", "'qk_norm' stands there twice"),
+        ("max_steps: 3\nmax_steps: 5", "'max_steps' occurs twice"),
+        ("model_config: {qk_norm: true, qk_norm: false}", "'qk_norm' occurs twice"),
         ("1: x", "1 is no name of a setting"),
         ("2024-01-01: x", "no name of a setting"),
         ("yes: 1", "True is no name of a setting"),

@@ -461,7 +461,7 @@ def second_checkpoint(folder):
         (old_safetensors, changed("config.json", n_head="two"), r"n_head"),
         (old_safetensors, cut("config.json", 0.5), r"config\.json is no JSON"),
         (old_safetensors, written("config.json", [1]), r"config\.json must hold names and values"),
-        (old_safetensors, removed("merges.txt"), r"no tokenizer lies beside the weights .* add --tokenizer"),
+        (old_safetensors, removed("merges.txt"), r"there is no tokenizer beside the weights .* add --tokenizer"),
         (old_safetensors, cut("vocab.json", 0.5), r"vocab\.json or merges\.txt is broken"),
         (old_safetensors, removed("model.safetensors"), r"holds none of model\.safetensors"),
         (sharded, removed_shard, r"model-00002-of-.*safetensors is missing"),

@@ -243,7 +243,7 @@ def broken_gguf(folder):
         (pickled, r"pytorch_model\.bin is a pickle, which is read of GPT-2 alone: give llama as safetensors"),
         (cut, r"model\.safetensors is cut short"),
         (adapter, r"holds an adapter: fold it into its base by groundup merge"),
-        (without_tokenizer, r"no tokenizer lies beside the weights"),
+        (without_tokenizer, r"there is no tokenizer beside the weights"),
         (broken_gguf, r"model\.gguf is cut short or no GGUF file that transformers reads"),
     ],
 )  # fmt: skip
