@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Return whether there is a run to go on with."""
+        """Return whether there is a run to resume."""
         return (self.out / RECIPE_FILE).is_file()
 
     def write_recipe(self, recipe: dict[str, Any], private: dict[str, Any]) -> None:
@@ -194,7 +194,7 @@ class RunFolder:
         atomic_write(self.work / PUSHED_NOTE, str(step).encode())
 
     def cut_log(self, step: int) -> None:
-        """Leave of the log what was written up to `step`: a run that goes on from there writes the rest again."""
+        """Cut the log after `step`: a run that resumes there writes the rest again."""
         if self.log_path.is_file():
             kept = [row for row in log_rows(self.log_path) if row["step"] <= step]
             atomic_write(self.log_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -338,7 +338,7 @@ def load_state(
 
 
 def pretrained_elsewhere(source: str | Path) -> bool:
-    """Say whether a model was pretrained by somebody else: it has no recipe of ours, or one that began from such.
+    """Return whether a model was pretrained elsewhere: it has no recipe of ours, or one that started from such a model.
 
     Args:
         source: the folder or the Hub name of a model or an adapter.
@@ -352,7 +352,7 @@ def pretrained_elsewhere(source: str | Path) -> bool:
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the sha256 of every file in `folder` into its state, by which `damage` knows a damaged one."""
+    """Write the sha256 of every file in `folder` into its state, so that `damage` finds damaged files."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
     (folder / STATE_FOLDER / MANIFEST).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

@@ -136,7 +136,7 @@ def is_repeated(settings: ClassifySettings) -> bool:
 def repeat(settings: ClassifySettings, train: Callable[[ClassifySettings, Deadline], Path]) -> Path:
     """Train with `settings.seeds` seeds, one after the other, each in a folder `seed-N` of its own; return the folder.
 
-    The folder itself becomes a copy of the run that is best on its own rows for selection (never on the test), with
+    The folder itself becomes a copy of the run that is best on its own validation rows (never on the test), with
     the mean and the standard deviation of every score over the seeds before its own in `metrics.json`, and the settings
     of all in `recipe.yaml`. Of a budget in minutes every seed has an equal part, so that what is averaged was made
     alike. Raises what `train` does.

@@ -215,7 +215,7 @@ def _check(settings: ClassifySettings) -> None:
 
 
 def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[str]) -> dict[str, Any]:
-    """Return for the recipe where the rows of `--eval-data` come from; say what is wrong with them before training.
+    """Return the sources of `--eval-data` for the recipe; report what is wrong with its rows before training.
 
     Nothing else of them is looked at now. Raises `InputError` for rows that nothing can be measured on.
     """
@@ -233,7 +233,7 @@ def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[st
 
 
 def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Examples], int]:
-    """Split rows for training, selection and, without `--eval-data`, the test; a text of training does not select."""
+    """Split rows for training, validation and, without `--eval-data`, the test; training texts do not validate."""
     count, different = len(examples), len(label_names(examples.labels))
     parts = {}
     if not settings.eval_data and settings.test_share:
@@ -346,7 +346,7 @@ def _within_the_time(settings: ClassifySettings, start: Start) -> tuple[int, int
 
 
 def _in_order(names: list[str], start: Start, settings: ClassifySettings) -> list[str]:
-    """Return the labels in the order that a classifier has them in; say what is new to it, and what it loses.
+    """Return the labels in a classifier's own order; print which are new to it, and which it loses.
 
     Raises `InputError` for other labels where an adapter is to be trained: its base would keep a head of another shape.
     """

@@ -130,7 +130,7 @@ class ClassificationRun(TrainingRun):
         return base.get_output_embeddings().weight.detach().clone()
 
     def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
-        """Return the rows, those of like length together."""
+        """Return the batches, each of rows of similar length."""
         return self.train_rows.deal(order, self.pad_id, self.plan.micro_batch_tokens, rank, processes)
 
     def first_position(self) -> Position:
@@ -159,7 +159,7 @@ class ClassificationRun(TrainingRun):
         return rows.take(evenly(len(rows), max(1, round(share * len(rows)))))
 
     def validate(self, position: Position) -> dict[str, float]:
-        """Return scores on the rows for selection; `selection` is the chosen one, the loss deciding between equals.
+        """Return scores on the validation rows; `selection` is the chosen one, the loss deciding between equals.
 
         Its standard error stands in for that of F1 and of Matthews' correlation where these choose: theirs is larger.
         """
@@ -176,7 +176,7 @@ class ClassificationRun(TrainingRun):
         return chosen | {f"validation_{name}": round(value, 6) for name, value in values.items()}
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """Return what every run says of itself, and how often the rows were seen."""
+        """Return what every run records about itself, and how often the rows were seen."""
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
         return super().describe(position) | {
             "epochs": round(position.labels / len(self.train_rows), 3),
@@ -186,9 +186,9 @@ class ClassificationRun(TrainingRun):
         }
 
     def score(self) -> list[dict[str, Any]]:
-        """Score the rows for selection and the test, baselines beside them; draw the confusion, write the mistakes.
+        """Score the validation and test rows, baselines beside them; draw the confusion matrix, write the mistakes.
 
-        A baseline has no step to choose: for the test it learns from the rows for selection too.
+        A baseline has no step to choose: for the test it learns from the validation rows too.
         """
         if self.order:
             return []
@@ -198,7 +198,7 @@ class ClassificationRun(TrainingRun):
         return rows + self._rows(selection, "validation", self.train_examples, self.prepared.name)
 
     def complete(self, folder: Path) -> None:
-        """Label the texts of `--predict`, so that a run that goes on does what the first command asked for."""
+        """Label the texts of `--predict`, so that a resumed run does what the first command asked for."""
         if self.prepared.settings.predict is not None and not self.order:
             write_predictions(folder, self.prepared.settings)
 
@@ -285,7 +285,7 @@ def load_base(source: str | Path, names: list[str], trust_remote_code: bool = Fa
 
 
 def relabel(model: PreTrainedModel, names: list[str]) -> None:
-    """Give a classifier a head for these labels, in place: of those it knows its own weights, of others random ones."""
+    """Replace a classifier's head in place: labels that it knows keep their weights, new ones start at random."""
     known = labels_of(model)
     inside = f"{model.base_model_prefix}."
     heads = [
@@ -316,7 +316,7 @@ def relabel(model: PreTrainedModel, names: list[str]) -> None:
 
 
 def freeze(model: PreTrainedModel, what: str) -> None:
-    """Leave of a classifier's weights trainable: "all"; the "last" block, what follows it and the head; or the "head".
+    """Freeze a classifier's weights except "all"; the "last" block, what follows it and the head; or the "head".
 
     The head is what lies outside the base model. Raises `InputError` for a base whose blocks cannot be found.
     """

@@ -134,7 +134,7 @@ def _speed(settings: PlanSettings) -> float | None:
 
 
 def expected_bits_per_byte(flop: float) -> float:
-    """Return what so much compute gives on English prose, by a power law fitted to measured runs (Kaplan et al. 2020).
+    """Return the bits per byte of English prose after this compute, by a power law fitted to runs (Kaplan et al. 2020).
 
     Other text differs by more than compute does: documentation of code measured 1.4 where prose measured 2.0.
     """

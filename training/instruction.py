@@ -138,7 +138,7 @@ class InstructionRun(TrainingRun):
         return PairLoss(self.model) if self.pairs else TokenLoss(self.model)
 
     def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
-        """Return the rows, those of like length together."""
+        """Return the batches, each of rows of similar length."""
         tokens = self.plan.micro_batch_tokens
         return self.prepared.train.deal(order, self.pad_id, tokens, rank, processes, as_pairs=self.pairs)
 
@@ -158,7 +158,7 @@ class InstructionRun(TrainingRun):
         return {"validation_loss": round(score.mean, 6)}
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """Return what every run says of itself, and how often the rows were seen."""
+        """Return what every run records about itself, and how often the rows were seen."""
         rows = position.step * self.prepared.plan.batch_rows
         return super().describe(position) | {"epochs": round(rows / len(self.prepared.train), 3)}
 

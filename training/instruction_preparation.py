@@ -146,7 +146,7 @@ def _check(settings: InstructSettings) -> None:
 def _look_at_tests(
     settings: InstructSettings, split_off: list[Conversation], tokenizer: PreTrainedTokenizerFast, context: int
 ) -> dict[str, Any]:
-    """Return for the recipe where the rows of `--eval-data` come from; say what is wrong with them before training.
+    """Return the sources of `--eval-data` for the recipe; report what is wrong with its rows before training.
 
     Nothing else of them is looked at now. Raises `InputError` for rows that nothing can be measured on.
     """
@@ -254,7 +254,7 @@ def _limits(settings: InstructSettings) -> tuple[int, dict[str, Any]]:
 
 
 def _padding_warnings(tokenizer: PreTrainedTokenizerFast, stop_ids: Iterable[int]) -> list[str]:
-    """Return what to say of a padding token that is an end token, too."""
+    """Return warnings about a padding token that is also an end token."""
     pad: Any = tokenizer.pad_token_id
     if pad is None or pad not in stop_ids:
         return []

@@ -209,7 +209,7 @@ def learning_rates(
 
 
 def question_rate(given: float | None, optimizer: str, main: str, rates: dict[str, float]) -> str | None:
-    """Return what to say of a rate that cannot be meant, where `rates` are those without it; None where it can be."""
+    """Return a warning for a learning rate that cannot be meant, given the usual `rates`; None if it is plausible."""
     if given is None or 1 / _MEANT <= given / rates[main] <= _MEANT:
         return None
     what = {"adapter": "an adapter", "head": "a new head"}.get(main, "Muon" if optimizer == "muon" else "AdamW")

@@ -1,4 +1,4 @@
-"""From the amount of text and a budget to every size of a run: vocabulary, model, rows, batch, rates.
+"""Choose every size of a run from the amount of text and a budget: vocabulary, model, rows, batch, rates.
 
 The choice depends on data, options and the kind of processor; under a budget in minutes also on the machine's speed,
 which is measured for a moment. All of it lands in recipe.yaml before the first step.

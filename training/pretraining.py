@@ -113,7 +113,7 @@ class Pretraining(TrainingRun):
         self.last_tokens = math.inf if settings.eval_data else len(prepared.validation)  # that is not tokenized yet
 
     def make_model(self) -> PreTrainedModel:
-        """Return fresh weights of the plan's sizes, or the model to go on with."""
+        """Return fresh weights of the plan's sizes, or the model whose training is continued."""
         return cast(PreTrainedModel, make_model(self.prepared))  # or an adapter around it, which passes all on
 
     def make_objective(self) -> nn.Module:
@@ -143,7 +143,7 @@ class Pretraining(TrainingRun):
         return {name: round(value, 6) for name, value in values.items() if value is not None}
 
     def describe(self, position: Position) -> dict[str, Any]:
-        """Return what every run says of itself, and how often the text was seen."""
+        """Return what every run records about itself, and how often the text was seen."""
         epochs = position.labels / max(1, len(self.prepared.train) - 1)
         overlap = {"validation": self.prepared.overlap, "test": self.test_overlap}
         found = {split: counts for split, counts in overlap.items() if counts is not None}
@@ -202,7 +202,7 @@ class Pretraining(TrainingRun):
         )
 
     def _affordable_tokens(self, stream: TokenStream, split: str, share: float) -> int | None:
-        """Return how many tokens of `stream` may be scored in `share` of the time left, which is said; None for all."""
+        """Return how many tokens of `stream` can be scored in `share` of the time left, and print it; None for all."""
         if self.prepared.settings.smoke:
             return VALIDATION_TOKENS
         part = self.affordable(len(stream), share)

@@ -190,7 +190,7 @@ def _from_anywhere(name: str | None) -> str | None:
 
 
 def make_model(prepared: Prepared) -> "PreTrainedModel | PeftModel":
-    """Return the model before its first step: a new one of the plan's sizes, or the one to go on with or to adapt."""
+    """Return the model before its first step: a new one of the plan's sizes, or the one to continue or to adapt."""
     settings, plan = prepared.settings, prepared.plan
     if settings.init_from is not None:
         model = _load_base(settings)
@@ -222,7 +222,7 @@ def _load_base(settings: PretrainSettings) -> PreTrainedModel:
 
 
 def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:
-    """Return the sizes of the model to go on with, from which the plan takes rates and batch; none of a new one."""
+    """Return the sizes of the model to continue, from which the plan takes rates and batch; none for a new one."""
     if settings.init_from is None:
         return {}
     model = _load_base(settings)
@@ -279,7 +279,7 @@ def evenly(rows: int, at_most: int) -> np.ndarray:
 
 
 def _tokenizer(settings: PretrainSettings, plan: Plan, corpus: Corpus | PreparedData) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the shards, the one named, that of the model to go on with, or train a new one."""
+    """Return the tokenizer of the shards, the one named or that of the model to continue, or train a new one."""
     if isinstance(corpus, PreparedData):
         if settings.vocab_size not in (None, len(corpus.tokenizer)):
             known = len(corpus.tokenizer)

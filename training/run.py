@@ -1,4 +1,4 @@
-"""Train: a run that begins, goes on after a stop, and ends in a checkpoint, as every kind of training has it.
+"""Carry out a run that starts, resumes after a stop, and ends in a checkpoint, as every kind of training does.
 
 A kind of training says what it learns from (rows, dealt out in batches), what it minimises (an objective), for how
 long, and how it is measured; everything else is the same for pretraining, classification and instructions, and stands

@@ -1,4 +1,4 @@
-"""Do a verb that trains: claim its folder, prepare a run or go on with one, train, and take back what failed.
+"""Run a verb that trains: claim its folder, prepare or resume a run, train, and undo what failed.
 
 A run that is gone on with takes of the settings given beside `--resume` a longer budget, saves, pushes and tracking.
 All else is its own, from its recipe; a setting that says otherwise is refused by name.
@@ -64,7 +64,7 @@ def preparation(kept: Collection[str] = ()) -> Callable[[Fill[S]], Callable[[S, 
 
 
 def recipe_of(settings: TrainingOptions) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a recipe says of settings, and of that what must not be published (paths)."""
+    """Return the settings as a recipe has them, and those of them that must not be published (paths)."""
     private = {name: value for name, value in dataclasses.asdict(settings).items() if name in PUBLIC_PATHS}
     return {"verb": settings.verb, "settings": public_settings(settings, PUBLIC_PATHS)}, private
 
@@ -77,7 +77,7 @@ def carry_out(
     start: Callable[[RunFolder, Deadline], "TrainingRun"],
     inner: bool = False,
 ) -> Path:
-    """Do a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
+    """Run a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
 
     Args:
         deadline: from where the minutes of the settings count.
@@ -118,7 +118,7 @@ def carry_out(
 
 @contextlib.contextmanager
 def claimed(settings: TrainingOptions) -> Iterator[tuple[RunFolder, bool]]:
-    """Hold the folder of a run; yield it, and whether there is a run in it to go on with. Raises `InputError`.
+    """Hold the folder of a run; yield it, and whether there is a run in it to resume. Raises `InputError`.
 
     What the first process sees counts: another one may look when the recipe has just been written.
     """
@@ -141,7 +141,7 @@ class OutOfMemoryError(InputError):
 
 @contextlib.contextmanager
 def _taken_back(run: RunFolder, is_new: bool, kind: type[InputError]) -> Iterator[None]:
-    """Take a new run back where it fails by an error of this kind; the end of the memory becomes one."""
+    """Undo a new run that fails with an error of this kind; running out of memory becomes one."""
     try:
         try:
             yield
@@ -159,7 +159,7 @@ def _taken_back(run: RunFolder, is_new: bool, kind: type[InputError]) -> Iterato
 
 
 def finished_folder(settings: TrainingOptions, *, inner: bool = False) -> Path | None:
-    """Return the folder to go on with if the run in it has ended, else None.
+    """Return the folder to resume if the run in it has ended, else None.
 
     Raises `InputError` for a name that is none, and, but for an `inner` run, for settings that ask it to change.
     """
@@ -177,7 +177,7 @@ def finished_folder(settings: TrainingOptions, *, inner: bool = False) -> Path |
 
 
 def _take_changes(settings: TrainingOptions, run: RunFolder) -> None:
-    """Let the run that goes on have a longer budget, other saves, pushes or tracking, where they are given."""
+    """Give the resumed run a longer budget, other saves, pushes or tracking, where they are given."""
     if (changed := take_changes(settings, run)) is None:
         return
     pusher_of(changed)
@@ -248,7 +248,7 @@ def _kept(
 
 
 def _as_planned(kept: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with what the plan chose in place of those that were left to it."""
+    """Return the settings, with the plan's choices for those that were left to it."""
     plan = recipe.get("plan") or {}
     return {name: plan.get(name) if value is None else value for name, value in kept.items()}
 
