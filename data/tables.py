@@ -269,11 +269,8 @@ def open_table(path: Path, kind: str, name: str, sha256: str) -> Table:
     if path.stat().st_size == 0:
         raise InputError(f"{name} is empty: it has no rows")
     if kind == ".parquet":
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, length = file.schema_arrow, file.metadata.num_rows
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read {name} as .parquet: {first_line(error)}") from error
+        with _parquet(path, name) as file:
+            schema, length = file.schema_arrow, file.metadata.num_rows
         return ArrowTable(name, schema, length, partial(_read_parquet, path, name), sha256)
     check_text(path, name)
     if kind in (".csv", ".tsv"):
@@ -310,13 +307,20 @@ def open_saved_dataset(folder: Path, name: str, aloud: bool = False) -> tuple[Ar
 
 
 def _read_parquet(path: Path, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a Parquet file, a few at a time, with all columns or some; `name` is for messages.
+    """Yield the rows of a Parquet file, a few at a time, with all columns or some.
 
-    `datasets` would decode a row group at once, which may be the whole file. Raises `InputError` for a damaged file.
+    `datasets` would decode a row group at once, which may be the whole file.
     """
+    with _parquet(path, name) as file:
+        yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False)
+
+
+@contextlib.contextmanager
+def _parquet(path: Path, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; `name` is for messages. Raises `InputError` for a damaged file."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            yield from file.iter_batches(_ROWS_AT_ONCE, columns=columns, use_threads=False)
+            yield file
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"cannot read {name} as .parquet: {first_line(error)}") from error
 

@@ -159,7 +159,7 @@ def _taken_back(run: RunFolder, is_new: bool, kind: type[InputError]) -> Iterato
 
 
 def finished_folder(settings: TrainingOptions, *, inner: bool = False) -> Path | None:
-    """Return the folder to resume if the run in it has ended, else None.
+    """Return the folder of `--resume` if its run has ended, else None.
 
     Raises `InputError` for a name that is none, and, but for an `inner` run, for settings that ask it to change.
     """
