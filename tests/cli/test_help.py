@@ -7,9 +7,9 @@ from typing import Literal
 
 import pytest
 
-from groundup.cli import completion, doctor
+from groundup.cli import doctor
 from groundup.cli.help import field_documents, verb_help
-from groundup.cli.main import VERBS, main
+from groundup.cli.main import VERBS, completion, main
 
 
 @dataclass(kw_only=True)
@@ -89,7 +89,7 @@ def test_a_reader_that_stops_early_sees_no_traceback():
 )
 def test_bash_completes_verbs_options_and_choices(words, expected, tmp_path, capsys):
     script = tmp_path / "completion.sh"
-    script.write_text(completion.completion(shell="bash"))
+    script.write_text(completion(shell="bash"))
     last = len(words.split()) - 1
     code = f'source {script}; COMP_WORDS=({words}); COMP_CWORD={last}; _groundup; echo "${{COMPREPLY[@]}}"'
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
