@@ -3,23 +3,31 @@
 import math
 from dataclasses import dataclass
 
+import torch
 from rich.table import Table
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from groundup.common.console import console
 from groundup.common.errors import InputError, near
 from groundup.common.settings import verb
 from groundup.data.sources import load_corpus, text_bytes
+from groundup.inference.loading import check_place
+from groundup.training.checkpoint import pretrained_elsewhere
+from groundup.training.machine import BaseSize, free_memory
 from groundup.training.plan import (
     USED_SHARE,
     Given,
     Plan,
     bytes_a_token,
     cost_of,
+    cost_of_a_token,
     make_plan,
     measure_flops,
+    sizes_of,
     suitable_minutes,
 )
-from groundup.training.settings import PlanSettings
+from groundup.training.pretraining_preparation import LONGEST_ROW, row_length
+from groundup.training.settings import PlanSettings, check_options
 
 # The power law nearest to four runs of 3 to 30 minutes on Shakespeare's works (docs/performance.md): bits per byte at a
 # compute [FLOP] between them, and the power of the compute by which they fall.
@@ -58,11 +66,13 @@ class Forecast:
 
     plan: Plan
     parameters: int
+    trained: int
     tokens: float
     flop: float
     memory: float
     text_tokens: float
-    bits_per_byte: float
+    bits_per_byte: float | None  # known of a new model alone
+    seconds: float
 
     @property
     def steps(self) -> int:
@@ -100,8 +110,15 @@ def forecast_of(settings: PlanSettings) -> Forecast:
     speed = _speed(settings)
     seconds = None if settings.minutes is None else settings.minutes * 60
     flops = None if speed is None else speed / USED_SHARE
-    chosen = make_plan(Given.of(settings), size, seconds, flops=flops, tokens=settings.tokens)
-    parameters, of_a_token = cost_of(chosen.model, chosen.vocab_size, chosen.context_length)
+    check_options(settings)
+    base, given = _base(settings)
+    chosen = make_plan(given, size, seconds, flops=flops, tokens=settings.tokens)
+    parameters, _ = cost_of(chosen.model, chosen.vocab_size, chosen.context_length)
+    of_a_token = cost_of_a_token(given, chosen.model, chosen.vocab_size, chosen.context_length)
+    memory, trained = training_memory(chosen, parameters), parameters
+    if base is not None:
+        parameters, memory = base.parameters, chosen.memory
+        trained = base.trained(settings.lora_rank if settings.lora else None)
     speed = speed or USED_SHARE * measure_flops(chosen.precision)
     if settings.tokens is not None:
         tokens = settings.tokens
@@ -113,12 +130,33 @@ def forecast_of(settings: PlanSettings) -> Forecast:
     return Forecast(
         plan=chosen,
         parameters=parameters,
+        trained=trained,
         tokens=tokens,
         flop=tokens * of_a_token,
-        memory=training_memory(chosen, parameters),
+        memory=memory,
         text_tokens=text_tokens,
-        bits_per_byte=expected_bits_per_byte(tokens * of_a_token),
+        bits_per_byte=expected_bits_per_byte(tokens * of_a_token) if base is None else None,
+        seconds=tokens * of_a_token / speed,
     )
+
+
+def _base(settings: PlanSettings) -> tuple[BaseSize | None, Given]:
+    """Return the sizes of the model to go on with, by its config alone, and all that is given; None for a new one."""
+    if settings.init_from is None:
+        return None, Given.of(settings)
+    place = check_place(settings.init_from)
+    size = BaseSize.of(settings.init_from)
+    if size is None:
+        raise InputError(f"--init-from {settings.init_from} has no config.json that transformers knows: give a model")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(place)))
+    others = {
+        "vocab_size": model.config.get_text_config().vocab_size,
+        "context_length": row_length(settings, model, LONGEST_ROW),
+        "from_elsewhere": pretrained_elsewhere(settings.init_from),
+        "main": "adapter" if settings.lora else "matrix",
+    }
+    return size, Given.of(settings, **others | sizes_of(model))
 
 
 def _speed(settings: PlanSettings) -> float | None:
@@ -168,24 +206,38 @@ def choice_table(forecast: Forecast) -> Table:
             f"{forecast.parameters / 1e6:,.1f} M parameters",
             chosen.reasons["size"],
         ),
+        ("trained", f"{forecast.trained / 1e6:,.1f} M parameters", ""),
         ("context", f"{chosen.context_length:,} tokens", chosen.reasons["context"]),
         ("batch", f"{chosen.batch_tokens:,} tokens a step", chosen.reasons["batch"]),
         ("precision", chosen.precision, chosen.reasons["precision"]),
         ("optimizer", chosen.optimizer, ""),
         ("decay", f"{chosen.weight_decay:g}", chosen.reasons["weight_decay"]),
         ("compiled", "yes" if chosen.compiled else "no", chosen.reasons["compiled"]),
-        ("training", f"{forecast.steps:,} steps, {forecast.tokens / 1e6:,.1f} M tokens", chosen.reasons["compute"]),
-        (
-            "bits per byte",
-            f"about {forecast.bits_per_byte:.2f}",
-            "on English prose, from four runs of 3 to 30 minutes; less on plainer text",
-        ),
+        ("training", f"{forecast.steps:,} steps, {_tokens(forecast.tokens)}", chosen.reasons["compute"]),
+        ("time", _duration(forecast.seconds), "of training, without start, validation and scores"),
         ("epochs", f"{forecast.epochs:.1f}", _epochs_in_words(forecast)),
-        ("memory", f"{forecast.memory / 1e9:.1f} GB", "weights, optimizer, one micro-batch"),
+        ("memory", f"{forecast.memory / 1e9:.1f} GB", _memory_in_words(forecast)),
     ]
+    if forecast.bits_per_byte is not None:
+        prose = "on English prose, from four runs of 3 to 30 minutes; less on plainer text"
+        rows.append(("bits per byte", f"about {forecast.bits_per_byte:.2f}", prose))
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _tokens(count: float) -> str:
+    return f"{count / 1e6:,.1f} M tokens" if count >= 1e6 else f"{count:,.0f} tokens"
+
+
+def _memory_in_words(forecast: Forecast) -> str:
+    """Return what the memory is for, and what was chosen to need no more than there is."""
+    chosen = forecast.plan
+    words = f"weights, optimizer, {chosen.micro_batch_rows * chosen.context_length:,} tokens at a time"
+    words += ", activations computed again" if chosen.checkpointed else ""
+    words += f", frozen matrices in {chosen.base_precision}" if chosen.base_precision != "fp32" else ""
+    free = free_memory()
+    return words if forecast.memory <= free else f"{words}: more than the {free / 1e9:.1f} GB that are free here"
 
 
 def _epochs_in_words(forecast: Forecast) -> str:

@@ -217,22 +217,21 @@ def make_plan(
         if {"max_position_embeddings", "n_positions"} & set(given.model_config):
             raise InputError(f"--context-length {context_length} is more than --model-config's {longest} positions")
         del model["max_position_embeddings"]  # a preset's
-    seen = tokens or flop / _cost_of_a_token(given, model, vocab_size, context_length)
+    seen = tokens or flop / cost_of_a_token(given, model, vocab_size, context_length)
     if seen * bytes_a_token(vocab_size) / text_bytes > OFTEN:
         vocab_size = vocabulary(given, text_bytes, seen_often=True)
-        seen = tokens or flop / _cost_of_a_token(given, model, vocab_size, context_length)
+        seen = tokens or flop / cost_of_a_token(given, model, vocab_size, context_length)
     batch_tokens = given.batch_tokens or (1024 if given.smoke else _batch(given, seen))
     rows = max(1, batch_tokens // context_length)
     optimizer = given.optimizer or ("adamw" if given.from_elsewhere else "muon")
     rates = _rates(given, optimizer, model["hidden_size"])
     steps_of_a_pass = text_bytes / bytes_a_token(vocab_size) / (rows * context_length)
-    room = _room(given, model, vocab_size, optimizer=optimizer, precision=precision, context_length=context_length)
+    how = {"optimizer": optimizer, "precision": precision, "context_length": context_length}
     return Plan(
         vocab_size=vocab_size,
         model=model,
         context_length=context_length,
         batch_tokens=rows * context_length,
-        micro_batch_rows=min(rows, room.pop("micro_batch_rows")),
         precision=precision,
         optimizer=optimizer,
         from_elsewhere=given.from_elsewhere,
@@ -243,14 +242,15 @@ def make_plan(
         clip=1.0 if optimizer == "adamw" else None,
         compiled=_compiled(given, seconds),
         reasons=_reasons(given, size, text_bytes, seconds, flop) | ({"compute": "as given"} if tokens else {}),
-        **room,
+        **_room(given, model, vocab_size, rows, how),
     )
 
 
-def _room(given: Given, model: dict[str, Any], vocab_size: int, **how: Any) -> dict[str, Any]:
+def _room(given: Given, model: dict[str, Any], vocab_size: int, most: int, how: dict[str, Any]) -> dict[str, Any]:
     """Choose the rows of a micro-batch, and what else keeps a model to go on with within the memory that is free."""
     length = how["context_length"]
     rows = given.micro_batch_rows or max(1, suitable_micro_batch(model["hidden_size"], given.lora) // length)
+    rows = min(rows, most)
     held = ["fp32", "bf16", "int8"] if given.base_precision == "auto" else [given.base_precision]
     size = None if given.base is None else BaseSize.of(given.base)
     if size is None:
@@ -325,7 +325,7 @@ def _batch(given: Given, seen: float) -> int:
     return batch if given.from_scratch else min(batch, 2 ** int(math.log2(max(1.0, seen / ENOUGH_UPDATES))))
 
 
-def _cost_of_a_token(given: Given, model: dict[str, Any], vocab_size: int, context_length: int) -> float:
+def cost_of_a_token(given: Given, model: dict[str, Any], vocab_size: int, context_length: int) -> float:
     """Return the FLOPs of training on one token: of a frozen weight, which needs no gradient, two thirds."""
     if not given.weights:
         return cost_of(model, vocab_size, context_length)[1]
@@ -350,7 +350,7 @@ def trainable_tokens(given: Given, context_length: int, seconds: float) -> float
     """Return on how many tokens a model that there is can be trained in so many seconds, by this machine's speed."""
     model = {"num_hidden_layers": given.num_hidden_layers, "hidden_size": given.hidden_size}
     speed = USED_SHARE * measure_flops(_precision(given))
-    return speed * seconds / _cost_of_a_token(given, model, 0, context_length)
+    return speed * seconds / cost_of_a_token(given, model, 0, context_length)
 
 
 def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tuple[int, float]:

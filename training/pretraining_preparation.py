@@ -31,7 +31,7 @@ from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
 from groundup.training.plan import Given, Plan, make_plan, sizes_of, suitable_minutes
-from groundup.training.settings import PretrainSettings, TrainingOptions
+from groundup.training.settings import PlanSettings, PretrainSettings, TrainingOptions
 from groundup.training.verbs import Chosen, preparation
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _sizes_of_the_model(settings: PretrainSettings) -> dict[str, Any]:
     } | sizes_of(model)
 
 
-def row_length(settings: TrainingOptions, model: PreTrainedModel, usual: int) -> int:
+def row_length(settings: TrainingOptions | PlanSettings, model: PreTrainedModel, usual: int) -> int:
     """Return the length of a row for a model [tokens]: as asked for, else the usual one or the model's context length.
 
     Raises `InputError` for one that is longer than the model's context length.

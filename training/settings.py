@@ -115,7 +115,7 @@ class TrainingOptions(
         return not (self.minutes is None and self.max_steps is None and self.epochs is None)
 
 
-def check_options(settings: TrainingOptions) -> None:
+def check_options(settings: "TrainingOptions | PlanSettings") -> None:
     """Raise `InputError` for options that nothing would heed: of an adapter that is not wanted, or of a new model."""
     for option in fields(LoraOptions):
         if not settings.lora and getattr(settings, option.name) != default_of(option):
@@ -279,14 +279,18 @@ class InstructSettings(TrustOption, LanguageOptions):
 
 
 @dataclass(kw_only=True)
-class PlanSettings(BatchOptions, ModelConfigOption, SizeOptions, PresetOption, BudgetOptions, DataOption):
+class PlanSettings(BatchOptions, ModelConfigOption, LoraOptions, SizeOptions, PresetOption, BudgetOptions, DataOption):
     """Show what a run would choose and why, and what it would cost, here and on other hardware."""
+
+    base_option: ClassVar[str] = "--init-from"
 
     meaning: ClassVar[dict[str, str]] = {
         "data": "The training text: files, folders, globs, Hub datasets, or python-docs.",
         "minutes": "Budget in time [minutes].",
     }
 
+    init_from: ModelName | None = None
+    """Plan to go on with this model (a folder or a Hub name), whose weights are not read (default: a new model)."""
     text_bytes: Amount | None = None
     """Size of the text, instead of --data [bytes]: 1e9."""
     tokens: Amount | None = None
@@ -297,3 +301,8 @@ class PlanSettings(BatchOptions, ModelConfigOption, SizeOptions, PresetOption, B
     """Number of GPUs."""
     dollars_an_hour: Positive | None = None
     """Price of one GPU [US dollars an hour] (default: the median of several offers)."""
+
+    @property
+    def base(self) -> str | None:
+        """Return the model to start from, None for a new one."""
+        return self.init_from

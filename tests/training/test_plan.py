@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import groundup
 from groundup.cli.main import main
@@ -243,3 +244,44 @@ def test_a_large_model_with_little_time_takes_smaller_steps_and_an_adapter_large
     assert batch(60 * 2, batch_tokens=2048) == 2048
     small = {"hidden_size": 128, "num_hidden_layers": 3, "weights": 1_700_000}
     assert batch(60 * 10, **small) == suitable_batch(0.55 * 1e11 * 600 / 1e7)
+
+
+def test_a_model_to_go_on_with_is_planned_by_its_config_alone(tmp_path, capsys):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = LlamaConfig(vocab_size=300, intermediate_size=128, tie_word_embeddings=True, **sizes)
+    config.save_pretrained(tmp_path)
+    model = LlamaForCausalLM(config)
+    usual = {"init_from": str(tmp_path), "text_bytes": 1e6, "max_steps": 10}
+    whole, adapter = (forecast_of(PlanSettings(**usual, lora=lora)) for lora in (False, True))
+    held = forecast_of(PlanSettings(**usual, lora=True, base_precision="int8"))
+    assert whole.parameters == whole.trained == adapter.parameters == model.num_parameters()
+    inside = [
+        module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and "layers" in name
+    ]
+    assert adapter.trained == 16 * sum(sum(layer.weight.shape) for layer in inside)
+    assert whole.memory > adapter.memory > held.memory
+    assert adapter.memory - held.memory == 3 * sum(layer.weight.numel() for layer in inside)
+    assert whole.flop / whole.tokens > adapter.flop / adapter.tokens
+    assert (
+        main(["plan", "--init-from", str(tmp_path), "--text-bytes", "1e6", "--lora", "--base-precision", "int8"]) == 0
+    )
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert "in int8" in shown and "bits per byte" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lora": True}, "--lora adapts an existing model: give --init-from"),
+        ({"init_from": "m", "hidden_size": 64}, "--hidden-size is for a new model: leave it out, or --init-from"),
+        ({"init_from": "m", "base_precision": "int8"}, "--base-precision is an option of LoRA: add --lora"),
+        (
+            {"init_from": "m", "lora": True, "lora_dora": True, "base_precision": "int8"},
+            "--lora-dora needs the base as",
+        ),
+        ({"init_from": "./nothing"}, "does not exist: give the folder of a model"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(options, named):
+    with pytest.raises(InputError, match=named):
+        forecast_of(PlanSettings(text_bytes=1e6, **options))
