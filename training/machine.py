@@ -62,6 +62,7 @@ class BaseSize:
     matrices: int
     outputs: int
     features: int
+    weight_bytes: int = 4  # on a processor weights are fp32, elsewhere as they were stored
 
     @classmethod
     def of(cls, base: str) -> "BaseSize | None":
@@ -82,6 +83,9 @@ class BaseSize:
             matrices=sum(layer.weight.numel() for layer in layers),
             outputs=sum(layer.weight.size(1 if isinstance(layer, Conv1D) else 0) for layer in layers),
             features=sum(sum(layer.weight.shape) for layer in layers),
+            weight_bytes=4
+            if torch.accelerator.current_accelerator() is None
+            else (config.dtype or torch.float).itemsize,
         )
 
     def trained(self, lora_rank: int | None) -> int:
@@ -95,9 +99,12 @@ class BaseSize:
         `precision` and `context_length`.
         """
         frozen = 0 if lora_rank is None else self.matrices
-        weights = 4 * (self.parameters - frozen) + HELD_BYTES[held] * frozen
-        with_adamw = how["optimizer"] == "adamw" or lora_rank is not None
-        states = self.trained(lora_rank) * (12 if with_adamw else 8)  # gradients, averages of them
+        each = self.weight_bytes
+        weights = each * (self.parameters - frozen) + min(each, HELD_BYTES[held]) * frozen
+        if lora_rank is not None:  # with AdamW, in fp32
+            states = 3 * 4 * self.trained(lora_rank)
+        else:  # gradients, averages of them
+            states = each * self.parameters * (3 if how["optimizer"] == "adamw" else 2)
         kept = KEPT * self.outputs
         if again:
             kept = kept / self.layers + self.layers * self.width

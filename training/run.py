@@ -138,6 +138,8 @@ class TrainingRun(abc.ABC):
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         precision = {"fp32": "no"}.get(plan.precision, plan.precision)
         self.sharded = asked_to_shard()
+        if self.sharded and plan.base_precision != "fp32":
+            raise InputError(f"--base-precision {plan.base_precision}: a sharded run keeps its base as it is")
         with without_accelerates():
             self.accelerator = Accelerator(
                 mixed_precision=precision,

@@ -117,6 +117,28 @@ def test_in_bf16_the_loss_is_the_same_but_for_rounding_and_is_itself_not_rounded
     assert loss_of_logits(*halves, torch.arange(5)).dtype == torch.float32
 
 
+def test_large_logits_in_bf16_are_made_in_bf16_a_piece_at_a_time(monkeypatch):
+    monkeypatch.setattr(objectives, "LARGEST_LOGITS", 60 * 16)
+    model, ids, kinds = decoder(), torch.randint(0, 60, (3, 20)), []
+    exact = TokenLoss(model)(ids, ids)
+    exact.backward()
+    wanted = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+
+    def noting(piece, head, targets):
+        kinds.append((piece.size(0), head.dtype))
+        return loss_of_logits(piece, head, targets)
+
+    objective = TokenLoss(model)
+    objective._of_logits = noting
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = objective(ids, ids)
+    rounded.backward()
+    torch.testing.assert_close(rounded, exact, rtol=0.01, atol=0)
+    assert (model.lm_head.weight.grad - wanted).norm() < 0.05 * wanted.norm()
+    assert {rows for rows, _ in kinds} == {16, 12} and {kind for _, kind in kinds} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(("largest", "at_once"), [(60 * 60, True), (60 * 59, False)])
 def test_a_compiled_loss_takes_its_logits_at_once_unless_they_are_too_large(largest, at_once, monkeypatch):
     model, ids, calls = decoder(), torch.randint(0, 60, (3, 20)), []
