@@ -86,7 +86,15 @@ def trainers_steps(folder: str) -> Callable[[], object]:
 def lora_step() -> Row:
     """Tokens a second of LoRA of rank 16 on all matrices."""
     what = f"LoRA, our loop ÷ a plain loop with peft, {WHAT}, {precision()}"
-    return compare("lora-step", what, "tokens/s", ROWS * CONTEXT, our_steps(LoraOptions()), plain_steps(), RUNS)
+    return compare(
+        "lora-step",
+        what,
+        "tokens/s",
+        ROWS * CONTEXT,
+        our_steps(LoraOptions(base_precision="fp32")),
+        plain_steps(),
+        RUNS,
+    )
 
 
 def full_step() -> Row:
@@ -100,16 +108,21 @@ IMPORTS = """
 import torch, transformers, bench_finetuning
 """
 OUR_STEP = """
-bench_finetuning.our_steps(bench_finetuning.LoraOptions())()
+bench_finetuning.our_steps(bench_finetuning.LoraOptions(base_precision=sys.argv[1]))()
 """
 PLAIN_STEP = """
 bench_finetuning.plain_steps()()
 """
 
 
-def lora_memory() -> Row:
+def lora_memory(held: str = "fp32", name: str = "lora-memory") -> Row:
     """Memory that model and step add to a process in which all is imported."""
     base = peak_memory(IMPORTS)
-    what = f"memory of a step of LoRA, the plain loop's ÷ ours, {WHAT}, {precision()}"
-    ours, plain = (lambda: peak_memory(IMPORTS + OUR_STEP)), (lambda: peak_memory(IMPORTS + PLAIN_STEP))
-    return compare_memory("lora-memory", what, ours, plain, base, RUNS)
+    what = f"memory of a step of LoRA, the plain loop's ÷ ours, whose base is held in {held}, {WHAT}, {precision()}"
+    ours, plain = (lambda: peak_memory(IMPORTS + OUR_STEP, held)), (lambda: peak_memory(IMPORTS + PLAIN_STEP))
+    return compare_memory(name, what, ours, plain, base, 1)  # three processes, which take a minute each
+
+
+def lora_memory_int8() -> Row:
+    """The same with the frozen matrices in int8."""
+    return lora_memory("int8", "lora-memory-int8")

@@ -21,7 +21,7 @@ from groundup.data import python_docs
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training import machine
 from groundup.training.loop import Batch, Budget, Loop, Schedule
-from groundup.training.lora import add_lora
+from groundup.training.lora import add_lora, hold_base
 from groundup.training.machine import attending_in_blocks, compile_blocks
 from groundup.training.objectives import TokenLoss
 from groundup.training.optim import build_optimizers
@@ -73,7 +73,7 @@ def training_run(
     model = GroundupForCausalLM(config).train()
     if lora is not None:
         model.name_or_path = "somebody/base"
-        add_lora(model, lora)
+        hold_base(add_lora(model, lora), lora.base_precision)
     if how.compiled:
         compile_blocks(model)
     optimizers = build_optimizers(model, how.optimizer, how.rates, how.weight_decay, how.precision)

@@ -47,6 +47,7 @@ ROWS = {
     "lora-step": bench_finetuning.lora_step,
     "full-step": bench_finetuning.full_step,
     "lora-memory": bench_finetuning.lora_memory,
+    "lora-memory-int8": bench_finetuning.lora_memory_int8,
     "evaluate": bench_text.evaluate,
     "first-token": bench_waiting.terminal,
     "first-token-page": bench_waiting.page,

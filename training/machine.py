@@ -173,11 +173,12 @@ def suitable_micro_batch(width: int, lora: bool) -> int:
     """Return the tokens of a micro-batch: on a processor as many as suit its cache.
 
     A wide model keeps much for each. Where all weights are trained each micro-batch adds up gradients as large as the
-    model, so that there few large ones are better; an adapter's are small.
+    model, so that there few large ones are better; an adapter's are small. With 512 tokens two threads waited for each
+    other more than memory was won (docs/performance.md).
     """
     if torch.accelerator.current_accelerator() is not None:
         return 2**16
-    return 512 if lora and width > 256 else 2048
+    return 1024 if lora and width > 256 else 2048
 
 
 def asked_to_shard() -> bool:
