@@ -39,7 +39,9 @@ def our_steps(lora: LoraOptions | None, compiled: bool = False) -> Callable[[], 
     how = Optimization(
         precision=precision(), optimizer="adamw", rates=RATES, weight_decay=0.1, warmup=0, decay=0.5, compiled=compiled
     )
-    rows = min(ROWS, max(1, suitable_micro_batch(SIZES["hidden_size"], lora is not None) // CONTEXT))
+    held = "auto" if lora is None else lora.base_precision
+    tokens = suitable_micro_batch(SIZES["hidden_size"], lora is not None, held)
+    rows = min(ROWS, max(1, tokens // CONTEXT))
     return training_run(GroundupConfig(**SIZES, **ENDS, qk_norm=False), how, rows, ROWS // rows, 1, lora)
 
 

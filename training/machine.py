@@ -169,16 +169,18 @@ def measure_flops(precision: str, seconds: float = 0.5) -> float:
     return 2 * 2048 * 512 * 512 / best
 
 
-def suitable_micro_batch(width: int, lora: bool) -> int:
+def suitable_micro_batch(width: int, lora: bool, base_precision: str = "auto") -> int:
     """Return the tokens of a micro-batch: on a processor as many as suit its cache.
 
     A wide model keeps much for each. Where all weights are trained each micro-batch adds up gradients as large as the
-    model, so that there few large ones are better; an adapter's are small. With 512 tokens two threads waited for each
-    other more than memory was won (docs/performance.md).
+    model, so that there few large ones are better; an adapter's are small. With 512 tokens two threads wait for each
+    other longer (docs/performance.md): that is for whoever saves memory by a base of fewer bits.
     """
     if torch.accelerator.current_accelerator() is not None:
         return 2**16
-    return 1024 if lora and width > 256 else 2048
+    if not lora or width <= 256:
+        return 2048
+    return 512 if base_precision in ("bf16", "int8") else 1024
 
 
 def asked_to_shard() -> bool:

@@ -249,8 +249,8 @@ def make_plan(
 def _room(given: Given, model: dict[str, Any], vocab_size: int, most: int, how: dict[str, Any]) -> dict[str, Any]:
     """Choose the rows of a micro-batch, and what else keeps a model to go on with within the memory that is free."""
     length = how["context_length"]
-    rows = given.micro_batch_rows or max(1, suitable_micro_batch(model["hidden_size"], given.lora) // length)
-    rows = min(rows, most)
+    tokens = suitable_micro_batch(model["hidden_size"], given.lora, given.base_precision)
+    rows = min(most, given.micro_batch_rows or max(1, tokens // length))
     held = ["fp32", "bf16", "int8"] if given.base_precision == "auto" else [given.base_precision]
     size = None if given.base is None else BaseSize.of(given.base)
     if size is None:
