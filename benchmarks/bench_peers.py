@@ -39,17 +39,17 @@ class Run:
 
 
 def classify(model: str, data: str | None, minutes: float) -> Row:
-    """`classify --lora` beside PEFT and Trainer."""
+    """Compare `classify --lora` with PEFT and Trainer."""
     return beside("peer-classify", Classification, "PEFT + Trainer", (model, data, minutes))
 
 
 def instruct(model: str, data: str | None, minutes: float) -> Row:
-    """`instruct --lora` beside TRL's SFTTrainer."""
+    """Compare `instruct --lora` with TRL's SFTTrainer."""
     return beside("peer-instruct", Instructions, "TRL's SFTTrainer", (model, data, minutes))
 
 
 def domain(model: str, data: str | None, minutes: float) -> Row:
-    """`pretrain --init-from --lora` beside TRL's SFTTrainer."""
+    """Compare `pretrain --init-from --lora` with TRL's SFTTrainer."""
     return beside("peer-domain", Domain, "TRL's SFTTrainer", (model, data, minutes))
 
 

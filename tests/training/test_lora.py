@@ -181,7 +181,7 @@ def test_a_base_that_lies_nowhere_and_one_with_an_adapter_are_refused():
 
 
 def loss_and_gradients(as_peft, **knobs):
-    """Of a model with an adapter whose B is not zero, computed by `LowRankSum` or by peft's own layers."""
+    """Return those of a model with an adapter whose B is not zero, by `LowRankSum` or by peft's own layers."""
     model = tiny(**knobs).double()
     adapted = add_lora(model, LoraOptions(lora_rank=4)).double()
     for layer in [module for module in adapted.modules() if type(module) is LeanLinear]:

@@ -14,7 +14,7 @@ from groundup.training.settings import LoraOptions
 
 @pytest.fixture
 def base(tmp_path):
-    """A folder with a network of the class of SmolLM2, 2.6 M weights, and a text to go on with."""
+    """Return a folder with a network of the class of SmolLM2, 2.6 M weights, and a text to go on with."""
     sizes = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=300, intermediate_size=512, tie_word_embeddings=True, **sizes)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
