@@ -63,8 +63,8 @@ FEW_UPDATES = 20  # fewer teach a model next to nothing
 # Of a budget in minutes: what all validations take together where more teaches nothing, the most that they may take,
 # and the most that the last scores may take; beyond it they are taken on a part.
 VALIDATION_SHARE, LARGEST_VALIDATION_SHARE, LARGEST_SCORING_SHARE = 0.02, 0.1, 0.2
-TIMED_TOKENS = 128, 4096  # scored to learn how fast that is; the more the more exactly, unless it takes too long
-LONGEST_TIMING = 2.0  # seconds
+TIMED_TOKENS = 128, 1024, 4096  # scored to learn how fast that is: the more the more exactly, until it takes too long
+LONGEST_TIMING = 4.0  # seconds
 STEP_COST = 3.0  # a step takes as long as scoring its tokens so many times (Chowdhery et al. 2022, appendix B)
 
 
@@ -220,10 +220,12 @@ class TrainingRun(abc.ABC):
     @functools.cached_property
     def _scored_per_second(self) -> float:
         """Return how many tokens are scored in a second, which is tried."""
-        few, many = TIMED_TOKENS
         self._timed(1)  # the first pass of all finds its memory and kernels, which takes time
-        rate = self._timed(few)
-        return self._timed(many) if LONGEST_TIMING * rate > many else rate
+        rate = 0.0
+        for tokens in TIMED_TOKENS:
+            if not rate or LONGEST_TIMING * rate > tokens:
+                rate = self._timed(tokens)
+        return rate
 
     def _timed(self, tokens: int) -> float:
         started = time.perf_counter()
