@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
@@ -153,10 +154,10 @@ class ClassificationRun(TrainingRun):
         return int(rows.lengths.sum())
 
     def _some_of_selection(self, tokens: int | None) -> ExampleRows:
-        """Return rows for selection of about so many tokens in all, spread evenly; None for all."""
+        """Return rows for selection of about so many tokens in all, of every label its share; None for all."""
         rows = self.selection_rows
         share = 1.0 if tokens is None else min(1.0, tokens / max(1, int(rows.lengths.sum())))
-        return rows.take(evenly(len(rows), max(1, round(share * len(rows)))))
+        return rows if share == 1.0 else rows.take(spread(rows.labels, max(1, round(share * len(rows)))))
 
     def validate(self, position: Position) -> dict[str, float]:
         """Return scores on the validation rows; `selection` is the chosen one, the loss deciding between equals.
@@ -222,8 +223,8 @@ class ClassificationRun(TrainingRun):
         all_tokens = int(encoded.lengths.sum())
         part = self.affordable(all_tokens, all_tokens / max(all_tokens, self.last_tokens) if split == "test" else 1.0)
         if part < 1.0:
-            chosen = evenly(len(examples), max(1, int(part * len(examples))))
-            say(f"{split}: {len(chosen):,} of {len(examples):,} rows are scored, spread over them: time is short")
+            chosen = spread(encoded.labels, max(1, int(part * len(examples))))
+            say(f"{split}: {len(chosen):,} of {len(examples):,} rows are scored, spread over the labels: time is short")
             examples, encoded = examples.take(chosen), encoded.take(chosen)
         with ProgressBar(f"scoring, {split}", total=1.0) as bar, self.accelerator.autocast():
             probabilities = predict(self.model, encoded, self.pad_id, bar.update)
@@ -242,6 +243,13 @@ class ClassificationRun(TrainingRun):
             draw_confusion(measured.truth, measured.model, names, out / CONFUSION_FILE)
             write_mistakes(out / MISTAKES_FILE, examples, probabilities, names)
         return rows
+
+
+def spread(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return the places of so many rows, of each label about as many as its share."""
+    by_label = np.argsort(labels, kind="stable")
+    middles = (np.arange(count) * 2 + 1) * len(labels) // (2 * count)
+    return np.sort(by_label[middles])
 
 
 def averaged_runs(settings: ClassifySettings) -> int:

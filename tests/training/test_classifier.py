@@ -1,5 +1,6 @@
 """What a classifier may start from: another one, whose head stays where it knows a label, and an adapter, folded."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
@@ -26,7 +27,7 @@ from groundup.training.classification_preparation import (
     prepare_classification,
     start_of,
 )
-from groundup.training.classifier import load_base
+from groundup.training.classifier import load_base, spread
 from groundup.training.lora import add_lora
 from groundup.training.settings import ClassifySettings
 
@@ -144,3 +145,14 @@ def test_an_adapter_is_folded_once_and_all_of_what_it_makes_can_be_trained(tmp_p
     assert start_of(settings, folder, tokenizer, ["free money"]).predicts == "clm"
     with pytest.raises(InputError, match="is an adapter: merge it into its base first with groundup merge"):
         base_of(ClassifySettings(model=str(tmp_path / "adapter"), lora=True), tmp_path / "other")
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 31, 40])
+def test_a_part_of_the_rows_has_of_every_label_its_share(count):
+    labels = np.array([0] * 24 + [1] * 8 + [2] * 8)
+    chance = np.random.default_rng(0)
+    chance.shuffle(labels)
+    chosen = labels[spread(labels, count)]
+    assert len(chosen) == count
+    for label in range(3):
+        assert abs((chosen == label).sum() - count * (labels == label).mean()) <= 1
