@@ -22,10 +22,10 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.training import machine
 from groundup.training.loop import Batch, Budget, Loop, Schedule
 from groundup.training.lora import add_lora, hold_base
-from groundup.training.machine import attending_in_blocks, compile_blocks
+from groundup.training.machine import attending_in_blocks, bf16_is_native, compile_blocks, cost_of, measure_flops
 from groundup.training.objectives import TokenLoss
 from groundup.training.optim import build_optimizers
-from groundup.training.plan import Optimization, bf16_is_native, cost_of, measure_flops
+from groundup.training.plan import Optimization
 from groundup.training.settings import LoraOptions
 
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 8192, 384, 6, 6, 256

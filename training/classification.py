@@ -29,9 +29,9 @@ from groundup.training.classification_preparation import (
     prepare_classification,
 )
 from groundup.training.classifier import ClassificationRun, averaged_runs, write_predictions
+from groundup.training.loop import require_tracker
 from groundup.training.plan import LEAST_DECAY
 from groundup.training.pretraining import pretrain_first
-from groundup.training.run import require_tracker
 from groundup.training.settings import ClassifySettings
 from groundup.training.verbs import carry_out, claimed, finished_folder, recipe_of, take_changes
 

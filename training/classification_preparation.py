@@ -26,20 +26,12 @@ from groundup.modeling import GroundupConfig
 from groundup.tokenization.folder import load_tokenizer
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
+from groundup.training.forecast import trainable_tokens
+from groundup.training.machine import sizes_of
 from groundup.training.optim import FINE_TUNING
-from groundup.training.plan import (
-    ENOUGH_UPDATES,
-    LEAST_DECAY,
-    Given,
-    RowsPlan,
-    make_plan,
-    sizes_of,
-    suitable_minutes,
-    trainable_tokens,
-    vocabulary,
-)
+from groundup.training.plan import ENOUGH_UPDATES, LEAST_DECAY, Given, RowsPlan, make_plan, suitable_minutes, vocabulary
 from groundup.training.pretraining_preparation import BASE, SMOKE_ROWS, evenly, row_length, write_rows, write_texts
-from groundup.training.settings import ClassifySettings
+from groundup.training.settings import ClassifySettings, check_classification, check_head
 from groundup.training.verbs import Chosen, preparation
 
 LONGEST_MINUTES = 10.0  # of a run without a budget
@@ -149,7 +141,8 @@ def prepare_classification(settings: ClassifySettings, run: RunFolder, _: Deadli
 
     Raises `InputError` for data or options that will not do.
     """
-    _check(settings)
+    check_classification(settings)
+    check_exists(settings.eval_data)
     columns = Columns(settings.text_column, settings.label_column)
     examples, sources, columns = load_examples(settings.data, columns)
     tested = _look_at_tests(settings, columns, examples.labels)
@@ -189,29 +182,6 @@ def open_classification(run: RunFolder) -> PreparedExamples:
         test_rows=recipe.get("eval_rows", recipe["rows"].get("test", 0)),
         work=run.work,
     )
-
-
-def _check(settings: ClassifySettings) -> None:
-    if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
-        raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
-    minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0
-    if minutes is not None and adapt_minutes >= minutes:
-        raise InputError(
-            f"--adapt-minutes {adapt_minutes:g} leaves no time for the labels in --minutes {minutes:g}: give less"
-        )
-    if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
-        raise InputError("a new model is pretrained on the texts first: give --adapt-minutes above 0, or --model")
-    if settings.lora and (settings.adapt_minutes or settings.adapt_epochs):
-        raise InputError("--lora adapts a model as it is: leave out --adapt-minutes and --adapt-epochs")
-    if settings.lora and settings.average > 1:
-        raise InputError("--average takes the mean of all weights, --lora trains an adapter: leave one out")
-    if settings.lora and settings.train != "all":
-        raise InputError(f"--lora chooses the weights that are trained: leave out --train {settings.train}")
-    if settings.train == "head" and settings.language_weight:
-        raise InputError("--language-weight trains what lies below the head: leave it out, or --train head")
-    if settings.eval_data and settings.test_share != ClassifySettings.test_share:
-        raise InputError("--test-share and --eval-data both give a test set: leave one out")
-    check_exists(settings.eval_data)
 
 
 def _look_at_tests(settings: ClassifySettings, columns: Columns, labels: list[str]) -> dict[str, Any]:
@@ -415,7 +385,7 @@ def start_of(
     names = model.config.architectures or []
     classes = {AUTO_CLASSES[end] for name in names for end in AUTO_CLASSES if name.endswith(end)}
     predicts = "clm" if "AutoModelForCausalLM" in classes else "mlm" if "AutoModelForMaskedLM" in classes else None
-    _check_head(settings, predicts)
+    check_head(settings, predicts)
     return Start(
         context_length=length,
         lengths=lengths,
@@ -426,12 +396,3 @@ def start_of(
         labels=tuple(labels_of(model)) if "AutoModelForSequenceClassification" in classes else (),
         dropouts=OUR_DROPOUTS if is_ours else tuple(name for name in OTHER_DROPOUTS if hasattr(config, name)),
     )
-
-
-def _check_head(settings: ClassifySettings, predicts: str | None) -> None:
-    """Raise `InputError` for what needs a head that `--model` has not."""
-    if settings.language_weight and predicts != "clm":
-        raise InputError(f"--language-weight: {settings.model} has no head that predicts the next token: leave it out")
-    if predicts is None and (settings.adapt_minutes or settings.adapt_epochs):
-        option = "--adapt-minutes" if settings.adapt_minutes else "--adapt-epochs"
-        raise InputError(f"{option}: {settings.model} has no language-model head to pretrain with: leave it out")

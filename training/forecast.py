@@ -12,18 +12,16 @@ from groundup.common.errors import InputError, near
 from groundup.common.settings import verb
 from groundup.data.sources import load_corpus, text_bytes
 from groundup.inference.loading import check_place
+from groundup.tokenization.training import bytes_a_token
 from groundup.training.checkpoint import pretrained_elsewhere
-from groundup.training.machine import BaseSize, free_memory
+from groundup.training.machine import BaseSize, cost_of, free_memory, measure_flops, sizes_of
 from groundup.training.plan import (
     USED_SHARE,
     Given,
     Plan,
-    bytes_a_token,
-    cost_of,
     cost_of_a_token,
     make_plan,
-    measure_flops,
-    sizes_of,
+    precision_of,
     suitable_minutes,
 )
 from groundup.training.pretraining_preparation import LONGEST_ROW, row_length
@@ -265,3 +263,10 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} s"
+
+
+def trainable_tokens(given: Given, context_length: int, seconds: float) -> float:
+    """Return on how many tokens a model that there is can be trained in so many seconds, by this machine's speed."""
+    model = {"num_hidden_layers": given.num_hidden_layers, "hidden_size": given.hidden_size}
+    speed = USED_SHARE * measure_flops(precision_of(given))
+    return speed * seconds / cost_of_a_token(given, model, 0, context_length)

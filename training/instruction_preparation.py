@@ -27,8 +27,9 @@ from groundup.tokenization.chat import ALPACA_TEMPLATE, CHAT_TEMPLATE, INPUT_JOI
 from groundup.tokenization.folder import CHAT_TOKENS, load_tokenizer
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
+from groundup.training.machine import sizes_of
 from groundup.training.optim import FINE_TUNING
-from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, sizes_of, suitable_minutes, vocabulary
+from groundup.training.plan import LEAST_DECAY, Given, RowsPlan, make_plan, suitable_minutes, vocabulary
 from groundup.training.pretraining_preparation import (
     LONGEST_ROW,
     SMOKE_ROWS,

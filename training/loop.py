@@ -7,6 +7,7 @@ the machine turns out to be.
 """
 
 import contextlib
+import importlib.util
 import json
 import signal
 import time
@@ -20,7 +21,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from groundup.common.console import ProgressBar, say
-from groundup.common.errors import Diverged, Interrupted
+from groundup.common.errors import Diverged, InputError, Interrupted
 from groundup.data.windows import IGNORED, Batch
 
 LOG_ROWS = 200  # rows of log.jsonl in a run
@@ -351,3 +352,19 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def require_tracker(track: str) -> None:
+    """Raise `InputError` where the package of a tracker is not installed."""
+    if track != "none" and importlib.util.find_spec(track) is None:
+        raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")
+
+
+def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
+    """Let what the loop logs also go to a tracker. Raises `InputError` where its package is not installed."""
+    try:
+        accelerator.init_trackers("groundup", init_kwargs={"trackio": {"name": name}, "wandb": {"name": name}})
+    except (ImportError, ValueError) as error:
+        raise InputError(f"--track {track}: {str(error).splitlines()[0]}: try pip install {track}") from error
+    if accelerator.is_main_process and not accelerator.trackers:
+        raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")

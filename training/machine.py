@@ -30,6 +30,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
 from groundup.common.errors import InputError, user_path
+from groundup.modeling import GroundupConfig, GroundupModel
 from groundup.modeling.modeling_groundup import GroundupPreTrainedModel, repeat_kv
 
 ASKED = "ACCELERATE_USE_FSDP"  # what `accelerate launch --use_fsdp` sets
@@ -181,6 +182,38 @@ def suitable_micro_batch(width: int, lora: bool, base_precision: str = "auto") -
     if not lora or width <= 256:
         return 2048
     return 512 if base_precision in ("bf16", "int8") else 1024
+
+
+def sizes_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the fields of `Given` that a model that there is has already."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables.pop(id(head.weight) if isinstance(head, nn.Linear) else 0, None)  # a tied head is multiplied
+    return {
+        "from_scratch": False,
+        "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
+        "num_hidden_layers": config.num_hidden_layers,
+        "weights": model.num_parameters() - sum(tables.values()),
+    }
+
+
+def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tuple[int, float]:
+    """Return a model's parameters, and the FLOPs of training it on one token (Chowdhery et al. 2022, appendix B).
+
+    Raises `InputError` for sizes that do not fit together.
+    """
+    try:
+        fields: dict[str, Any] = {"max_position_embeddings": context_length, "vocab_size": vocab_size}
+        config = GroundupConfig(**fields | model)
+    except Exception as error:
+        raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
+    with torch.device("meta"):
+        parameters = GroundupModel(config).num_parameters()
+    table = vocab_size * config.hidden_size
+    attended = cast(int, config.head_dim) * cast(int, config.num_attention_heads)  # features of all heads together
+    attention = 6 * config.num_hidden_layers * attended * context_length
+    whole = parameters if config.tie_word_embeddings else parameters + table
+    return whole, 6 * parameters + attention  # one table is looked up, the other multiplied
 
 
 def asked_to_shard() -> bool:

@@ -6,22 +6,19 @@ which is measured for a moment. All of it lands in recipe.yaml before the first 
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, cast
-
-import torch
-from torch import nn
-from transformers import PreTrainedModel
+from typing import Any
 
 from groundup.common.console import say
 from groundup.common.errors import InputError, near
 from groundup.common.settings import Settings
-from groundup.modeling import GroundupConfig, GroundupModel
+from groundup.modeling import GroundupConfig
 from groundup.modeling.configuration_groundup import PRESETS
-from groundup.tokenization.training import suitable_vocab_size
+from groundup.tokenization.training import bytes_a_token, suitable_vocab_size
 from groundup.training.machine import (
     BaseSize,
     bf16_is_native,
     compiler_found,
+    cost_of,
     measure_flops,
     require_memory,
     suitable_micro_batch,
@@ -203,7 +200,7 @@ def make_plan(
     Raises:
         InputError: for bf16 where the processor has no instructions for it, and for sizes that contradict each other.
     """
-    precision = _precision(given)
+    precision = precision_of(given)
     if seconds is None:
         flop = NOMINAL_FLOPS * 60 * suitable_minutes(text_bytes)
     else:
@@ -333,50 +330,6 @@ def cost_of_a_token(given: Given, model: dict[str, Any], vocab_size: int, contex
     return (4 if given.lora else 6) * given.weights + 3 * attention
 
 
-def sizes_of(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the fields of `Given` that a model that there is has already."""
-    head, config = model.get_output_embeddings(), model.config.get_text_config()
-    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
-    tables.pop(id(head.weight) if isinstance(head, nn.Linear) else 0, None)  # a tied head is multiplied
-    return {
-        "from_scratch": False,
-        "hidden_size": cast(nn.Embedding, model.get_input_embeddings()).embedding_dim,
-        "num_hidden_layers": config.num_hidden_layers,
-        "weights": model.num_parameters() - sum(tables.values()),
-    }
-
-
-def trainable_tokens(given: Given, context_length: int, seconds: float) -> float:
-    """Return on how many tokens a model that there is can be trained in so many seconds, by this machine's speed."""
-    model = {"num_hidden_layers": given.num_hidden_layers, "hidden_size": given.hidden_size}
-    speed = USED_SHARE * measure_flops(_precision(given))
-    return speed * seconds / cost_of_a_token(given, model, 0, context_length)
-
-
-def cost_of(model: dict[str, Any], vocab_size: int, context_length: int) -> tuple[int, float]:
-    """Return a model's parameters, and the FLOPs of training it on one token (Chowdhery et al. 2022, appendix B).
-
-    Raises `InputError` for sizes that do not fit together.
-    """
-    try:
-        fields: dict[str, Any] = {"max_position_embeddings": context_length, "vocab_size": vocab_size}
-        config = GroundupConfig(**fields | model)
-    except Exception as error:
-        raise InputError(f"the model's sizes do not fit together: {str(error).splitlines()[-1].strip()}") from error
-    with torch.device("meta"):
-        parameters = GroundupModel(config).num_parameters()
-    table = vocab_size * config.hidden_size
-    attended = cast(int, config.head_dim) * cast(int, config.num_attention_heads)  # features of all heads together
-    attention = 6 * config.num_hidden_layers * attended * context_length
-    whole = parameters if config.tie_word_embeddings else parameters + table
-    return whole, 6 * parameters + attention  # one table is looked up, the other multiplied
-
-
-def bytes_a_token(vocab_size: int) -> float:
-    """Return how many bytes of English a token of a BPE stands for: 2.6 at 1,024 tokens, 3.6 at 8,192 (measured)."""
-    return 2.6 + (math.log2(vocab_size) - 10) / 3
-
-
 def _weight_decay(given: Given, optimizer: str, rates: dict[str, float], steps_of_a_pass: float) -> float:
     """Return a strong decay for a short text, which a run sees often and would memorise; a weak one for a long one."""
     if given.weight_decay is not None:
@@ -396,7 +349,8 @@ def _compiled(given: Given, seconds: float | None) -> bool:
     return given.compile == "yes"
 
 
-def _precision(given: Given) -> str:
+def precision_of(given: Given) -> str:
+    """Return the precision of the products: as given, else bf16 where the device has it."""
     if given.precision == "bf16" and not bf16_is_native():
         raise InputError("--precision bf16: this processor has no instructions for it: use fp32 or auto")
     return ("bf16" if bf16_is_native() else "fp32") if given.precision == "auto" else given.precision

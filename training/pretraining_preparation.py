@@ -30,7 +30,8 @@ from groundup.tokenization.folder import MASK, load_tokenizer, require_ids_of, s
 from groundup.tokenization.report import TokenBytes
 from groundup.tokenization.training import train_bpe
 from groundup.training.checkpoint import RunFolder, pretrained_elsewhere
-from groundup.training.plan import Given, Plan, make_plan, sizes_of, suitable_minutes
+from groundup.training.machine import sizes_of
+from groundup.training.plan import Given, Plan, make_plan, suitable_minutes
 from groundup.training.settings import PlanSettings, PretrainSettings, TrainingOptions
 from groundup.training.verbs import Chosen, preparation
 

@@ -1,13 +1,11 @@
 """Carry out a run that starts, resumes after a stop, and ends in a checkpoint, as every kind of training does.
 
 A kind of training says what it learns from (rows, dealt out in batches), what it minimises (an objective), for how
-long, and how it is measured; everything else is the same for pretraining, classification and instructions, and stands
-here.
+long, and how it is measured; everything else is the same for all kinds, and stands here.
 """
 
 import abc
 import functools
-import importlib.util
 import math
 import time
 from collections.abc import Sequence
@@ -39,7 +37,7 @@ from groundup.training.checkpoint import (
     save_state,
     take_mean,
 )
-from groundup.training.loop import SAVES, Budget, Loop, Schedule
+from groundup.training.loop import SAVES, Budget, Loop, Schedule, start_tracking
 from groundup.training.machine import (
     asked_to_shard,
     attending_in_blocks,
@@ -76,22 +74,6 @@ def pusher_of(settings: TrainingOptions) -> "Pusher | None":
 
     trusts = getattr(settings, "trust_remote_code", False)  # pretrain, which starts from models of ours, does not ask
     return Pusher(settings, settings.save_every, settings.base if settings.lora else None, trusts)
-
-
-def require_tracker(track: str) -> None:
-    """Raise `InputError` where the package of a tracker is not installed."""
-    if track != "none" and importlib.util.find_spec(track) is None:
-        raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")
-
-
-def start_tracking(accelerator: Accelerator, track: str, name: str) -> None:
-    """Let what the loop logs also go to a tracker. Raises `InputError` where its package is not installed."""
-    try:
-        accelerator.init_trackers("groundup", init_kwargs={"trackio": {"name": name}, "wandb": {"name": name}})
-    except (ImportError, ValueError) as error:
-        raise InputError(f"--track {track}: {str(error).splitlines()[0]}: try pip install {track}") from error
-    if accelerator.is_main_process and not accelerator.trackers:
-        raise InputError(f"--track {track}: {track} is not installed: run pip install {track}")
 
 
 class Prepared(Protocol):
@@ -221,10 +203,9 @@ class TrainingRun(abc.ABC):
     def _scored_per_second(self) -> float:
         """Return how many tokens are scored in a second, which is tried."""
         self._timed(1)  # the first pass of all finds its memory and kernels, which takes time
-        rate = 0.0
+        rate = math.inf
         for tokens in TIMED_TOKENS:
-            if not rate or LONGEST_TIMING * rate > tokens:
-                rate = self._timed(tokens)
+            rate = self._timed(tokens) if LONGEST_TIMING * rate > tokens else rate
         return rate
 
     def _timed(self, tokens: int) -> float:
@@ -235,9 +216,9 @@ class TrainingRun(abc.ABC):
     def _require_a_step(self, seconds: float) -> None:
         """Raise `InputError` where a step does not fit into the seconds that are left for training."""
         step = STEP_COST * self.step_tokens / self._scored_per_second
-        if step <= seconds:
+        minutes = self.deadline.minutes
+        if step <= seconds or minutes is None:
             return
-        minutes = cast(float, self.deadline.minutes)
         shares = self.finish_share + LARGEST_SCORING_SHARE + LARGEST_VALIDATION_SHARE
         spent = 60 * minutes - cast(float, self.deadline.seconds_left()) + self.finish_seconds
         least = math.ceil(10 * (spent + 2 * step) / (1 - shares) / 60) / 10

@@ -306,3 +306,35 @@ class PlanSettings(BatchOptions, ModelConfigOption, LoraOptions, SizeOptions, Pr
     def base(self) -> str | None:
         """Return the model to start from, None for a new one."""
         return self.init_from
+
+
+def check_classification(settings: ClassifySettings) -> None:
+    """Raise `InputError` for options of `classify` that contradict each other."""
+    if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
+        raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
+    minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0
+    if minutes is not None and adapt_minutes >= minutes:
+        raise InputError(
+            f"--adapt-minutes {adapt_minutes:g} leaves no time for the labels in --minutes {minutes:g}: give less"
+        )
+    if settings.model is None and 0 in (settings.adapt_minutes, settings.adapt_epochs):
+        raise InputError("a new model is pretrained on the texts first: give --adapt-minutes above 0, or --model")
+    if settings.lora and (settings.adapt_minutes or settings.adapt_epochs):
+        raise InputError("--lora adapts a model as it is: leave out --adapt-minutes and --adapt-epochs")
+    if settings.lora and settings.average > 1:
+        raise InputError("--average takes the mean of all weights, --lora trains an adapter: leave one out")
+    if settings.lora and settings.train != "all":
+        raise InputError(f"--lora chooses the weights that are trained: leave out --train {settings.train}")
+    if settings.train == "head" and settings.language_weight:
+        raise InputError("--language-weight trains what lies below the head: leave it out, or --train head")
+    if settings.eval_data and settings.test_share != ClassifySettings.test_share:
+        raise InputError("--test-share and --eval-data both give a test set: leave one out")
+
+
+def check_head(settings: ClassifySettings, predicts: str | None) -> None:
+    """Raise `InputError` for what needs a head that `--model` has not."""
+    if settings.language_weight and predicts != "clm":
+        raise InputError(f"--language-weight: {settings.model} has no head that predicts the next token: leave it out")
+    if predicts is None and (settings.adapt_minutes or settings.adapt_epochs):
+        option = "--adapt-minutes" if settings.adapt_minutes else "--adapt-epochs"
+        raise InputError(f"{option}: {settings.model} has no language-model head to pretrain with: leave it out")

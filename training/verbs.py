@@ -26,8 +26,9 @@ from groundup.data.sources import short_name
 from groundup.evaluation.metrics_json import read_metrics, summary_table
 from groundup.tokenization.folder import fingerprint, save_tokenizer
 from groundup.training.checkpoint import RunFolder
+from groundup.training.loop import require_tracker
 from groundup.training.plan import Optimization
-from groundup.training.run import TrainingRun, pusher_of, require_tracker
+from groundup.training.run import TrainingRun, pusher_of
 from groundup.training.settings import PUBLIC_PATHS, TrainingOptions, check_options, with_budget
 
 S = TypeVar("S", bound=TrainingOptions)

@@ -9,8 +9,10 @@ import groundup
 from groundup.cli.main import main
 from groundup.common.errors import InputError
 from groundup.modeling import GroundupConfig, GroundupForCausalLM, GroundupForSequenceClassification
+from groundup.tokenization.training import bytes_a_token
 from groundup.training.forecast import HARDWARE, USED_SHARE_OF_GPU, expected_bits_per_byte, forecast_of, plan
-from groundup.training.plan import Given, bytes_a_token, cost_of, make_plan, sizes_of, suitable_batch
+from groundup.training.machine import cost_of, sizes_of
+from groundup.training.plan import Given, make_plan, suitable_batch
 from groundup.training.pretraining import Pretraining
 from groundup.training.settings import PlanSettings
 
