@@ -30,12 +30,12 @@ RATES = dict.fromkeys(("matrix", "embedding", "head", "vector", "adapter"), 1e-4
 
 
 def precision() -> str:
-    """The one that both sides run in: bf16 where the processor has it."""
+    """Return the precision of both sides: bf16 where the processor has it."""
     return "bf16" if bf16_is_native() else "fp32"
 
 
 def our_steps(lora: LoraOptions | None, compiled: bool = False) -> Callable[[], object]:
-    """A step by our loop, in the micro-batches that the plan chooses."""
+    """Make a step by our loop, in the micro-batches that the plan chooses."""
     how = Optimization(
         precision=precision(), optimizer="adamw", rates=RATES, weight_decay=0.1, warmup=0, decay=0.5, compiled=compiled
     )
@@ -46,12 +46,12 @@ def our_steps(lora: LoraOptions | None, compiled: bool = False) -> Callable[[], 
 
 
 def stock_model() -> LlamaForCausalLM:
-    """The same network as transformers has it."""
+    """Return the same network as transformers has it."""
     return LlamaForCausalLM(LlamaConfig(**SIZES, **ENDS)).train()
 
 
 def plain_steps() -> Callable[[], object]:
-    """A step of the loop that peft's documentation shows: the model's own loss, AdamW."""
+    """Make a step of the loop that peft's documentation shows: the model's own loss, AdamW."""
     config = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
     model = get_peft_model(stock_model(), config)
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-4)
@@ -68,7 +68,7 @@ def plain_steps() -> Callable[[], object]:
 
 
 def trainers_steps(folder: str) -> Callable[[], object]:
-    """A step of all weights by transformers' Trainer as it comes, whose optimizer is kept from run to run."""
+    """Make a step of all weights by transformers' Trainer as it comes; its optimizer is kept from run to run."""
     model = stock_model()
     ids = rows_of_ids(ROWS, CONTEXT, SIZES["vocab_size"]).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
@@ -86,7 +86,7 @@ def trainers_steps(folder: str) -> Callable[[], object]:
 
 
 def lora_step() -> Row:
-    """Tokens a second of LoRA of rank 16 on all matrices."""
+    """Measure tokens a second of LoRA of rank 16 on all matrices."""
     what = f"LoRA, our loop ÷ a plain loop with peft, {WHAT}, {precision()}"
     return compare(
         "lora-step",
@@ -100,7 +100,7 @@ def lora_step() -> Row:
 
 
 def full_step() -> Row:
-    """Tokens a second of training all weights with AdamW."""
+    """Measure tokens a second of training all weights with AdamW."""
     what = f"training all weights with AdamW, our loop ÷ Trainer, {WHAT}, {precision()}"
     with tempfile.TemporaryDirectory() as folder:
         return compare("full-step", what, "tokens/s", ROWS * CONTEXT, our_steps(None), trainers_steps(folder), RUNS)
@@ -118,7 +118,7 @@ bench_finetuning.plain_steps()()
 
 
 def lora_memory(held: str = "fp32", name: str = "lora-memory") -> Row:
-    """Memory that model and step add to a process in which all is imported."""
+    """Measure the memory that model and step add to a process in which all is imported."""
     base = peak_memory(IMPORTS)
     what = f"memory of a step of LoRA, the plain loop's ÷ ours, whose base is held in {held}, {WHAT}, {precision()}"
     ours, plain = (lambda: peak_memory(IMPORTS + OUR_STEP, held)), (lambda: peak_memory(IMPORTS + PLAIN_STEP))
@@ -126,5 +126,5 @@ def lora_memory(held: str = "fp32", name: str = "lora-memory") -> Row:
 
 
 def lora_memory_int8() -> Row:
-    """The same with the frozen matrices in int8."""
+    """Measure the same with the frozen matrices in int8."""
     return lora_memory("int8", "lora-memory-int8")

@@ -217,7 +217,7 @@ def _split(examples: Examples, settings: ClassifySettings) -> tuple[dict[str, Ex
     parts["selection"] = selection.take(~known)
     for part, rows in parts.items():
         if not len(rows) and part == "selection" and len(selection):
-            raise InputError("every text held out for selection is in the training rows too: give more different texts")
+            raise InputError("every text held out for validation is in the training rows: give more different texts")
         if not len(rows):
             share = "--test-share" if part == "test" else "--selection-share"
             raise InputError(

@@ -511,7 +511,7 @@ def test_labelling_alone_takes_no_option_of_training(option, tmp_path):
 def test_where_the_texts_held_out_are_all_in_training_that_is_the_reason_given(texts, tmp_path, write_rows):
     rows = [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
     write_rows(tmp_path / "rows.jsonl", rows)
-    with pytest.raises(InputError, match="every text held out for selection is in the training rows too"):
+    with pytest.raises(InputError, match="every text held out for validation is in the training rows"):
         package.classify(data=[str(tmp_path / "rows.jsonl")], out=str(tmp_path / "o"), smoke=True)
 
 
