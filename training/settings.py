@@ -151,7 +151,22 @@ class LanguageOptions(BatchOptions, ModelConfigOption, TrainingOptions):
 
 
 @dataclass(kw_only=True)
-class PretrainSettings(PresetOption, TokenizerOption, LanguageOptions, TextOptions):
+class InitFromOption(Settings):
+    """Declare the model to go on with."""
+
+    base_option: ClassVar[str] = "--init-from"
+
+    init_from: ModelName | None = None
+    """Continue training this model (a folder or a Hub name) with its tokenizer (default: train from scratch)."""
+
+    @property
+    def base(self) -> str | None:
+        """Return the model to start from, None for a new one."""
+        return self.init_from
+
+
+@dataclass(kw_only=True)
+class PretrainSettings(InitFromOption, PresetOption, TokenizerOption, LanguageOptions, TextOptions):
     """Train a language model on any text, from scratch or from an existing model.
 
     Given only --data and a budget, it trains its own tokenizer, holds out the last tenth of the text for validation,
@@ -159,12 +174,9 @@ class PretrainSettings(PresetOption, TokenizerOption, LanguageOptions, TextOptio
     """
 
     verb: ClassVar[str] = "pretrain"
-    base_option: ClassVar[str] = "--init-from"
 
     objective: Literal["clm", "mlm"] = "clm"
     """clm: predict each next token, a decoder; mlm: predict masked tokens from both sides, an encoder."""
-    init_from: ModelName | None = None
-    """Continue training this model (a folder or a Hub name) with its tokenizer (default: train from scratch)."""
     packing: Literal["contiguous", "documents"] = "contiguous"
     """contiguous: each row is the next stretch of the text; documents: tokens attend only within their document."""
     micro_batch_rows: Count | None = None
@@ -279,18 +291,18 @@ class InstructSettings(TrustOption, LanguageOptions):
 
 
 @dataclass(kw_only=True)
-class PlanSettings(BatchOptions, ModelConfigOption, LoraOptions, SizeOptions, PresetOption, BudgetOptions, DataOption):
+class PlanSettings(
+    InitFromOption, BatchOptions, ModelConfigOption, LoraOptions, SizeOptions, PresetOption, BudgetOptions, DataOption
+):
     """Show what a run would choose and why, and what it would cost, here and on other hardware."""
-
-    base_option: ClassVar[str] = "--init-from"
 
     meaning: ClassVar[dict[str, str]] = {
         "data": "The training text: files, folders, globs, Hub datasets, or python-docs.",
         "minutes": "Budget in time [minutes].",
+        "init_from": "Plan to go on with this model (a folder or a Hub name), whose weights are not read (default: a "
+        "new model).",
     }
 
-    init_from: ModelName | None = None
-    """Plan to go on with this model (a folder or a Hub name), whose weights are not read (default: a new model)."""
     text_bytes: Amount | None = None
     """Size of the text, instead of --data [bytes]: 1e9."""
     tokens: Amount | None = None
@@ -301,11 +313,6 @@ class PlanSettings(BatchOptions, ModelConfigOption, LoraOptions, SizeOptions, Pr
     """Number of GPUs."""
     dollars_an_hour: Positive | None = None
     """Price of one GPU [US dollars an hour] (default: the median of several offers)."""
-
-    @property
-    def base(self) -> str | None:
-        """Return the model to start from, None for a new one."""
-        return self.init_from
 
 
 def check_classification(settings: ClassifySettings) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import groundup as package
 from groundup.common.errors import InputError
 from groundup.common.settings import Deadline
-from groundup.training import classification, classifier, run
+from groundup.training import classification, classifier, loop, run
 from groundup.training.checkpoint import take_mean
 from groundup.training.loop import Budget, Loop
 from groundup.training.settings import ClassifySettings
@@ -120,7 +120,7 @@ def test_a_smoke_run_averages_two_runs_for_each_seed(options, averaged, tmp_path
 
 def test_a_tracker_that_is_missing_is_named_before_anything_is_trained(options, tmp_path, monkeypatch):
     monkeypatch.setattr(Loop, "run", lambda loop: pytest.fail("trained"))
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(loop.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--track trackio: trackio is not installed"):
         package.classify(out=str(tmp_path / "out"), average=2, track="trackio", **options)
 
