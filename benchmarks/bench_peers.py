@@ -30,7 +30,7 @@ RATES = (2e-4, 5e-4, 1e-3)  # the first is what TRL's documentation gives for Lo
 
 @dataclass(frozen=True)
 class Run:
-    """What a run came to: its scores, the seconds from its start to the last of them, and its steps."""
+    """Hold what a run came to: its scores, the seconds from its start to the last of them, and its steps."""
 
     name: str
     scores: Scores

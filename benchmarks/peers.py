@@ -1,4 +1,4 @@
-"""What bench_peers.py gives to both sides: three tasks, each with our command, the peer's trainer and one score.
+"""Three tasks that bench_peers.py gives to both sides, each with our command, the peer's trainer and one score.
 
 The peers train as their documentation shows: LoRA on all linear layers, AdamW, a rate that falls linearly to 0.
 """
@@ -56,7 +56,7 @@ Scores = dict[str, float]
 
 @dataclass
 class Task(abc.ABC):
-    """What both sides are to do with a model. `folder` holds the files; `context` is the row length that ours chose."""
+    """Define what both sides do with a model. `folder` holds the files; `context` is the row length that ours chose."""
 
     model: str
     data: str | None

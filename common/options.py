@@ -228,4 +228,4 @@ class SamplingOptions(SeedOption):
     """Make tokens that the prompt or the text has already less likely; 1: no less (default: the model's own, else
     1)."""
     stop: Names = field(default_factory=list)
-    """Texts that end the generated text where they would begin."""
+    """Stop sequences: the generated text ends where one would begin."""

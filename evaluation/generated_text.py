@@ -68,7 +68,7 @@ def quality(texts: Sequence[str], stopped: Sequence[bool]) -> dict[str, float]:
     """Return measures of several texts; words and marks count alike, and letters where there are no blanks.
 
     `stopped`: EOS rate; `repeated_4grams`: share of 4-grams that occur earlier in the same text (rep-4);
-    `distinct_1`, `distinct_2`: share of different words and pairs over all texts together; `words`: mean length.
+    `distinct_1`, `distinct_2`: share of distinct words and pairs over all texts together; `words`: mean length.
     """
     words = [units(text) for text in texts]
     fours = [ngrams(text, 4) for text in words]

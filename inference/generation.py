@@ -41,7 +41,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: list[str] = field(default_factory=list)
-    """Texts that end the generated text and are no part of it."""
+    """Stop sequences: the generated text ends where one would begin."""
     stop_ids: tuple[int, ...] = ()
     """Token ids that end the text and are no part of it; empty: those that the model's generation config names."""
 
@@ -99,14 +99,17 @@ def _decode(model: PreTrainedModel, input_ids: list[int], sampling: Sampling) ->
     decoder = decoder_for(model, min(context, len(read) + left))
     logits = decoder.start(read)
     generator = torch.Generator(logits.device).manual_seed(sampling.seed)
-    said = torch.zeros_like(logits, dtype=torch.bool)
-    said[[] if model.config.is_encoder_decoder else read] = True
+    said = None  # a mark for each token that is penalised
+    if sampling.repetition_penalty != 1:
+        said = torch.zeros_like(logits, dtype=torch.bool)
+        said[[] if model.config.is_encoder_decoder else read] = True
     while True:
         token = int(draw(logits, sampling, generator, said))
         if token in sampling.stop_ids:
             return "stop"
         yield token
-        said[token] = True
+        if said is not None:
+            said[token] = True
         left -= 1
         if not left:
             return "length"
@@ -123,7 +126,7 @@ def draw(
     logits: torch.Tensor, sampling: Sampling, generator: torch.Generator, said: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Draw one id, shape (1,) or (), from the logits (V,) of a position; `said` (V,) marks those that are penalised."""
-    if sampling.repetition_penalty != 1 and said is not None:
+    if said is not None:
         penalty = sampling.repetition_penalty
         logits = torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if sampling.temperature == 0:

@@ -303,7 +303,8 @@ def _within_the_time(settings: ClassifySettings, start: Start) -> tuple[int, int
     if settings.minutes is None or not start.sizes:
         return context_length, rows
     given = Given.of(settings, **start.sizes)
-    tokens = trainable_tokens(given, context_length, TRAINED_SHARE * 60 * settings.minutes)
+    minutes = (settings.minutes - (settings.adapt_minutes or 0.0)) / settings.average
+    tokens = trainable_tokens(given, context_length, TRAINED_SHARE * 60 * minutes)
     lengths = np.asarray(start.lengths)
     if settings.context_length is None:
         while context_length > LEAST_READ and np.minimum(lengths, context_length).sum() > tokens:

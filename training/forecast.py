@@ -111,10 +111,11 @@ def forecast_of(settings: PlanSettings) -> Forecast:
     check_options(settings)
     base, given = _base(settings)
     chosen = make_plan(given, size, seconds, flops=flops, tokens=settings.tokens)
-    parameters, _ = cost_of(chosen.model, chosen.vocab_size, chosen.context_length)
     of_a_token = cost_of_a_token(given, chosen.model, chosen.vocab_size, chosen.context_length)
-    memory, trained = training_memory(chosen, parameters), parameters
-    if base is not None:
+    if base is None:
+        parameters, _ = cost_of(chosen.model, chosen.vocab_size, chosen.context_length)
+        memory, trained = training_memory(chosen, parameters), parameters
+    else:
         parameters, memory = base.parameters, chosen.memory
         trained = base.trained(settings.lora_rank if settings.lora else None)
     speed = speed or USED_SHARE * measure_flops(chosen.precision)
@@ -147,7 +148,8 @@ def _base(settings: PlanSettings) -> tuple[BaseSize | None, Given]:
     if size is None:
         raise InputError(f"--init-from {settings.init_from} has no config.json that transformers knows: give a model")
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(place)))
+        config = AutoConfig.from_pretrained(str(place), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config)
     others = {
         "vocab_size": model.config.get_text_config().vocab_size,
         "context_length": row_length(settings, model, LONGEST_ROW),
@@ -182,7 +184,7 @@ def training_memory(chosen: Plan, parameters: int) -> float:
 
     An activation is kept for every feature of a block that its backward pass needs: about 17 vectors of the width at
     two or four bytes (Korthikanti et al. 2022, section 4.1, without the part that fused attention does not keep). On a
-    processor in bf16 that part is at most 17 MB a layer (`attention.LARGEST_WEIGHTS`).
+    processor in bf16 that part is at most 17 MB a layer (`machine.LARGEST_WEIGHTS`).
     """
     width, layers = chosen.model["hidden_size"], chosen.model["num_hidden_layers"]
     rows = chosen.micro_batch_rows * chosen.context_length

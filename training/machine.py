@@ -69,7 +69,7 @@ class BaseSize:
     def of(cls, base: str) -> "BaseSize | None":
         """Count a model by its config, that of a folder or of a name on the Hub; None where transformers knows none."""
         try:
-            config = AutoConfig.from_pretrained(str(user_path(base))).get_text_config()
+            config = AutoConfig.from_pretrained(str(user_path(base)), trust_remote_code=False).get_text_config()
         except (OSError, ValueError):
             return None
         with torch.device("meta"):

@@ -210,6 +210,21 @@ def test_what_a_terminal_cannot_show_ends_no_text(encoding, pretrained, monkeypa
     assert b" ??" in screen.buffer.getvalue()
 
 
+def test_a_prompt_that_ends_in_a_space_is_said_and_no_other(pretrained, capsys):
+    for prompt, said in (("The cat ", True), ("The cat", False), ("", False), ("The cat\n", False)):
+        assert main(["generate", "--model", str(pretrained), "--prompt", prompt, "--max-new-tokens", "1"]) == 0
+        assert ("the prompt ends in a space" in capsys.readouterr().err) == said
+
+
+def test_a_stop_sequence_ends_the_text_that_is_printed(pretrained, capsys):
+    greedy = ["generate", "--model", str(pretrained), "--prompt", "The cat", "--temperature", "0"]
+    assert main(greedy) == 0
+    whole = capsys.readouterr().out.removesuffix("\n")
+    stop = whole[12:15]
+    assert main([*greedy, "--stop", stop]) == 0
+    assert capsys.readouterr().out == whole[: whole.index(stop, len("The cat"))] + "\n"
+
+
 def test_a_setting_out_of_range_is_said_before_the_model_is_loaded(capsys):
     assert main(["generate", "--model", "nowhere", "--top-p", "3"]) == 2
     assert "--top-p 3: a number above 0 and at most 1 is wanted" in capsys.readouterr().err

@@ -7,12 +7,15 @@ import sys
 import urllib.request
 
 import pytest
+from gradio_client import Client
+from transformers import GenerationConfig
 
 from groundup.cli import playground as playground_module
 from groundup.cli.main import main, parse
 from groundup.cli.page import about_html, build_page, lens_value
 from groundup.cli.playground import load_player, serve
 from groundup.common.errors import InputError
+from groundup.inference.generation import Sampling, complete
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,22 @@ def test_the_first_text_of_all_does_not_wait_for_matplotlib(folders):
     command = [sys.executable, "-c", FIRST_TEXT, str(folders / "pretrained")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_the_page_heeds_the_models_own_settings_that_it_has_no_control_for(player, monkeypatch):
+    def shown(**own):
+        monkeypatch.setattr(player.model, "generation_config", GenerationConfig(**own))
+        return visitor.predict("The cat", 0, 50, 0.95, 12, 0, api_name="/complete")
+
+    page = build_page([player])
+    visitor = Client(serve(page), verbose=False)
+    try:
+        plain, penalised = shown(), shown(repetition_penalty=5.0)
+        sampling = Sampling(max_new_tokens=12, temperature=0, repetition_penalty=5.0)
+        assert complete(player.model, player.tokenizer, "The cat", sampling) in str(penalised)
+        assert str(plain) != str(penalised)
+    finally:
+        page.close(verbose=False)
 
 
 def test_a_port_that_is_taken_is_the_users_error(player, capsys):

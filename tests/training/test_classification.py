@@ -540,6 +540,7 @@ def test_a_share_for_pretraining_is_for_a_new_model(tmp_path):
         (40_000, {}, 128, 8),
         (1_000, {}, 64, 8),
         (1_000, {"context_length": 96, "batch_rows": 12}, 96, 12),
+        (600_000, {"average": 2}, 160, 16),  # of which each of two runs has half
     ],
 )
 def test_a_large_model_with_little_time_reads_less_of_each_text_in_smaller_steps(
@@ -549,7 +550,10 @@ def test_a_large_model_with_little_time_reads_less_of_each_text_in_smaller_steps
     data = [write_rows(tmp_path / "rows.jsonl", rows)]
     sizes = {"vocab_size": 270, "hidden_size": 16, "num_hidden_layers": 1, "context_length": 512}
     base = package.pretrain(data=data, max_steps=1, out=str(tmp_path / "base"), quiet=True, **sizes)
-    monkeypatch.setattr(classification_preparation, "trainable_tokens", lambda *_: tokens)
+    whole = 0.7 * 60 * 5.0  # seconds of training in all the minutes
+    monkeypatch.setattr(
+        classification_preparation, "trainable_tokens", lambda given, length, seconds: tokens * seconds / whole
+    )
     run = RunFolder(tmp_path / "run")
     settings = ClassifySettings(data=data, model=str(base), out=str(run.out), minutes=5.0, quiet=True, **options)
     prepare_classification(settings, run, Deadline())

@@ -1,4 +1,4 @@
-"""What training a model that is there takes, and what is done where that is more than there is."""
+"""Foresee the memory that training an existing model takes, and fit it into what is free."""
 
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
