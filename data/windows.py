@@ -3,6 +3,7 @@
 Sliding windows, packed documents, hidden tokens; the order of training, and its micro-batches.
 """
 
+import math
 from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from groundup.data.tokens import READ_TOKENS, TokenStream
 Batch = dict[str, torch.Tensor]
 
 IGNORED = -100  # a label that no loss counts, torch's own default
+FEW_TOKENS = 256  # in a batch: fewer take a model hardly less time
 MASKED_SHARE = 0.3  # of the text tokens; Warner et al. 2024, section 2.2 (after Wettig et al. 2023: more than 15 %)
 
 
@@ -307,13 +309,22 @@ class Dealer:
         return batches
 
 
-def by_size(indices: npt.NDArray[Any], lengths: npt.NDArray[Any], batch_tokens: int) -> list[npt.NDArray[Any]]:
-    """Cut rows, which are sorted by length, into batches of at most `batch_tokens`, padding included."""
-    parts, start = [], 0
+def by_size(
+    indices: npt.NDArray[Any], lengths: npt.NDArray[Any], batch_tokens: int, padding: float = 1.0
+) -> list[npt.NDArray[Any]]:
+    """Cut rows, which are sorted by length, into batches of at most `batch_tokens`, padding included.
+
+    At most the share `padding` of a batch is padding, which takes a large model as long as text; batches of up to
+    `FEW_TOKENS` are not cut further.
+    """
+    parts, start, text = [], 0, 0
     for stop in range(1, len(indices) + 1):
-        if stop == len(indices) or (stop + 1 - start) * lengths[indices[stop]] > batch_tokens:
+        text += lengths[indices[stop - 1]]
+        longest = math.inf if stop == len(indices) else lengths[indices[stop]]
+        padded = (stop + 1 - start) * longest
+        if padded > batch_tokens or (padded > FEW_TOKENS and (1 - padding) * padded > text + longest):
             parts.append(indices[start:stop])
-            start = stop
+            start, text = stop, 0
     return parts
 
 

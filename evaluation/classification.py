@@ -28,11 +28,12 @@ from groundup.common.console import ProgressBar, say
 from groundup.common.errors import InputError
 from groundup.data.encoding import ExampleRows, encode_examples
 from groundup.data.examples import Examples, load_texts
+from groundup.data.windows import by_size
 from groundup.evaluation.metrics_json import MAJORITY, SVM
 from groundup.inference.loading import context_of, device_of, load_model, require_known
 
 UNKNOWN = "(a label that training had not)"
-BATCH_ROWS, BATCH_TOKENS = 128, 2**13  # at most so many of either go through the model at once
+BATCH_TOKENS, PADDING = 2**13, 0.2  # at most so many go through the model at once, of which such a share is padding
 # The features that the SVM may count in a text, and the most rows on which they are compared.
 READINGS: list[dict[str, Any]] = [{"ngram_range": (1, 2)}, {"analyzer": "char", "ngram_range": (1, 3)}]
 CHOSEN_ROWS = 4000
@@ -71,19 +72,17 @@ def predict(
     require_known(model, max((max(ids, default=0) for ids in rows.ids), default=0))
     was_training = model.training
     model.eval()
-    order = sorted(range(len(rows)), key=lambda index: len(rows.ids[index]))
+    order = np.argsort(rows.lengths, kind="stable")
     found: list[npt.NDArray[np.float64]] = []
-    at = 0
-    while at < len(order):
-        longest = len(rows.ids[order[min(len(order), at + BATCH_ROWS) - 1]])  # rows come sorted by length
-        indices = order[at : at + max(1, min(BATCH_ROWS, BATCH_TOKENS // longest))]
+    done = 0
+    for indices in by_size(order, rows.lengths, BATCH_TOKENS, PADDING):
         batch = rows.batch(indices, pad_id)
         read = {name: batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask")}
         logits = model(**read).logits
         found.append(logits.double().softmax(-1).cpu().numpy())
-        at += len(indices)
+        done += len(indices)
         if progress is not None:
-            progress(at / len(order))
+            progress(done / len(order))
     model.train(was_training)
     probabilities = np.empty((len(order), found[0].shape[1] if found else 0))
     if found:

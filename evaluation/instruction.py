@@ -22,7 +22,7 @@ from groundup.evaluation.metrics_json import markdown_table
 from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, ngrams, rouge, units
 from groundup.inference.loading import context_of, device_of, evaluating
 
-BATCH_TOKENS = 2**13  # scored at once
+BATCH_TOKENS, PADDING = 2**13, 0.2  # scored at once, and the greatest share of padding among them
 BATCH_PROMPTS = 64  # answered at once
 SAMPLES = 10
 
@@ -51,7 +51,7 @@ def answer_loss(
     chosen = chosen[np.argsort(rows.lengths[chosen], kind="stable")]
     nats, tokens = 0.0, 0
     with evaluating(model):
-        for part in by_size(chosen, rows.lengths, BATCH_TOKENS):
+        for part in by_size(chosen, rows.lengths, BATCH_TOKENS, PADDING):
             batch = (rows.pairs if model.config.is_encoder_decoder else rows.batch)(part, pad_id)
             labels = batch["labels"] if model.config.is_encoder_decoder else batch.pop("labels")
             scored, _ = score_batch(model, batch, labels, use_cache=False)

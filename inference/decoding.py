@@ -113,7 +113,7 @@ class FlatDecoder:
             self.places = inner.embed_positions.weight  # (positions, C)
         else:
             position_ids = torch.arange(positions)[None]
-            self.rotation = inner.rotary_emb(self.embedding, position_ids)  # twice (1, 1, positions, D)
+            self.rotation = inner.rotary_emb(self.embedding, position_ids)  # twice (1, positions, D)
         self.layers = [_FlatLayer(layer, positions) for layer in inner.layers]
         self.norm = _norm(inner.norm)
         self.length = 0
@@ -136,7 +136,7 @@ class FlatDecoder:
         if self.places is not None:
             x = x + self.places[at]
         if self.rotation is not None:
-            turn = self.rotation[0][0, 0, at], self.rotation[1][0, 0, at]  # (D,) each
+            turn = self.rotation[0][0, at], self.rotation[1][0, at]  # (D,) each
         for layer in self.layers:
             x = layer(x, at, turn)
         self.length += 1

@@ -66,9 +66,9 @@ class GroundupRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn position ids (B, T) into `cos` and `signed_sin` of `apply_rotary`, (B, 1, T, D), in the dtype of `x`."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)
-        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling  # (B, 1, T, D / 2)
+        """Turn position ids (B, T) into `cos` and `signed_sin` of `apply_rotary`, (B, T, D), in the dtype of `x`."""
+        angles = position_ids[..., None].float() * self.inv_freq.to(device=x.device, dtype=torch.float)  # (B, T, D / 2)
+        cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
         return torch.cat((cos, cos), dim=-1).to(x.dtype), torch.cat((-sin, sin), dim=-1).to(x.dtype)
 
 
@@ -403,7 +403,8 @@ class GroundupModel(GroundupPreTrainedModel):
         if self.config.position_embedding == "learned":
             hidden_states = hidden_states + self.embed_positions(position_ids)  # (B, T, C)
         else:
-            position_embeddings = self.rotary_emb(hidden_states, position_ids)  # (B, 1, T, D): the same for all heads
+            cos, signed_sin = self.rotary_emb(hidden_states, position_ids)
+            position_embeddings = cos.unsqueeze(1), signed_sin.unsqueeze(1)  # (B, 1, T, D): the same for all heads
         hidden_states = self.dropout(hidden_states)
 
         for layer_type, layer in zip(self.config.layer_types, self.layers):

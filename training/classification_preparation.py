@@ -263,6 +263,7 @@ def _plan(
         Given.of(
             settings,
             context_length=context_length,
+            batch_tokens=batch_rows * context_length,
             vocab_size=len(tokenizer),
             from_elsewhere=start.from_elsewhere,
             share=1.0 if settings.train == "head" else share,

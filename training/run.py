@@ -61,7 +61,7 @@ FEW_UPDATES = 20  # fewer teach a model next to nothing
 # Of a budget in minutes: what all validations take together where more teaches nothing, the most that they may take,
 # and the most that the last scores may take; beyond it they are taken on a part.
 VALIDATION_SHARE, LARGEST_VALIDATION_SHARE, LARGEST_SCORING_SHARE = 0.02, 0.1, 0.2
-TIMED_TOKENS = 128, 1024, 4096  # scored to learn how fast that is: the more the more exactly, until it takes too long
+TIMED_TOKENS = 128, 512, 4096  # scored to learn how fast that is: the more the more exactly, until it takes too long
 LONGEST_TIMING = 4.0  # seconds
 STEP_COST = 3.0  # a step takes as long as scoring its tokens so many times (Chowdhery et al. 2022, appendix B)
 

@@ -133,6 +133,17 @@ def test_batches_hold_every_row_once_and_stay_near_their_size():
     parts = by_size(np.arange(500), lengths, 1000)
     assert np.concatenate(parts).tolist() == list(range(500))
     assert all(len(part) * lengths[part].max() <= 1000 for part in parts)
+    assert by_size(np.arange(0), lengths, 1000) == []
+
+
+def test_batches_hold_little_padding_where_that_is_asked_for():
+    lengths = np.sort(np.random.default_rng(1).geometric(0.02, 300))
+    parts = by_size(np.arange(300), lengths, 4096, padding=0.2)
+    assert np.concatenate(parts).tolist() == list(range(300))
+    padded = [len(part) * lengths[part].max() for part in parts]
+    for part, size in zip(parts, padded):
+        assert size <= 256 or len(part) == 1 or lengths[part].sum() >= 0.8 * size
+    assert len(parts) < 40
 
 
 @pytest.fixture(scope="module")

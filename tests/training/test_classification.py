@@ -559,3 +559,4 @@ def test_a_large_model_with_little_time_reads_less_of_each_text_in_smaller_steps
     prepare_classification(settings, run, Deadline())
     plan = run.read_recipe()[0]["plan"]
     assert (plan["context_length"], plan["batch_rows"]) == (context_length, batch_rows)
+    assert plan["micro_batch_tokens"] == min(batch_rows, 2048 // context_length) * context_length

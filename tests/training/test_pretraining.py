@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -271,16 +272,16 @@ def killed_after(step, out, *arguments):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "groundup", "pretrain"]
     process = subprocess.Popen(
         [*launch, "--out", str(out), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     while process.poll() is None and not (out / "checkpoints" / f"step-{step}").is_dir():
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    with contextlib.suppress(ProcessLookupError):
-        for _ in range(500):  # until the last of its processes is gone, too
-            os.killpg(process.pid, 0)
-            time.sleep(0.01)
+    agent = psutil.Process(process.pid)
+    family = [agent, *agent.children(recursive=True)]  # each worker has a session of its own
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    assert not psutil.wait_procs(family, timeout=60)[1]
 
 
 @pytest.mark.slow
