@@ -665,11 +665,49 @@ class GroundupForMaskedLM(GroundupPreTrainedModel):
         return MaskedLMOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
+class GroundupBagOfTokens(nn.Module):
+    """Score a text by which tokens and pairs of neighbouring tokens are in it, wherever they stand: a linear model.
+
+    The features are TF-IDF with the logarithm of counts, of length 1 for each text (Salton and Buckley 1988), which is
+    what a linear classifier of texts reads (Wang and Manning 2012). Pairs share buckets by a hash (Joulin et al. 2017).
+    """
+
+    PAIR_FACTOR = 1_000_003  # a prime
+    rarity: Tensor
+
+    def __init__(self, config: GroundupConfig):
+        super().__init__()
+        self.vocab_size, self.buckets = config.vocab_size, config.classifier_pair_buckets
+        self.weight = nn.Parameter(torch.zeros(self.vocab_size + self.buckets, config.num_labels))
+        self.bias = nn.Parameter(torch.zeros(config.num_labels))
+        self.register_buffer("rarity", torch.ones(self.vocab_size + self.buckets))
+
+    def pairs(self, first: Any, second: Any) -> Any:
+        """Return the feature of each pair of token ids, tensors or arrays of one shape."""
+        return self.vocab_size + (first * self.PAIR_FACTOR + second) % self.buckets
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Turn token ids (B, T) into logits (B, labels); what the mask (B, T) leaves out counts for nothing."""
+        features = torch.cat((input_ids, self.pairs(input_ids[:, :-1], input_ids[:, 1:])), dim=1)  # (B, 2 T - 1)
+        if attention_mask is not None:
+            counted = attention_mask.bool()
+            counted = torch.cat((counted, counted[:, :-1] & counted[:, 1:]), dim=1)
+            features = features.masked_fill(~counted, -1)
+        ordered = features.sort(dim=1).values
+        counts = torch.searchsorted(ordered, features, right=True) - torch.searchsorted(ordered, features)
+        values = (1 + counts.float().log()) * self.rarity.float()[features.clamp(min=0)] * (features >= 0)
+        norm = (values.square() / counts).sum(1, keepdim=True).sqrt()  # each feature is there `counts` times
+        shares = (values / counts / norm.clamp(min=1e-12)).to(self.weight.dtype)
+        scores = nn.functional.embedding_bag(features.clamp(min=0), self.weight, per_sample_weights=shares, mode="sum")
+        return scores + self.bias
+
+
 @auto_docstring
 class GroundupForSequenceClassification(GroundupPreTrainedModel):
     """Label a whole text: pool the vectors of its tokens, padding left out, and apply a linear layer.
 
-    Radford et al. 2018 (GPT-1), section 3.2, read the last one.
+    Radford et al. 2018 (GPT-1), section 3.2, read the last one. With `classifier_pair_buckets` a linear part on the bag
+    of tokens adds its scores.
     """
 
     # The loss is a mean over rows, which knows nothing of the other micro-batches: Trainer must divide it itself.
@@ -681,7 +719,16 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         self.model = GroundupModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.bag = GroundupBagOfTokens(config) if config.classifier_pair_buckets else None
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GroundupBagOfTokens):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            init.ones_(module.rarity)
 
     @either_cache_name
     @can_return_tuple
@@ -699,7 +746,8 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
     ) -> SequenceClassifierOutputWithPast:
         """Turn token ids (B, T) into logits (B, labels); without `attention_mask`, find the padding by its token id.
 
-        Raises `ValueError` for a batch of several rows when neither a mask nor a padding token is known.
+        Raises `ValueError` for a batch of several rows when neither a mask nor a padding token is known, and for
+        `inputs_embeds` alone where a linear part reads the ids.
         """
         attention_mask = self._mask_of_padding(input_ids, attention_mask, inputs_embeds)
         outputs = self.model(
@@ -712,6 +760,10 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
             **kwargs,
         )
         logits = self.score(self.dropout(self._pool(outputs.last_hidden_state, attention_mask)))
+        if self.bag is not None:
+            if input_ids is None:
+                raise ValueError("this classifier also reads which tokens are in a text: give input_ids")
+            logits = logits + self.bag(input_ids, attention_mask)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)

@@ -36,13 +36,16 @@ from groundup.evaluation.classification import (
     standard_error,
     write_mistakes,
 )
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.inference.loading import load_network, quiet_transformers
+from groundup.modeling import GroundupForSequenceClassification
+from groundup.modeling.modeling_groundup import GroundupBagOfTokens
 from groundup.tokenization.folder import structure_ids
-from groundup.training.checkpoint import RunFolder
+from groundup.training.checkpoint import RunFolder, take_mean
 from groundup.training.classification_preparation import PreparedExamples
 from groundup.training.loop import Position
 from groundup.training.lora import add_lora
-from groundup.training.objectives import LabelLoss
+from groundup.training.objectives import LabelLoss, bag_scores, fit_bag, scales_of, usual_scale
 from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly
 from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
@@ -51,6 +54,8 @@ CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
 FINISH_SHARE = 0.04  # of the time, for the baselines
 FINISH_SECONDS = 8.0  # and for the last files
 SMOKE_RUNS = 2  # at most averaged in a short try
+PAIR_BUCKETS = 2**16  # of the linear part: for a few thousand texts the SVM on all pairs gains nothing over them
+LEAST_PROBABILITY = 1e-12
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
 
 
@@ -77,6 +82,7 @@ class ClassificationRun(TrainingRun):
     ):
         self.prepared, self.order, self.others, self.is_kept = prepared, order, others, not order
         self.patience = prepared.plan.patience
+        self.bag_factor: float | None = None
         self.train_examples = prepared.examples("train")
         self.train_rows = prepared.encode(self.train_examples, "training")
         self.selection_rows = prepared.encode(prepared.examples("selection"), "selection")
@@ -179,24 +185,61 @@ class ClassificationRun(TrainingRun):
     def describe(self, position: Position) -> dict[str, Any]:
         """Return what every run records about itself, and how often the rows were seen."""
         trained = sum(weight.numel() for weight in self.model.parameters() if weight.requires_grad)
+        seconds = [read_metrics(folder)["training"]["seconds"] for folder in self.others]
+        averaged = {"averaged_runs": 1 + len(seconds), "seconds_of_all_runs": round(position.seconds + sum(seconds), 1)}
         return super().describe(position) | {
             "epochs": round(position.labels / len(self.train_rows), 3),
             "selection": position.best_value,
             "trained_parameters": trained,
             "cut_texts": self.train_rows.cut,
+            **(averaged if seconds else {}),
         }
+
+    def finish_model(self) -> bool:
+        """Take the mean with the other runs; add the linear part; return whether the weights have changed."""
+        if self.others:
+            take_mean(self.model, self.others)
+            say(f"the weights are the mean of {1 + len(self.others)} runs")
+        return self._add_bag() or bool(self.others)
+
+    def _add_bag(self) -> bool:
+        """Add the linear part on the bag of tokens to a network of our own, both weighed on the validation rows."""
+        rows = self._some_of_selection(None)
+        rows = rows.take(np.flatnonzero(rows.labels != IGNORED))
+        model: Any = self.model
+        is_ours = isinstance(model, GroundupForSequenceClassification)
+        if self.order or not is_ours or not self.prepared.settings.bag or not len(rows):
+            return False
+        with self.accelerator.autocast():
+            network = np.log(np.maximum(predict(model, rows, self.pad_id), LEAST_PROBABILITY))
+        model.config.classifier_pair_buckets = PAIR_BUCKETS
+        model.bag = GroundupBagOfTokens(model.config)
+        usual = usual_scale(model.bag, self.train_rows)
+        fit_bag(model.bag, self.train_rows)
+        factors = scales_of([network, bag_scores(model.bag, rows)], rows.labels, [0.5, usual / 2])
+        self.bag_factor = float(factors[1])
+        with torch.no_grad():
+            model.score.weight.mul_(factors[0])
+            for weight in model.bag.parameters():
+                weight.mul_(self.bag_factor)
+        model.bag.to(model.device).eval()
+        return True
 
     def score(self) -> list[dict[str, Any]]:
         """Score the validation and test rows, baselines beside them; draw the confusion matrix, write the mistakes.
 
-        A baseline has no step to choose: for the test it learns from the validation rows too.
+        A baseline has no step to choose: for the test it learns from the validation rows too, and so does the linear
+        part of the model.
         """
         if self.order:
             return []
         selection = self.prepared.examples("selection")
+        validation = self._rows(selection, "validation", self.train_examples, self.prepared.name)
+        if self.bag_factor is not None:
+            fit_bag(cast(Any, self.model).bag, self.train_rows + self.selection_rows, self.bag_factor)
         test, name = self._test()
         rows = self._rows(test, "test", self.train_examples + selection, name, self.folder.out) if len(test) else []
-        return rows + self._rows(selection, "validation", self.train_examples, self.prepared.name)
+        return rows + validation
 
     def complete(self, folder: Path) -> None:
         """Label the texts of `--predict`, so that a resumed run does what the first command asked for."""
@@ -289,6 +332,8 @@ def load_base(source: str | Path, names: list[str], trust_remote_code: bool = Fa
     )
     if is_classifier(known):
         relabel(model, names)
+    if isinstance(model, GroundupForSequenceClassification):  # its linear part comes last, of the new rows
+        model.bag, model.config.classifier_pair_buckets = None, 0
     return model
 
 

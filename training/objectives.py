@@ -1,23 +1,34 @@
-"""A batch to a loss: what each kind of training minimises, as a module that DDP and FSDP can wrap."""
+"""A batch to a loss: what each kind of training minimises, as a module that DDP and FSDP can wrap.
+
+The linear part of a classifier, which is fitted to all rows at once, is at the end.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
+from scipy.optimize import minimize
+from sklearn.preprocessing import normalize
+from sklearn.svm import LinearSVC
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from groundup.data.encoding import ExampleRows
 from groundup.data.windows import IGNORED
 from groundup.inference.loading import plain_head
 from groundup.modeling import GroundupForConditionalGeneration
+from groundup.modeling.modeling_groundup import GroundupBagOfTokens
 
 LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used a piece at a time
 # Positions whose logits torch makes at a time. It would take 16 where the vocabulary has 49,152 tokens and the model is
 # 576 wide, reads the head once for each piece, and is five times slower (docs/performance.md).
 PIECE_ROWS = 256
+USUAL_SCALE = 4.0  # of a linear SVM's distances, to make logits of them: 3 to 5 on the sets of docs/classification.md
 
 
 class TokenLoss(nn.Module):
@@ -176,3 +187,72 @@ class LabelLoss(nn.Module):
         hit = torch.rand(input_ids.shape, device=input_ids.device) < self.token_dropout
         drawn = torch.randint(len(self.choices), input_ids.shape, device=input_ids.device)
         return torch.where(hit & self.replaceable[input_ids], self.choices[drawn], input_ids)
+
+
+def fit_bag(bag: GroundupBagOfTokens, rows: ExampleRows, factor: float = 1.0) -> None:
+    """Fit the linear part of a classifier to rows by a linear SVM, one label against the others.
+
+    The SVM's distances become logits by a factor, which `scales_of` finds. A label in none of the rows is as
+    unlikely as one that the SVM puts on its margin.
+    """
+    rows = rows.take(np.flatnonzero(rows.labels != IGNORED))
+    counts = _counts(bag, rows)
+    rarity = 1 + np.log((1 + len(rows)) / (1 + counts.count_nonzero(axis=0)))
+    features = normalize(counts @ sparse.diags_array(rarity))
+    svm = LinearSVC(random_state=0).fit(features, rows.labels)
+    weight, bias = svm.coef_, svm.intercept_
+    if len(svm.classes_) == 2:  # scikit-learn keeps one plane for the two
+        weight, bias = np.concatenate((-weight, weight)), np.concatenate((-bias, bias))
+    with torch.no_grad():
+        bag.rarity.copy_(torch.from_numpy(rarity))
+        bag.weight.zero_()
+        bag.bias.fill_(-factor)
+        bag.weight[:, svm.classes_] = torch.from_numpy(factor * weight.T).to(bag.weight)
+        bag.bias[svm.classes_] = torch.from_numpy(factor * bias).to(bag.bias)
+
+
+def usual_scale(bag: GroundupBagOfTokens, rows: ExampleRows) -> float:
+    """Return the factor that makes logits of the linear part's scores, found on a fifth of the rows left out."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    tried, kept = rows.take(order[: len(rows) // 5]), rows.take(order[len(rows) // 5 :])
+    if len(set(kept.labels.tolist())) < 2:
+        return USUAL_SCALE
+    fit_bag(bag, kept)
+    return float(scales_of([bag_scores(bag, tried)], tried.labels, [USUAL_SCALE])[0])
+
+
+def bag_scores(bag: GroundupBagOfTokens, rows: ExampleRows) -> npt.NDArray[np.float64]:
+    """Return what the linear part gives each label of each row, (N, labels)."""
+    features = normalize(_counts(bag, rows) @ sparse.diags_array(bag.rarity.double().cpu().numpy()))
+    return features @ bag.weight.detach().double().cpu().numpy() + bag.bias.detach().double().cpu().numpy()
+
+
+def _counts(bag: GroundupBagOfTokens, rows: ExampleRows) -> sparse.csr_array:
+    """Return 1 + log of how often each feature is in each text, (N, features)."""
+    found, values, ends = [], [], [0]  # in 32 bits: scikit-learn takes no others
+    for ids in rows.ids:
+        ids = ids.astype(np.int64)
+        features, counts = np.unique(np.concatenate((ids, bag.pairs(ids[:-1], ids[1:]))), return_counts=True)
+        found.append(features.astype(np.int32))
+        values.append(1 + np.log(counts))
+        ends.append(ends[-1] + len(features))
+    indices, shape = (np.concatenate(found), np.array(ends, np.int32)), (len(rows), len(bag.weight))
+    return sparse.csr_array((np.concatenate(values), *indices), shape=shape)
+
+
+def scales_of(
+    scores: Sequence[npt.NDArray[np.float64]], truth: npt.NDArray[np.int64], usual: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Return the factor for each array of scores, (N, labels), with which their sum gives the labels the least loss.
+
+    A factor far from its `usual` one costs as much as rows that speak against it: half the square of the log of their
+    ratio, in nats over all rows. So a few rows change little.
+    """
+
+    def loss(logs: npt.NDArray[np.float64]) -> float:
+        summed = sum(np.exp(log) * part for log, part in zip(logs, scores))
+        nats = functional.cross_entropy(torch.from_numpy(summed), torch.from_numpy(truth), reduction="sum")
+        return float(nats) + float(np.square(logs - start).sum()) / 2
+
+    start = np.log(usual)
+    return np.exp(minimize(loss, start, method="Nelder-Mead").x)

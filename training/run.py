@@ -8,7 +8,6 @@ import abc
 import functools
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -26,7 +25,6 @@ from groundup.common.processes import agreed, processes, set_random_state
 from groundup.common.settings import Deadline
 from groundup.common.verbs import PushOptions
 from groundup.data.windows import BatchOrder, Dealer
-from groundup.evaluation.metrics_json import read_metrics
 from groundup.training.checkpoint import (
     Position,
     RunFolder,
@@ -35,7 +33,6 @@ from groundup.training.checkpoint import (
     optimizer_state,
     random_states_of_all,
     save_state,
-    take_mean,
 )
 from groundup.training.loop import SAVES, Budget, Loop, Schedule, start_tracking
 from groundup.training.machine import (
@@ -90,8 +87,7 @@ class TrainingRun(abc.ABC):
     Attributes for the kinds of training: `accelerator`, `model`, `tokenizer`, `folder`, `plan`, `deadline`. The best
     weights are those with the least (or, where `higher_is_better`, the greatest) `best_by` of `validate`, or
     the latest that its standard error cannot tell from those; `patience` validations in a row without a better one end
-    the run. With `others`, folders of finished runs from the same start, the mean of their best weights and its own is
-    kept.
+    the run.
     """
 
     unit: Literal["tokens", "rows"] = "tokens"
@@ -99,7 +95,6 @@ class TrainingRun(abc.ABC):
     higher_is_better = False
     patience: int | None = None
     most_epochs: float | None = None  # under a clock: no more are of use
-    others: Sequence[Path] = ()
     is_kept = True  # else only its weights are used: nothing of it is pushed or tracked
     finish_share, finish_seconds = 0.0, 0.0  # of the time and beside that, for what follows the last scores
     rows: int  # that are learned from in an epoch
@@ -245,6 +240,10 @@ class TrainingRun(abc.ABC):
     def score(self) -> list[dict[str, Any]]:
         """Return rows for metrics.json on the best weights; called once, at the end, on the first process."""
 
+    def finish_model(self) -> bool:
+        """Change the best weights before they are scored, on the first process; return whether that was done."""
+        return False
+
     def complete(self, folder: Path) -> None:  # noqa: B027 (a kind of run may add something, and need not)
         """Add to the finished checkpoint in `folder` what else was asked for; nothing, unless a kind of run does."""
 
@@ -379,15 +378,10 @@ class TrainingRun(abc.ABC):
             load_weights(self.folder.step_folder(position.best_step), self.saved_model)
         if position.best_step != position.step:
             say(f"kept the weights of step {position.best_step}, which has the best validation score")
-        if self.others:
-            take_mean(self.model, self.others)
+        if self.finish_model():
             position.best_value = self.validate(position)[self.best_by]
-            say(f"the weights are the mean of {1 + len(self.others)} runs")
         rows = self.score()
         training = self.describe(position) | {"best_step": position.best_step}
-        if self.others:
-            own, others = training["seconds"], [read_metrics(folder)["training"]["seconds"] for folder in self.others]
-            training |= {"averaged_runs": 1 + len(others), "seconds_of_all_runs": round(own + sum(others), 1)}
         self.folder.finish(self.saved_model, self.tokenizer, rows, training, self.complete)
         self._end()
 

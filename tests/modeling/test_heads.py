@@ -1,7 +1,11 @@
 """What stands on the network: losses, classifiers, and training by transformers' Trainer in parts or at once."""
 
+import itertools
+import math
+
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainingArguments
 
@@ -55,10 +59,14 @@ def test_packed_documents_have_the_loss_of_separate_ones(build, ids):
     torch.testing.assert_close(together, apart)
 
 
+@pytest.mark.parametrize("buckets", [0, 32])
 @pytest.mark.parametrize("pooling", ["last", "first", "mean", "max"])
 @pytest.mark.parametrize("kind", ["modern", "gpt2", "encoder", "learned encoder"])
-def test_a_classifier_gives_the_same_logits_whatever_the_padding(pooling, kind, build, ids):
-    model = build(kind, GroundupForSequenceClassification, classifier_pooling=pooling, pad_token_id=0, num_labels=3)
+def test_a_classifier_gives_the_same_logits_whatever_the_padding(pooling, kind, buckets, build, ids):
+    knobs = {"classifier_pooling": pooling, "classifier_pair_buckets": buckets}
+    model = build(kind, GroundupForSequenceClassification, pad_token_id=0, num_labels=3, **knobs)
+    if buckets:
+        nn.init.normal_(model.bag.weight)
     row, pad = ids[:1, :20], torch.zeros(1, 7, dtype=torch.long)
     with torch.no_grad():
         alone = model(row).logits
@@ -76,6 +84,30 @@ def test_pooling_takes_what_its_name_says(build, ids):
                 "last": vectors[-1], "first": vectors[0], "mean": vectors.mean(0), "max": vectors.amax(0),
             }[pooling]  # fmt: skip
             torch.testing.assert_close(model(ids[:1]).logits[0], model.score(pooled), **NEAR)
+
+
+def test_the_linear_part_reads_tf_idf_of_tokens_and_pairs(build):
+    model = build(model_class=GroundupForSequenceClassification, num_labels=3, classifier_pair_buckets=64)
+    bag = model.bag
+    nn.init.normal_(bag.weight)
+    nn.init.normal_(bag.bias)
+    nn.init.uniform_(bag.rarity, 1, 5)
+    ids = [5, 6, 5, 6, 5, 9]
+    counts = {5: 3, 6: 2, 9: 1}
+    for first, second in itertools.pairwise(ids):
+        pair = int(bag.pairs(torch.tensor(first), torch.tensor(second)))
+        counts[pair] = counts.get(pair, 0) + 1
+    features = torch.zeros(len(bag.weight))
+    for feature, count in counts.items():
+        features[feature] = (1 + math.log(count)) * bag.rarity[feature]
+    wanted = features / features.norm() @ bag.weight + bag.bias
+    torch.testing.assert_close(bag(torch.tensor([ids]))[0], wanted)
+    with torch.no_grad():
+        assert not torch.equal(model(torch.tensor([ids])).logits[0], wanted)
+        model.score.weight.zero_()
+        torch.testing.assert_close(model(torch.tensor([ids])).logits[0], wanted)
+    with pytest.raises(ValueError, match="give input_ids"):
+        model(inputs_embeds=torch.zeros(1, 6, model.config.hidden_size))
 
 
 def test_a_classifier_learns_one_label_several_labels_and_a_number(build, ids):

@@ -40,7 +40,7 @@ def averaged(monkeypatch):
         seen.append([own, *(load_file(folder / "model.safetensors") for folder in folders)])
         take_mean(model, folders)
 
-    monkeypatch.setattr(run, "take_mean", noting)
+    monkeypatch.setattr(classifier, "take_mean", noting)
     return seen
 
 

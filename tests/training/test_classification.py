@@ -103,7 +103,7 @@ def test_the_latest_step_within_one_standard_error_of_the_best_is_kept(made, sco
     best = max(measured.values())
     near = [row["step"] for row in validated if best - row["selection"] < row["selection_error"]]
     assert training["best_step"] == near[-1]
-    assert measured[training["best_step"]] == training["selection"]
+    assert training["selection"] > measured[training["best_step"]]  # with the linear part
     model = AutoModelForSequenceClassification.from_pretrained(made)
     accuracy = scores_of(made)["accuracy", "validation", None]["value"]
     logged = next(row for row in rows if row["step"] == training["best_step"] and "selection" in row)
