@@ -328,6 +328,13 @@ def stratified(labels: Sequence[str], share: float, seed: int) -> tuple[Places, 
     return np.setdiff1d(np.arange(len(labels)), back), back
 
 
+def spread(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Return the places of so many rows, of each label about as many as its share."""
+    by_label = np.argsort(labels, kind="stable")
+    middles = (np.arange(count) * 2 + 1) * len(labels) // (2 * count)
+    return np.sort(by_label[middles])
+
+
 def also_in(texts: Sequence[str], others: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Return whether each text also occurs in `others`, (N,); case and white space do not count."""
     known = {same_text(text) for text in others}

@@ -19,7 +19,7 @@ from groundup.common.errors import InputError, user_path
 from groundup.common.files import atomic_write
 from groundup.common.settings import Deadline
 from groundup.data.encoding import ExampleRows
-from groundup.data.examples import Columns, Examples, also_in, load_examples
+from groundup.data.examples import Columns, Examples, also_in, load_examples, spread
 from groundup.data.sources import short_name
 from groundup.data.windows import IGNORED, BatchOrder, Dealer
 from groundup.evaluation.classification import (
@@ -51,7 +51,7 @@ from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
 
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
-FINISH_SHARE = 0.04  # of the time, for the baselines
+FINISH_SHARE = 0.08  # of the time, for the linear part and the baselines
 FINISH_SECONDS = 8.0  # and for the last files
 SMOKE_RUNS = 2  # at most averaged in a short try
 PAIR_BUCKETS = 2**16  # of the linear part: for a few thousand texts the SVM on all pairs gains nothing over them
@@ -233,13 +233,15 @@ class ClassificationRun(TrainingRun):
         """
         if self.order:
             return []
-        selection = self.prepared.examples("selection")
-        validation = self._rows(selection, "validation", self.train_examples, self.prepared.name)
+        selection, (test, name) = self.prepared.examples("selection"), self._test()
+        validation = self._scored(selection, "validation", self.validation_tokens / self.last_tokens)
         if self.bag_factor is not None:
             fit_bag(cast(Any, self.model).bag, self.train_rows + self.selection_rows, self.bag_factor)
-        test, name = self._test()
-        rows = self._rows(test, "test", self.train_examples + selection, name, self.folder.out) if len(test) else []
-        return rows + validation
+        rows = []
+        if len(test):
+            tested = self._scored(test, "test", 1.0)
+            rows = self._rows(*tested, "test", self.train_examples + selection, name, self.folder.out)
+        return rows + self._rows(*validation, "validation", self.train_examples, self.prepared.name)
 
     def complete(self, folder: Path) -> None:
         """Label the texts of `--predict`, so that a resumed run does what the first command asked for."""
@@ -257,20 +259,31 @@ class ClassificationRun(TrainingRun):
         chosen = examples.take(evenly(len(examples), SMOKE_TEST_ROWS)) if settings.smoke else examples
         return chosen, short_name(settings.eval_data)
 
-    def _rows(
-        self, examples: Examples, split: str, known: Examples, dataset: str, out: Path | None = None
-    ) -> list[dict[str, Any]]:
-        """Return rows for metrics.json; where `known` texts are among the examples, others without them too."""
-        prepared, names = self.prepared, self.prepared.plan.labels
-        encoded = prepared.encode(examples, split)
-        all_tokens = int(encoded.lengths.sum())
-        part = self.affordable(all_tokens, all_tokens / max(all_tokens, self.last_tokens) if split == "test" else 1.0)
+    def _scored(
+        self, examples: Examples, split: str, share: float
+    ) -> tuple[Examples, ExampleRows, npt.NDArray[np.float64]]:
+        """Return the rows that this share of the time is enough for, and their labels' probabilities."""
+        encoded = self.prepared.encode(examples, split)
+        part = self.affordable(int(encoded.lengths.sum()), share)
         if part < 1.0:
             chosen = spread(encoded.labels, max(1, int(part * len(examples))))
             say(f"{split}: {len(chosen):,} of {len(examples):,} rows are scored, spread over the labels: time is short")
             examples, encoded = examples.take(chosen), encoded.take(chosen)
         with ProgressBar(f"scoring, {split}", total=1.0) as bar, self.accelerator.autocast():
-            probabilities = predict(self.model, encoded, self.pad_id, bar.update)
+            return examples, encoded, predict(self.model, encoded, self.pad_id, bar.update)
+
+    def _rows(
+        self,
+        examples: Examples,
+        encoded: ExampleRows,
+        probabilities: npt.NDArray[np.float64],
+        split: str,
+        known: Examples,
+        dataset: str,
+        out: Path | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return rows for metrics.json; where `known` texts are among the examples, others without them too."""
+        prepared, names = self.prepared, self.prepared.plan.labels
         measured = Measured(encoded.labels, probabilities.argmax(1), baselines(known, examples.texts, names))
         about = {"dataset": dataset, "seed": prepared.settings.seed}
         rows = classification_rows(measured, names, split=split, **about)
@@ -286,13 +299,6 @@ class ClassificationRun(TrainingRun):
             draw_confusion(measured.truth, measured.model, names, out / CONFUSION_FILE)
             write_mistakes(out / MISTAKES_FILE, examples, probabilities, names)
         return rows
-
-
-def spread(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Return the places of so many rows, of each label about as many as its share."""
-    by_label = np.argsort(labels, kind="stable")
-    middles = (np.arange(count) * 2 + 1) * len(labels) // (2 * count)
-    return np.sort(by_label[middles])
 
 
 def averaged_runs(settings: ClassifySettings) -> int:

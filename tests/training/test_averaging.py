@@ -59,7 +59,7 @@ def starts(monkeypatch):
 
 
 def test_averaging_keeps_the_mean_of_runs_that_differ_only_in_the_order_of_rows(options, averaged, starts, tmp_path):
-    options = options | {"best_by": "accuracy"}
+    options = options | {"best_by": "accuracy", "bag": False}
     alone = load_file(package.classify(out=str(tmp_path / "alone"), **options) / "model.safetensors")
     assert not averaged
     out = package.classify(out=str(tmp_path / "mean"), average=RUNS, **options)

@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from groundup.common.errors import InputError
 from groundup.common.settings import Deadline
 from groundup.data.encoding import for_classifying
+from groundup.data.examples import spread
 from groundup.evaluation.classification import labels_of
 from groundup.inference.folder import fold
 from groundup.inference.loading import load_adapter, load_model, save_adapter, save_model
@@ -27,7 +28,7 @@ from groundup.training.classification_preparation import (
     prepare_classification,
     start_of,
 )
-from groundup.training.classifier import load_base, spread
+from groundup.training.classifier import load_base
 from groundup.training.lora import add_lora
 from groundup.training.settings import ClassifySettings
 
