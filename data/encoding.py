@@ -44,10 +44,6 @@ class ExampleRows:
         """Return how many ids each row has."""
         return np.array([len(ids) for ids in self.ids], np.int64)
 
-    def __add__(self, other: "ExampleRows") -> "ExampleRows":
-        """Return the rows of both, one after the other."""
-        return ExampleRows(self.ids + other.ids, np.concatenate((self.labels, other.labels)), self.cut + other.cut)
-
     def take(self, places: Sequence[int] | npt.NDArray[np.int64]) -> "ExampleRows":
         """Return the rows at these places."""
         return ExampleRows([self.ids[place] for place in places], self.labels[places], self.cut)

@@ -98,8 +98,8 @@ class GroundupConfig(PreTrainedConfig):
         classifier_dropout: probability of dropping a feature before a classification head.
         classifier_pooling: what a sequence classifier looks at: the "last" or "first" token that is not padding, or
             the "mean" or "max" over all of them.
-        classifier_pair_buckets: how many hashed pairs of neighbouring tokens a sequence classifier's linear part on the
-            bag of its tokens counts beside the tokens themselves; 0 for a classifier without that part.
+        classifier_bag_buckets: how many buckets the linear part of a sequence classifier has for hashed pairs of tokens
+            and words, beside the tokens themselves; 0 for a classifier without that part.
         initializer_range: standard deviation of the initial weights.
         zero_init: whether the projections back into the residual stream, and an untied head, start at zero, so that
             every block starts as the identity. False: the projections start at `initializer_range` / sqrt(2 layers),
@@ -175,7 +175,7 @@ class GroundupConfig(PreTrainedConfig):
     residual_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
     classifier_pooling: Literal["last", "first", "mean", "max"] = "last"
-    classifier_pair_buckets: int = 0
+    classifier_bag_buckets: int = 0
     initializer_range: float | int = 0.02
     zero_init: bool = True
     use_cache: bool = True
@@ -278,8 +278,8 @@ class GroundupConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.classifier_pair_buckets < 0:
-            raise ValueError(f"classifier_pair_buckets={self.classifier_pair_buckets} must be at least 0")
+        if self.classifier_bag_buckets < 0:
+            raise ValueError(f"classifier_bag_buckets={self.classifier_bag_buckets} must be at least 0")
         for name in ("embedding_dropout", "attention_dropout", "residual_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

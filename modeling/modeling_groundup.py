@@ -666,33 +666,46 @@ class GroundupForMaskedLM(GroundupPreTrainedModel):
 
 
 class GroundupBagOfTokens(nn.Module):
-    """Score a text by which tokens and pairs of neighbouring tokens are in it, wherever they stand: a linear model.
+    """Score a text by which tokens, pairs of neighbouring tokens and words are in it, wherever they stand: linearly.
 
     The features are TF-IDF with the logarithm of counts, of length 1 for each text (Salton and Buckley 1988), which is
-    what a linear classifier of texts reads (Wang and Manning 2012). Pairs share buckets by a hash (Joulin et al. 2017).
+    what a linear classifier of texts reads (Wang and Manning 2012). Pairs and words share buckets by a hash (Joulin et
+    al. 2017). A word is a run of tokens that `joins` (V, 2) allows: a token that begins like the middle of a word after
+    one that ends so.
     """
 
-    PAIR_FACTOR = 1_000_003  # a prime
+    FACTOR = 1_000_003  # of the hash: a prime
     rarity: Tensor
+    joins: Tensor
 
     def __init__(self, config: GroundupConfig):
         super().__init__()
-        self.vocab_size, self.buckets = config.vocab_size, config.classifier_pair_buckets
+        self.vocab_size, self.buckets = config.vocab_size, config.classifier_bag_buckets
         self.weight = nn.Parameter(torch.zeros(self.vocab_size + self.buckets, config.num_labels))
         self.bias = nn.Parameter(torch.zeros(config.num_labels))
         self.register_buffer("rarity", torch.ones(self.vocab_size + self.buckets))
+        self.register_buffer("joins", torch.zeros(self.vocab_size, 2, dtype=torch.bool))
 
-    def pairs(self, first: Any, second: Any) -> Any:
-        """Return the feature of each pair of token ids, tensors or arrays of one shape."""
-        return self.vocab_size + (first * self.PAIR_FACTOR + second) % self.buckets
+    def features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Turn token ids (B, T) into the features of their texts (B, 3 T - 1), -1 for none."""
+        rows, length = input_ids.shape
+        counted = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        both = counted[:, :-1] & counted[:, 1:]
+        pairs = (input_ids[:, :-1] * self.FACTOR + input_ids[:, 1:]) % self.buckets + self.vocab_size
+
+        joined = both & self.joins[input_ids[:, 1:], 0] & self.joins[input_ids[:, :-1], 1]
+        starts = torch.cat((torch.ones_like(counted[:, :1]), ~joined), dim=1)
+        index = torch.arange(length, device=input_ids.device).expand(rows, length)
+        place = index - torch.where(starts, index, 0).cummax(dim=1).values  # of a token in its word
+        powers = torch.full_like(index[0], self.FACTOR).cumprod(0)  # whole numbers that overflow alike everywhere
+        words = torch.zeros_like(input_ids).scatter_add(1, starts.cumsum(1) - 1, (input_ids + 1) * powers[place])
+        last = torch.zeros_like(counted).scatter(1, starts.cumsum(1) - 1, counted)
+        words = words % self.buckets + self.vocab_size
+        return torch.cat((input_ids, pairs, words), dim=1).masked_fill(~torch.cat((counted, both, last), dim=1), -1)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Turn token ids (B, T) into logits (B, labels); what the mask (B, T) leaves out counts for nothing."""
-        features = torch.cat((input_ids, self.pairs(input_ids[:, :-1], input_ids[:, 1:])), dim=1)  # (B, 2 T - 1)
-        if attention_mask is not None:
-            counted = attention_mask.bool()
-            counted = torch.cat((counted, counted[:, :-1] & counted[:, 1:]), dim=1)
-            features = features.masked_fill(~counted, -1)
+        features = self.features(input_ids, attention_mask)
         ordered = features.sort(dim=1).values
         counts = torch.searchsorted(ordered, features, right=True) - torch.searchsorted(ordered, features)
         values = (1 + counts.float().log()) * self.rarity.float()[features.clamp(min=0)] * (features >= 0)
@@ -706,7 +719,7 @@ class GroundupBagOfTokens(nn.Module):
 class GroundupForSequenceClassification(GroundupPreTrainedModel):
     """Label a whole text: pool the vectors of its tokens, padding left out, and apply a linear layer.
 
-    Radford et al. 2018 (GPT-1), section 3.2, read the last one. With `classifier_pair_buckets` a linear part on the bag
+    Radford et al. 2018 (GPT-1), section 3.2, read the last one. With `classifier_bag_buckets` a linear part on the bag
     of tokens adds its scores.
     """
 
@@ -719,7 +732,7 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
         self.model = GroundupModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
-        self.bag = GroundupBagOfTokens(config) if config.classifier_pair_buckets else None
+        self.bag = GroundupBagOfTokens(config) if config.classifier_bag_buckets else None
         self.post_init()
 
     @torch.no_grad()
@@ -729,6 +742,7 @@ class GroundupForSequenceClassification(GroundupPreTrainedModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
             init.ones_(module.rarity)
+            init.zeros_(module.joins)
 
     @either_cache_name
     @can_return_tuple

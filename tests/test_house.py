@@ -7,7 +7,7 @@ from pathlib import Path
 HOUSE = runpy.run_path(str(Path(__file__).with_name("house.py")))
 LARGEST_FOLDER = 18
 LONGEST_FILE = 400  # lines
-LONG = {"modeling/modeling_groundup.py": 960}  # the network travels as one file
+LONG = {"modeling/modeling_groundup.py": 980}  # the network travels as one file
 BOOK = 480  # lines of it, in which the network of the book ends
 MOST_FILES = 105
 

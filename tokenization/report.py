@@ -19,12 +19,9 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from groundup.tokenization.folder import plain_backend
+from groundup.tokenization.folder import BYTE_OF_LETTER, plain_backend
 from groundup.tokenization.training import pieces_of, train_word_level
-
-BYTE_OF_LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's printable stand-in for a byte
 
 _FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _BATCH_PIECES = 256

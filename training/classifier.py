@@ -4,13 +4,14 @@ Of a classifier that is trained on, the head stays: what it knows of a label is 
 label has in the new rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
@@ -40,21 +41,21 @@ from groundup.evaluation.metrics_json import read_metrics
 from groundup.inference.loading import load_network, quiet_transformers
 from groundup.modeling import GroundupForSequenceClassification
 from groundup.modeling.modeling_groundup import GroundupBagOfTokens
-from groundup.tokenization.folder import structure_ids
+from groundup.tokenization.folder import joins, structure_ids
 from groundup.training.checkpoint import RunFolder, take_mean
 from groundup.training.classification_preparation import PreparedExamples
 from groundup.training.loop import Position
 from groundup.training.lora import add_lora
-from groundup.training.objectives import LabelLoss, bag_scores, fit_bag, scales_of, usual_scale
+from groundup.training.objectives import LabelLoss, bag_scores, count_features, fit_bag, scales_of, usual_scale
 from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly
 from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
 
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
-FINISH_SHARE = 0.08  # of the time, for the linear part and the baselines
+FINISH_SHARE = 0.05  # of the time, for the linear part and the baselines
 FINISH_SECONDS = 8.0  # and for the last files
 SMOKE_RUNS = 2  # at most averaged in a short try
-PAIR_BUCKETS = 2**16  # of the linear part: for a few thousand texts the SVM on all pairs gains nothing over them
+BAG_BUCKETS = 2**16  # of the linear part, for pairs and words
 LEAST_PROBABILITY = 1e-12
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
 
@@ -82,7 +83,7 @@ class ClassificationRun(TrainingRun):
     ):
         self.prepared, self.order, self.others, self.is_kept = prepared, order, others, not order
         self.patience = prepared.plan.patience
-        self.bag_factor: float | None = None
+        self.learn_all: Callable[[], None] = lambda: None  # of all rows, for the test: the linear part alone does
         self.train_examples = prepared.examples("train")
         self.train_rows = prepared.encode(self.train_examples, "training")
         self.selection_rows = prepared.encode(prepared.examples("selection"), "selection")
@@ -204,25 +205,27 @@ class ClassificationRun(TrainingRun):
 
     def _add_bag(self) -> bool:
         """Add the linear part on the bag of tokens to a network of our own, both weighed on the validation rows."""
-        rows = self._some_of_selection(None)
-        rows = rows.take(np.flatnonzero(rows.labels != IGNORED))
         model: Any = self.model
         is_ours = isinstance(model, GroundupForSequenceClassification)
+        rows = self.selection_rows.take(np.flatnonzero(self.selection_rows.labels != IGNORED))
         if self.order or not is_ours or not self.prepared.settings.bag or not len(rows):
             return False
         with self.accelerator.autocast():
             network = np.log(np.maximum(predict(model, rows, self.pad_id), LEAST_PROBABILITY))
-        model.config.classifier_pair_buckets = PAIR_BUCKETS
-        model.bag = GroundupBagOfTokens(model.config)
-        usual = usual_scale(model.bag, self.train_rows)
-        fit_bag(model.bag, self.train_rows)
-        factors = scales_of([network, bag_scores(model.bag, rows)], rows.labels, [0.5, usual / 2])
-        self.bag_factor = float(factors[1])
+        model.config.classifier_bag_buckets = BAG_BUCKETS
+        bag = GroundupBagOfTokens(model.config)
+        bag.joins[: len(self.tokenizer)] = torch.from_numpy(joins(self.tokenizer))
+        counts, labels = [count_features(bag, part) for part in (self.train_rows, rows)], self.train_rows.labels
+        usual = usual_scale(bag, counts[0], labels)
+        fit_bag(bag, counts[0], labels)
+        network_factor, factor = scales_of([network, bag_scores(bag, counts[1])], rows.labels, [0.5, usual / 2])
         with torch.no_grad():
-            model.score.weight.mul_(factors[0])
-            for weight in model.bag.parameters():
-                weight.mul_(self.bag_factor)
-        model.bag.to(model.device).eval()
+            model.score.weight.mul_(network_factor)
+            for weight in bag.parameters():
+                weight.mul_(factor)
+        model.bag = bag.to(model.device).eval()
+        both = sparse.csr_array(sparse.vstack(counts)), np.concatenate((labels, rows.labels))
+        self.learn_all = lambda: fit_bag(bag, *both, factor=float(factor))
         return True
 
     def score(self) -> list[dict[str, Any]]:
@@ -235,8 +238,7 @@ class ClassificationRun(TrainingRun):
             return []
         selection, (test, name) = self.prepared.examples("selection"), self._test()
         validation = self._scored(selection, "validation", self.validation_tokens / self.last_tokens)
-        if self.bag_factor is not None:
-            fit_bag(cast(Any, self.model).bag, self.train_rows + self.selection_rows, self.bag_factor)
+        self.learn_all()
         rows = []
         if len(test):
             tested = self._scored(test, "test", 1.0)
@@ -339,7 +341,7 @@ def load_base(source: str | Path, names: list[str], trust_remote_code: bool = Fa
     if is_classifier(known):
         relabel(model, names)
     if isinstance(model, GroundupForSequenceClassification):  # its linear part comes last, of the new rows
-        model.bag, model.config.classifier_pair_buckets = None, 0
+        model.bag, model.config.classifier_bag_buckets = None, 0
     return model
 
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from groundup.data.encoding import ExampleRows
-from groundup.data.windows import IGNORED
+from groundup.data.windows import IGNORED, by_size
 from groundup.inference.loading import plain_head
 from groundup.modeling import GroundupForConditionalGeneration
 from groundup.modeling.modeling_groundup import GroundupBagOfTokens
@@ -28,6 +28,8 @@ LARGEST_LOGITS = 2**26  # floats, 256 MiB: above it the logits are made and used
 # Positions whose logits torch makes at a time. It would take 16 where the vocabulary has 49,152 tokens and the model is
 # 576 wide, reads the head once for each piece, and is five times slower (docs/performance.md).
 PIECE_ROWS = 256
+SVM_C = 3.0  # at most 0.005 better than scikit-learn's 1 on the sets of docs/classification.md, never worse
+COUNTED_TOKENS = 2**16  # at once
 USUAL_SCALE = 4.0  # of a linear SVM's distances, to make logits of them: 3 to 5 on the sets of docs/classification.md
 
 
@@ -189,17 +191,31 @@ class LabelLoss(nn.Module):
         return torch.where(hit & self.replaceable[input_ids], self.choices[drawn], input_ids)
 
 
-def fit_bag(bag: GroundupBagOfTokens, rows: ExampleRows, factor: float = 1.0) -> None:
+def count_features(bag: GroundupBagOfTokens, rows: ExampleRows) -> sparse.csr_array:
+    """Return 1 + log of how often each feature of a classifier's linear part is in each row, (N, features)."""
+    width = len(bag.weight)
+    found, values = [], []
+    for part in by_size(np.argsort(rows.lengths, kind="stable"), rows.lengths, COUNTED_TOKENS):
+        batch = rows.batch(part, 0)
+        features = bag.features(batch["input_ids"], batch["attention_mask"]).numpy()
+        keys, counts = np.unique((part[:, None] * width + features)[features >= 0], return_counts=True)
+        found.append(keys)
+        values.append(1 + np.log(counts))
+    keys = np.concatenate(found)
+    places = (keys // width).astype(np.int32), (keys % width).astype(np.int32)  # scikit-learn takes 32 bits alone
+    return sparse.csr_array((np.concatenate(values), places), shape=(len(rows), width))
+
+
+def fit_bag(
+    bag: GroundupBagOfTokens, counts: sparse.csr_array, labels: npt.NDArray[np.int64], factor: float = 1.0
+) -> None:
     """Fit the linear part of a classifier to rows by a linear SVM, one label against the others.
 
     The SVM's distances become logits by a factor, which `scales_of` finds. A label in none of the rows is as
     unlikely as one that the SVM puts on its margin.
     """
-    rows = rows.take(np.flatnonzero(rows.labels != IGNORED))
-    counts = _counts(bag, rows)
-    rarity = 1 + np.log((1 + len(rows)) / (1 + counts.count_nonzero(axis=0)))
-    features = normalize(counts @ sparse.diags_array(rarity))
-    svm = LinearSVC(random_state=0).fit(features, rows.labels)
+    rarity = 1 + np.log((1 + len(labels)) / (1 + counts.count_nonzero(axis=0)))
+    svm = LinearSVC(C=SVM_C, random_state=0).fit(normalize(counts @ sparse.diags_array(rarity)), labels)
     weight, bias = svm.coef_, svm.intercept_
     if len(svm.classes_) == 2:  # scikit-learn keeps one plane for the two
         weight, bias = np.concatenate((-weight, weight)), np.concatenate((-bias, bias))
@@ -211,33 +227,20 @@ def fit_bag(bag: GroundupBagOfTokens, rows: ExampleRows, factor: float = 1.0) ->
         bag.bias[svm.classes_] = torch.from_numpy(factor * bias).to(bag.bias)
 
 
-def usual_scale(bag: GroundupBagOfTokens, rows: ExampleRows) -> float:
-    """Return the factor that makes logits of the linear part's scores, found on a fifth of the rows left out."""
-    order = np.random.default_rng(0).permutation(len(rows))
-    tried, kept = rows.take(order[: len(rows) // 5]), rows.take(order[len(rows) // 5 :])
-    if len(set(kept.labels.tolist())) < 2:
-        return USUAL_SCALE
-    fit_bag(bag, kept)
-    return float(scales_of([bag_scores(bag, tried)], tried.labels, [USUAL_SCALE])[0])
-
-
-def bag_scores(bag: GroundupBagOfTokens, rows: ExampleRows) -> npt.NDArray[np.float64]:
+def bag_scores(bag: GroundupBagOfTokens, counts: sparse.csr_array) -> npt.NDArray[np.float64]:
     """Return what the linear part gives each label of each row, (N, labels)."""
-    features = normalize(_counts(bag, rows) @ sparse.diags_array(bag.rarity.double().cpu().numpy()))
+    features = normalize(counts @ sparse.diags_array(bag.rarity.double().cpu().numpy()))
     return features @ bag.weight.detach().double().cpu().numpy() + bag.bias.detach().double().cpu().numpy()
 
 
-def _counts(bag: GroundupBagOfTokens, rows: ExampleRows) -> sparse.csr_array:
-    """Return 1 + log of how often each feature is in each text, (N, features)."""
-    found, values, ends = [], [], [0]  # in 32 bits: scikit-learn takes no others
-    for ids in rows.ids:
-        ids = ids.astype(np.int64)
-        features, counts = np.unique(np.concatenate((ids, bag.pairs(ids[:-1], ids[1:]))), return_counts=True)
-        found.append(features.astype(np.int32))
-        values.append(1 + np.log(counts))
-        ends.append(ends[-1] + len(features))
-    indices, shape = (np.concatenate(found), np.array(ends, np.int32)), (len(rows), len(bag.weight))
-    return sparse.csr_array((np.concatenate(values), *indices), shape=shape)
+def usual_scale(bag: GroundupBagOfTokens, counts: sparse.csr_array, labels: npt.NDArray[np.int64]) -> float:
+    """Return the factor that makes logits of the linear part's scores, found on a fifth of the rows left out."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    tried, kept = order[: len(order) // 5], order[len(order) // 5 :]
+    if len(set(labels[kept].tolist())) < 2:
+        return USUAL_SCALE
+    fit_bag(bag, counts[kept], labels[kept])
+    return float(scales_of([bag_scores(bag, counts[tried])], labels[tried], [USUAL_SCALE])[0])
 
 
 def scales_of(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_packed_documents_have_the_loss_of_separate_ones(build, ids):
 @pytest.mark.parametrize("pooling", ["last", "first", "mean", "max"])
 @pytest.mark.parametrize("kind", ["modern", "gpt2", "encoder", "learned encoder"])
 def test_a_classifier_gives_the_same_logits_whatever_the_padding(pooling, kind, buckets, build, ids):
-    knobs = {"classifier_pooling": pooling, "classifier_pair_buckets": buckets}
+    knobs = {"classifier_pooling": pooling, "classifier_bag_buckets": buckets}
     model = build(kind, GroundupForSequenceClassification, pad_token_id=0, num_labels=3, **knobs)
     if buckets:
         nn.init.normal_(model.bag.weight)
@@ -86,23 +87,31 @@ def test_pooling_takes_what_its_name_says(build, ids):
             torch.testing.assert_close(model(ids[:1]).logits[0], model.score(pooled), **NEAR)
 
 
-def test_the_linear_part_reads_tf_idf_of_tokens_and_pairs(build):
-    model = build(model_class=GroundupForSequenceClassification, num_labels=3, classifier_pair_buckets=64)
+def test_the_linear_part_reads_tf_idf_of_tokens_pairs_and_words(build):
+    model = build(model_class=GroundupForSequenceClassification, num_labels=3, classifier_bag_buckets=1 << 16)
     bag = model.bag
-    nn.init.normal_(bag.weight)
-    nn.init.normal_(bag.bias)
+    for weight in (bag.weight, bag.bias):
+        nn.init.normal_(weight)
     nn.init.uniform_(bag.rarity, 1, 5)
-    ids = [5, 6, 5, 6, 5, 9]
-    counts = {5: 3, 6: 2, 9: 1}
-    for first, second in itertools.pairwise(ids):
-        pair = int(bag.pairs(torch.tensor(first), torch.tensor(second)))
-        counts[pair] = counts.get(pair, 0) + 1
-    features = torch.zeros(len(bag.weight))
+    bag.joins[5] = bag.joins[6] = torch.tensor([True, True])
+    bag.joins[9] = torch.tensor([False, True])
+    ids = [5, 6, 5, 8, 9, 6, 5, 5, 6, 5, 9, 6]  # 5-6-5, 8, 9-6-5-5-6-5, 9-6
+    words = [ids[:3], ids[3:4], ids[4:10], ids[10:]]
+    features = bag.features(torch.tensor([ids]))[0].tolist()
+    of_words = [feature for feature in features[len(ids) * 2 - 1 :] if feature >= 0]
+    assert features[: len(ids)] == ids
+    assert len(set(features[len(ids) : len(ids) * 2 - 1])) == len(set(itertools.pairwise(ids)))
+    assert len(set(of_words)) == len(of_words) == len(words)
+    alone = [bag.features(torch.tensor([word]))[0].tolist()[len(word) * 2 - 1] for word in words]
+    assert of_words == alone  # wherever a word stands
+
+    counts = Counter(feature for feature in features if feature >= 0)
+    values = torch.zeros(len(bag.weight))
     for feature, count in counts.items():
-        features[feature] = (1 + math.log(count)) * bag.rarity[feature]
-    wanted = features / features.norm() @ bag.weight + bag.bias
-    torch.testing.assert_close(bag(torch.tensor([ids]))[0], wanted)
+        values[feature] = (1 + math.log(count)) * bag.rarity[feature]
+    wanted = values / values.norm() @ bag.weight + bag.bias
     with torch.no_grad():
+        torch.testing.assert_close(bag(torch.tensor([ids]))[0], wanted)
         assert not torch.equal(model(torch.tensor([ids])).logits[0], wanted)
         model.score.weight.zero_()
         torch.testing.assert_close(model(torch.tensor([ids])).logits[0], wanted)
