@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from markupsafe import Markup
@@ -11,8 +12,9 @@ from markupsafe import Markup
 from groundup.cli.recipe import PAGE_FILE, Ledger, Recipe
 from groundup.common.console import console, say
 from groundup.common.files import ADAPTER_FILE, ADAPTER_WEIGHTS, METRICS_FILE, MODEL_WEIGHTS, atomic_write
-from groundup.evaluation.metrics_json import read_metrics, summary_table
+from groundup.evaluation.metrics_json import read_metrics
 from groundup.evaluation.report import bullets, document, sections, table
+from groundup.evaluation.summary import summary
 from groundup.inference.folder import WRITERS, auto_class_of, read_json
 from groundup.inference.generation import Sampling, complete
 from groundup.inference.loading import load_writer
@@ -23,29 +25,44 @@ MISTAKES = 10  # of a classifier
 TEXT_SHOWN = 200  # characters of a mistaken text or an answer
 
 
-def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float) -> None:
-    """Verify that the last model loads elsewhere, print its scores and samples, and write the report of all stages."""
+def show(recipe: Recipe, out: Path, ledger: Ledger, seconds: float, done_now: Collection[str] = ()) -> None:
+    """Verify that the last model loads elsewhere, print its samples, and write the report of all stages.
+
+    Its scores are printed unless its stage is among those `done_now`, which printed them.
+    """
     weights = (MODEL_WEIGHTS, ADAPTER_WEIGHTS)
     folders = [out / stage.name for stage in recipe.stages]
     models = [folder for folder in folders if any((folder / name).is_file() for name in weights)]
-    samples = _show_model(models[-1], recipe.prompts, seconds) if models else []
+    total = sum(ledger.seconds(stage) or 0.0 for stage in recipe.stages)
+    samples = []
+    if models:
+        samples = _show_model(models[-1], recipe.prompts, total, has_scores=models[-1].name not in done_now)
     path = write_report(recipe, out, ledger, samples)
     say(f"\ndone in {seconds:.0f} s; report of all stages: {path}")
+    if models:
+        say(f"next: {_next(models[-1])}")
 
 
-def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float) -> list[tuple[str, str]]:
+def _next(model: Path) -> str:
+    """Return the command that uses a model."""
+    if auto_class_of(model) in WRITERS:
+        return f"groundup generate {model}"
+    return f"groundup classify {model} --predict your_texts.csv"
+
+
+def _show_model(folder: Path, prompts: tuple[str, ...], seconds: float, *, has_scores: bool) -> list[tuple[str, str]]:
     kind = auto_class_of(folder)
     is_adapter = (folder / ADAPTER_FILE).is_file()
     base = Path(read_json(folder / ADAPTER_FILE)["base_model_name_or_path"]) if is_adapter else None
-    say(f"\n{folder}: {seconds:.0f} s for the whole recipe.")
+    say(f"\n{folder}: {seconds:.0f} s for all stages of the recipe.")
     if base is None or base.is_dir():
         proof = prove(folder, prompts[0] if prompts else "", base=base)
         same = f"logits equal (largest difference {proof.largest_difference:.0e})"
         same += ", the same greedy text" if kind in WRITERS else ""
         say(f"A process without this package loaded it with {kind}: {same}.")
-    say()
-    if (folder / METRICS_FILE).is_file():
-        console.print(summary_table(read_metrics(folder)))
+    if has_scores and (folder / METRICS_FILE).is_file():
+        say()
+        console.print(summary(read_metrics(folder)))
     if kind not in WRITERS:
         return []
     model, tokenizer = load_writer(folder)

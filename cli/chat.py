@@ -4,13 +4,17 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
+import stat
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from groundup.common.console import say
+from groundup.cli.prompts import PromptsFile
+from groundup.common.console import console, say
 from groundup.common.errors import InputError, near, user_path
 from groundup.common.settings import verb
 from groundup.common.verbs import ChatSettings, GenerateSettings
@@ -24,37 +28,65 @@ HELP = """\
 /reset            forget the conversation
 /retry            answer the last message again, with the next seed
 /save [FILE]      write the conversation to a new file, as a row that `groundup instruct --data` reads
-/quit             end the conversation (also an empty line or Ctrl-D); Ctrl-C stops an answer"""
+/quit             end the conversation (also Ctrl-D); Ctrl-C stops an answer"""
 CHAT_TEMPERATURE = 0.7  # of an answer, where the model says nothing of it
 COMMANDS = [line.split()[0] for line in HELP.splitlines()] + ["/help"]
 
 
 @verb(GenerateSettings)
 def generate(settings: GenerateSettings) -> str:
-    """Print the prompt and its continuation, or only the answer, token by token; return the generated text."""
+    """Print the prompt and its continuation, or only the answer, token by token; return the generated text.
+
+    With `prompts` write a JSON line for each of them, and return the texts generated now, a line each.
+    """
+    console.quiet = settings.quiet
     if not settings.model:
-        raise InputError("generate needs a model: give --model FOLDER")
+        raise InputError("generate needs a model: give its folder or Hub name, such as groundup generate my_model")
+    file = PromptsFile(settings) if settings.prompts is not None else None
+    if file is None and (settings.out is not None or settings.resume):
+        raise InputError("--out and --resume are for --prompts FILE: leave them out, or give that")
     model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
     sampling = sampling_of(settings, model)
+    if file is not None:
+        return file.write(model, tokenizer, sampling, partial(prompt_ids, settings, model, tokenizer))
+    prompt = piped_text() if settings.prompt is None else settings.prompt
     lay_out_for_decoding(model)
-    ids = encode_prompt(tokenizer, settings.prompt)
-    if settings.prompt.endswith(" ") and not settings.as_message and tokenizer.decode(ids[-1:]).isspace():
+    ids = prompt_ids(settings, model, tokenizer, prompt)
+    if prompt.endswith(" ") and not settings.as_message and tokenizer.decode(ids[-1:]).isspace():
         say("the prompt ends in a space: a model writes a word together with the space before it, so leave that out")
-    if settings.as_message:
-        asked = [{"role": "user", "content": settings.prompt}]
-        ids, _ = conversation_ids(tokenizer, asked, context_of(model), room=0)
     writing = Writing(model, tokenizer, ids, sampling, past_context=not settings.as_message)
     # What goes on from a prompt stands behind it; an answer stands alone.
-    sys.stdout.write("" if settings.as_message or model.config.is_encoder_decoder else settings.prompt)
+    sys.stdout.write("" if settings.as_message or model.config.is_encoder_decoder else prompt)
     show(writing)
     return writing.text
 
 
+def prompt_ids(
+    settings: GenerateSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str
+) -> list[int]:
+    """Return the ids of a prompt, or of a message in the chat template. Raises `InputError`."""
+    if not settings.as_message:
+        return encode_prompt(tokenizer, prompt)
+    return conversation_ids(tokenizer, [{"role": "user", "content": prompt}], context_of(model), room=0)[0]
+
+
+def piped_text() -> str:
+    """Return what a pipe or a file gives to standard input, without the line end at its end; nothing of a terminal."""
+    try:
+        kind = os.fstat(sys.stdin.fileno()).st_mode
+        if not (stat.S_ISFIFO(kind) or stat.S_ISREG(kind)):
+            return ""
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a bad byte is the prompt's error
+        return sys.stdin.read().removesuffix("\n").removesuffix("\r")
+    except (AttributeError, OSError, ValueError):  # closed, or a stand-in of somebody's
+        return ""
+
+
 @verb(ChatSettings)
 def chat(settings: ChatSettings) -> Messages:
-    """Answer each line of input until an empty one, run slash commands, and return the conversation."""
+    """Answer each line of input until /quit or its end, run slash commands, and return the conversation."""
     if not settings.model:
-        raise InputError("chat needs a model: give --model FOLDER")
+        raise InputError("chat needs a model: give its folder or Hub name, such as groundup chat my_model")
     model, tokenizer = load_writer(settings.model, trust_remote_code=settings.trust_remote_code)
     sampling = sampling_of(settings, model, temperature=CHAT_TEMPERATURE)
     lay_out_for_decoding(model)
@@ -62,7 +94,7 @@ def chat(settings: ChatSettings) -> Messages:
     conversation = Conversation(model, tokenizer, sampling, settings.system, answers=answers)
     if not conversation.answers:
         say("this model was not trained on conversations: it continues what you write")
-    say("/help lists the commands; an empty line ends the conversation")
+    say("/help lists the commands; /quit or Ctrl-D ends the conversation")
     with contextlib.suppress(AttributeError):  # a stand-in of somebody's
         sys.stdin.reconfigure(errors="surrogateescape")  # a bad byte is a message's error, not the end of the talk
     with contextlib.suppress(ImportError):  # absent on Windows
@@ -70,9 +102,10 @@ def chat(settings: ChatSettings) -> Messages:
     while True:
         try:
             line = input("> ").strip()
-            if line in ("", "/quit"):
+            if line == "/quit":
                 break
-            conversation.obey(line) if line.startswith("/") else conversation.answer(line)
+            if line:
+                conversation.obey(line) if line.startswith("/") else conversation.answer(line)
         except EOFError:
             break
         except InputError as error:

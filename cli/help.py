@@ -18,7 +18,23 @@ FIRST_STEPS = {
     "groundup doctor": "what this machine has, and what to fix",
     "groundup run python_docs --smoke": "every stage in a minute, without data of your own",
     "groundup pretrain --data my_texts --minutes 10": "a model trained on your own text",
-    "groundup playground --model runs/pretrain-my_texts": "generate text, chat, look inside the model",
+    "groundup playground runs/pretrain-my_texts": "generate text, chat, look inside the model",
+}
+# What verbs are called elsewhere, and the way to the same here.
+_LEADS = {
+    ("train", "training", "fit", "learn", "new"): "pretrain learns from a text, classify and instruct from rows",
+    ("finetune", "fine-tune", "tune", "sft", "adapt"): "classify or instruct for rows, pretrain --init-from for a text",
+    ("lora", "qlora", "adapter"): "pretrain --init-from, classify or instruct, with --lora",
+    ("predict", "label", "infer", "inference"): "classify MODEL --predict FILE labels, generate writes",
+    ("test", "eval", "score", "benchmark"): "evaluate, for text and tasks; classify tests on --eval-data",
+    ("complete", "sample", "write", "prompt"): "generate",
+    ("talk", "ask"): "chat",
+    ("ui", "web", "gui", "app", "demo", "inspect"): "playground; the demo is run python_docs --smoke",
+    ("convert", "gguf"): "import into our form, export out of it",
+    ("push", "upload", "share", "deploy"): "publish, to the Hub",
+    ("tokenize", "encode"): "prepare tokenizes a text, tokenizer trains on one",
+    ("resume", "continue"): "the verb that was stopped, with --out FOLDER --resume",
+    ("check", "info", "env", "version"): "doctor",
 }
 WORKED_ON = ("checkpoint", "model", "data", "eval_data", "text_column", "label_column")
 OF_A_CALL = ("seed", "resume", "smoke", "quiet")  # they say how the verb is called, not what it does
@@ -37,20 +53,34 @@ def overview(verbs: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+def lead(word: str) -> str:
+    """Return ` (here: ...)` for a word that other tools call a verb by, else an empty string."""
+    plain = word.lower().replace("_", "-").lstrip("-")
+    return next((f" (here: {way})" for words, way in _LEADS.items() if plain in words), "")
+
+
 def verb_help(name: str, positional: tuple[str, ...], examples: str, settings_class: type) -> str:
     """Return the text of `groundup VERB --help`. `examples` holds one command per line."""
     width = _width()
-    places = "".join(f" {field.upper()}" for field in positional)
+    hints, documents = typing.get_type_hints(settings_class), field_documents(settings_class)
+    places = "".join(f" {_place(field, hints.get(field))}" for field in positional)
     lines = [f"usage: groundup {name}{places} [OPTIONS]", ""]
     lines += textwrap.wrap(" ".join((settings_class.__doc__ or "").split()), width)
     commands = examples.splitlines()
     lines += ["", "Example:" if len(commands) == 1 else "Examples:", *(f"  {command}" for command in commands)]
     lines += ["", "Options:", *_beside("  --config FILE", "A YAML file with the same settings.", 26, width)]
-    hints, documents = typing.get_type_hints(settings_class), field_documents(settings_class)
     for field in in_order(settings_class):
         option = f"  --{field.name.replace('_', '-')} {kind_of(hints[field.name])}".rstrip()
         lines += _beside(option, documents.get(field.name, "") + _default(field), 26, width)
     return "\n".join(lines)
+
+
+def _place(field: str, hint: Any) -> str:
+    """Return a positional setting as usage shows it: a model in brackets where it may be left out."""
+    name = field.upper()
+    if field != "model":
+        return name
+    return f"[{name}]" if type(None) in typing.get_args(hint) else f"{name}..." if "..." in kind_of(hint) else name
 
 
 def in_order(settings_class: type) -> list[dataclasses.Field]:

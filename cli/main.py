@@ -69,12 +69,16 @@ VERBS = {
     "classify": Verb(
         training.ClassifySettings,
         "groundup.training.classification:classify",
-        example="groundup classify --data my_labelled_rows.csv",
+        ("model",),
+        "groundup classify --data my_labelled_rows.csv\n"
+        "groundup classify runs/classify-my_labelled_rows --predict new_texts.csv\n"
+        'groundup classify runs/classify-my_labelled_rows --predict "win a prize"',
     ),
     "instruct": Verb(
         training.InstructSettings,
         "groundup.training.instruction:instruct",
-        example="groundup instruct --model runs/pretrain-my_texts --data my_rows.jsonl",
+        ("model",),
+        "groundup instruct runs/pretrain-my_texts --data my_rows.jsonl",
     ),
     "plan": Verb(
         training.PlanSettings, "groundup.training.forecast:plan", example="groundup plan --data my_texts --minutes 60"
@@ -82,7 +86,9 @@ VERBS = {
     "evaluate": Verb(
         verbs.EvaluateSettings,
         "groundup.evaluation.evaluating:evaluate",
-        example="groundup evaluate --model runs/pretrain-my_texts --data other_texts",
+        ("model",),
+        "groundup evaluate runs/pretrain-my_texts --data other_texts\n"
+        "groundup evaluate runs/pretrain-my_texts runs/another --data other_texts",
     ),
     "merge": Verb(
         verbs.MergeSettings,
@@ -113,19 +119,22 @@ VERBS = {
     "generate": Verb(
         verbs.GenerateSettings,
         "groundup.cli.chat:generate",
-        example='groundup generate --model runs/pretrain-my_texts --prompt "Once upon a time"\n'
-        "groundup generate --model runs/pretrain-my_texts --temperature 0 --max-new-tokens 50",
+        ("model",),
+        'groundup generate runs/pretrain-my_texts --prompt "Once upon a time"\n'
+        "groundup generate runs/pretrain-my_texts --temperature 0 --max-new-tokens 50 < prompt.txt\n"
+        "groundup generate runs/pretrain-my_texts --prompts prompts.jsonl --out generated.jsonl",
     ),
     "chat": Verb(
         verbs.ChatSettings,
         "groundup.cli.chat:chat",
-        example='groundup chat --model runs/instruct-my_rows --system "Answer in one sentence."',
+        ("model",),
+        'groundup chat runs/instruct-my_rows --system "Answer in one sentence."',
     ),
     "playground": Verb(
         verbs.PlaygroundSettings,
         "groundup.cli.playground:playground",
-        example="groundup playground --model runs/pretrain-my_texts\n"
-        "groundup playground --model runs/pretrain-my_texts runs/another",
+        ("model",),
+        "groundup playground runs/pretrain-my_texts\ngroundup playground runs/pretrain-my_texts runs/another",
     ),
     "doctor": Verb(verbs.DoctorSettings, "groundup.cli.doctor:doctor", example="groundup doctor"),
     "completion": Verb(
@@ -185,11 +194,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _do(name: str, options: list[str]) -> None:
     """Run a verb, or print its help or the version."""
-    if name in ("", "-h", "--help", "--version"):
-        print(__version__ if name == "--version" else overview())
+    if name == "help" and options:
+        name, options = ALIASES.get(options[0], options[0]), ["--help"]
+    if name in ("", "-h", "--help", "help", "--version", "-V"):
+        print(__version__ if name in ("--version", "-V") else overview())
         return
     if name not in VERBS:
-        raise InputError(f"unknown verb {name!r}{near(name, VERBS)}: there are {', '.join(VERBS)}")
+        hint = help.lead(name) or near(name, VERBS)
+        raise InputError(f"unknown verb {name!r}{hint}: there are {', '.join(VERBS)}")
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -258,8 +270,8 @@ def read_options(arguments: list[str], hints: dict[str, Any], positional: tuple[
     """Return the text typed for each setting and for `config` (a list of texts for a list), or None for `--help`.
 
     `--max-steps 3` and `--max-steps=3` are the same, a bare `--resume` is "true", `--data X --data Y` and `--data X Y`
-    both ["X", "Y"], and a leading word is the first positional setting. Raises `InputError` for a name that is no
-    setting, and for an option without its value.
+    both ["X", "Y"]. A word alone is the first positional setting; behind a list a model is the list's. Raises
+    `InputError` for a name that is no setting, and for an option without its value.
     """
     known = [option_of(name) for name in (*hints, "config")]
     left, typed, waiting = list(arguments), {}, list(positional)
@@ -268,13 +280,14 @@ def read_options(arguments: list[str], hints: dict[str, Any], positional: tuple[
         word = left.pop(0)
         if word in ("-h", "--help"):
             return None
-        if not word.startswith("--"):
-            if waiting:
-                typed[waiting.pop(0)] = word
+        if len(word) < 2 or word[0] != "-":
+            if waiting and not (open_list and waiting[0] == "model"):
+                open_list = _take_word(word, waiting.pop(0), typed, hints) or open_list
             elif open_list:
                 typed[open_list].append(word)
             else:
-                raise InputError(f"unexpected {word!r}: options begin with --")
+                data = f": give it by its option, --data {word}" if "data" in hints else ": options begin with --"
+                raise InputError(f"unexpected {word!r}{data}")
             continue
         option, equals, value = word.partition("=")
         option = option.replace("_", "-")
@@ -290,11 +303,24 @@ def read_options(arguments: list[str], hints: dict[str, Any], positional: tuple[
             else:
                 value = left.pop(0)
         open_list = setting if kind is list else None
+        if setting in positional:
+            if setting in typed and setting not in waiting and kind is not list:
+                raise InputError(f"{option} {value}: {typed[setting]} is given as the {setting} already")
+            waiting = [name for name in waiting if name != setting]
         if kind is list:
             typed.setdefault(setting, []).extend(items_of(value, hints[setting]))
         else:
             typed[setting] = value
     return typed
+
+
+def _take_word(word: str, setting: str, typed: dict[str, Any], hints: dict[str, Any]) -> str | None:
+    """Take a word alone for a setting; return the setting if it is a list, which further words belong to."""
+    if parts_of(hints[setting])[0] is not list:
+        typed[setting] = word
+        return None
+    typed.setdefault(setting, []).append(word)
+    return setting
 
 
 def option_of(setting: str) -> str:

@@ -36,7 +36,9 @@ _MONO = ["ui-monospace", "Consolas", "monospace"]
 def playground(settings: PlaygroundSettings) -> None:
     """Serve a web page for one or two models until Ctrl-C."""
     if not 1 <= len(settings.model) <= 2:
-        raise InputError("the playground takes one or two models: give --model FOLDER, or --model FOLDER FOLDER")
+        raise InputError(
+            "the playground takes one or two models: groundup playground my_model, or my_model another_model"
+        )
     names = names_of(settings.model)
     players = [load_player(source, settings.trust_remote_code, name) for source, name in zip(settings.model, names)]
     page = build_page(players)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from groundup import __version__
+from groundup.cli.help import lead
 from groundup.cli.main import ALIASES, VERBS
 from groundup.common.errors import InputError, near, one_line, user_path
 from groundup.common.files import CARD_FILE, KEPT_APART, PAGE_FILE, atomic_write, content_of, digest, files_of
@@ -65,11 +66,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: its name, its stages in order, and the prompts for the last model."""
+    """A checked recipe: its name, its stages in order, the prompts for the last model, and its file."""
 
     name: str
     stages: list[Stage]
     prompts: tuple[str, ...]
+    file: Path
 
 
 def find_recipe(name: str) -> Path:
@@ -102,7 +104,7 @@ def read_recipe(path: Path) -> Recipe:
                 hint = near(reference, earlier)
                 raise InputError(f"{path}, stage {name}: {{{reference}}} is not an earlier stage{hint}")
         stages.append(stage)
-    return Recipe(given.name or path.stem, stages, tuple(given.prompts))
+    return Recipe(given.name or path.stem, stages, tuple(given.prompts), path)
 
 
 def _same_name(name: str, taken: list[str]) -> str | None:
@@ -123,7 +125,9 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
     verb = options.pop("verb", name)
     verb = ALIASES.get(verb, verb) if isinstance(verb, str) else verb
     if not isinstance(verb, str) or verb not in VERBS or verb == "run":
-        raise InputError(f"{path}, stage {name}: unknown verb {verb!r}{near(str(verb), VERBS)}: add `verb:`")
+        raise InputError(
+            f"{path}, stage {name}: unknown verb {verb!r}{lead(str(verb)) or near(str(verb), VERBS)}: add `verb:`"
+        )
     for option in OF_THE_RUN:
         if option in spelt(options):
             raise InputError(f"{path}, stage {name}: `{option}` is set by `groundup run`: leave it out")

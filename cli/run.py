@@ -45,6 +45,7 @@ def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> N
     _check_files(recipe, ledger)
     for stage in recipe.stages:
         _check_folder(stage, out, ledger)
+    done_now = []
     for number, stage in enumerate(recipe.stages, 1):
         console.quiet = settings.quiet
         place = f"[{number}/{len(recipe.stages)}] {stage.name}"
@@ -53,11 +54,12 @@ def _walk(recipe: Recipe, out: Path, settings: RunSettings, started: float) -> N
             continue
         gone = ledger.changed(stage)
         say(f"{place}: its file {gone} has changed or is missing: done again" if gone else place)
-        _do(stage, out, ledger, settings)
+        _do(stage, recipe, ledger, settings)
+        done_now.append(stage.name)
     console.quiet = settings.quiet
     from groundup.cli.chain_report import show
 
-    show(recipe, out, ledger, time.monotonic() - started)
+    show(recipe, out, ledger, time.monotonic() - started, done_now)
 
 
 def _check_files(recipe: Recipe, ledger: Ledger) -> None:
@@ -71,7 +73,7 @@ def _check_files(recipe: Recipe, ledger: Ledger) -> None:
             try:
                 check_exists([item for item in items if not item.startswith("{")])
             except InputError as error:
-                raise InputError(f"{recipe.name}, stage {stage.name}: {error}") from error
+                raise InputError(f"{recipe.file}, stage {stage.name}: {error}") from error
 
 
 def _check_folder(stage: Stage, out: Path, ledger: Ledger) -> None:
@@ -82,8 +84,9 @@ def _check_folder(stage: Stage, out: Path, ledger: Ledger) -> None:
     require_unused(folder)
 
 
-def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
-    """Run one stage, or resume it if it was started with the same key."""
+def _do(stage: Stage, recipe: Recipe, ledger: Ledger, settings: RunSettings) -> None:
+    """Run one stage, or resume it if it was started with the same key; errors name file and stage."""
+    out = ledger.out
     _check_folder(stage, out, ledger)  # again: it may have come since
     settings_class = VERBS[stage.verb].settings
     fields = {field.name for field in dataclasses.fields(settings_class)}
@@ -107,6 +110,8 @@ def _do(stage: Stage, out: Path, ledger: Ledger, settings: RunSettings) -> None:
             raise InputError(
                 f"no space left on the disk of {folder}: make room, then give the command again"
             ) from error
+        if isinstance(error, InputError):
+            raise InputError(f"{recipe.file}, stage {stage.name}: {error}") from error
         raise
     ledger.finish(stage, time.monotonic() - started)
 

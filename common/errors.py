@@ -16,10 +16,44 @@ class InputError(Exception):
     """What the user gave is wrong. The message is one line: what, where, and what to do. Exit status 2."""
 
 
+# What settings are called elsewhere, without dashes, and here: the first of these that is known is meant.
+_ELSEWHERE = {
+    ("lr", "rate"): "learning_rate",
+    ("batch_size", "bs", "per_device_train_batch_size"): "batch_tokens batch_rows batch_prompts",
+    ("steps", "iters", "max_iters", "iterations"): "max_steps",
+    ("epoch", "num_epochs", "num_train_epochs", "passes"): "epochs",
+    ("time", "max_minutes", "budget"): "minutes",
+    ("o", "output", "output_dir", "outdir", "save_dir", "save_to"): "out",
+    ("d", "dataset", "input", "file", "train_file", "train_data", "corpus", "texts"): "data",
+    ("test", "test_data", "val_data", "validation_data", "eval"): "eval_data",
+    ("m", "name", "checkpoint", "base", "base_model", "model_name", "model_name_or_path"): "model init_from adapter",
+    ("p", "text", "message", "question"): "prompt predict",
+    ("n", "max_tokens", "max_length", "length", "num_tokens", "new_tokens"): "max_new_tokens",
+    ("t", "temp"): "temperature",
+    ("block_size", "seq_len", "sequence_length", "max_seq_length", "ctx", "context"): "context_length",
+    ("layers", "n_layer", "num_layers", "depth"): "num_hidden_layers",
+    ("dim", "width", "n_embd", "d_model", "embedding_size"): "hidden_size",
+    ("vocab", "vocabulary", "vocabulary_size"): "vocab_size",
+    ("rank", "r"): "lora_rank",
+    ("peft", "adapter"): "lora",
+    ("fewshot", "shots", "n_shot"): "num_fewshot",
+    ("q", "silent"): "quiet",
+    ("format", "type"): "to kind",
+    ("hub_model_id", "repo"): "repo_id push_to",
+}
+_HERE = {name: here.split() for names, here in _ELSEWHERE.items() for name in names}
+
+
 def near(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` when a known name resembles `name`, else an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """Return ` (did you mean 'x'?)` when a known name is what `name` is called elsewhere or resembles it, else ""."""
+    by_plain = {_plain(other): other for other in known}
+    meant = [by_plain[here] for here in _HERE.get(_plain(name), ()) if here in by_plain]
+    close = meant or difflib.get_close_matches(name, list(by_plain.values()), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lstrip("-").replace("-", "_").lower()
 
 
 def near_file(path: Path) -> str:

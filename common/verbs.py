@@ -207,20 +207,29 @@ class WritingOptions(TrustOption, SamplingOptions):
 
 
 @dataclass(kw_only=True)
-class GenerateSettings(WritingOptions):
-    """Generate text from a prompt, token by token."""
+class GenerateSettings(QuietOption, ResumeOption, OutOption, WritingOptions):
+    """Generate text from a prompt, token by token, or from many prompts at once."""
 
-    meaning: ClassVar[dict[str, str]] = {"seed": "The same seed gives the same text."}
+    meaning: ClassVar[dict[str, str]] = {
+        "seed": "The same seed gives the same text; of --prompts each row has the next one, and names it.",
+        "out": "With --prompts: the file to write, of JSON lines (default: standard output).",
+        "resume": "With --prompts: go on with a half-written --out; start if there is none.",
+    }
 
-    prompt: str = ""
-    """The text to continue (default: none; the model starts a new text)."""
+    prompt: str | None = None
+    """The text to continue (default: standard input where something is piped in, else none: a new text)."""
+    prompts: FileName | None = None
+    """Generate for every prompt of this file: its lines, or the column `prompt` of JSON lines or a table. Each becomes
+    a JSON line of its row with `generated_text`, `finish_reason` (stop or length), `tokens` and `seed`."""
+    batch_prompts: Count = 32
+    """Prompts generated for at once; changes only speed and memory."""
     as_message: bool = False
     """Send the prompt as a user message in the model's chat template, and print only the answer."""
 
 
 @dataclass(kw_only=True)
 class ChatSettings(WritingOptions):
-    """Chat with a model in the terminal. An empty line or Ctrl-D ends the conversation."""
+    """Chat with a model in the terminal. /quit or Ctrl-D ends the conversation."""
 
     meaning: ClassVar[dict[str, str]] = {
         "seed": "The same seed gives the same answers.",
@@ -257,13 +266,14 @@ class CompletionSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class RunSettings(QuietOption, SmokeOption, DryRunOption, OutOption):
+class RunSettings(QuietOption, SmokeOption, DryRunOption, ResumeOption, OutOption):
     """Run all stages of a recipe and write one report. A stage whose inputs have not changed is skipped."""
 
     meaning: ClassVar[dict[str, str]] = {
         "out": "The folder of all stages (default: runs/NAME, by the recipe's name); finished stages in it are reused.",
         "dry_run": "Only print what would be done, and how long it may take.",
         "smoke": "Run the same stages with tiny models, in seconds.",
+        "resume": "Nothing to ask for: finished stages are always kept, and a stopped one always goes on.",
     }
 
     recipe: NameOrNone = ""

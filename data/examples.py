@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from groundup.common.console import say
-from groundup.common.errors import InputError, listed
+from groundup.common.errors import InputError, listed, user_path
 from groundup.data import python_docs
 from groundup.data.documents import same_text
-from groundup.data.files import TEXT_KINDS, check_text
-from groundup.data.json_rows import GAPS
+from groundup.data.files import PACKINGS, ROW_KINDS, TEXT_KINDS, check_text
+from groundup.data.json_rows import GAPS, Row
 from groundup.data.sources import Once, Source, find_files, is_hub_name, load_tables, tables_of
-from groundup.data.tables import ArrowTable, Table, check_column, texts_of
+from groundup.data.tables import ArrowTable, Table, check_column, rows_of, texts_of
 from groundup.data.text_columns import columns_read, find_text_column, say_columns
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "topic", "sentiment", "intent", "area", "tag", "y")
@@ -148,28 +148,58 @@ def _parts(label: str) -> set[str]:
 
 
 def load_texts(data: str, text_column: str | None) -> list[str]:
-    """Read texts to be labelled: the text column of a table, or every line of a text file, which has no columns.
+    """Read texts to be labelled, without the other cells of their rows, as `rows_to_label` does."""
+    return [text for text, _ in rows_to_label(data, text_column)]
 
-    Raises `InputError` for what cannot be read, and for a table without the column that is named.
+
+def rows_to_label(data: str, text_column: str | None) -> list[tuple[str, Row]]:
+    """Read the texts that `data` names as `load_rows` does, or take it as the one text to be labelled.
+
+    A text is what has a space and is no file, nor called like one.
+    """
+    return [(data, {})] if is_one_text(data) else load_rows(data, text_column)
+
+
+def is_one_text(data: str) -> bool:
+    """Return whether `data` is a text itself: it has a space, is no file or folder, and is not called like one."""
+    ending = (*TEXT_KINDS, *ROW_KINDS, *PACKINGS)
+    if len(data.split()) < 2 or data.startswith(("/", "./", "../", "~")) or data.lower().endswith(ending):
+        return False
+    try:
+        path = user_path(data)
+        return not any(place.exists() for place in (path, *path.parents[:-1]))
+    except (InputError, OSError):  # longer than a name can be
+        return True
+
+
+def load_rows(data: str, text_column: str | None, usual: str | None = None) -> list[tuple[str, Row]]:
+    """Read texts, each with the other cells of its row: a table's text column, or every line of a text file.
+
+    `usual` is the column that holds the text of a table that has one of this name. Raises `InputError` for what cannot
+    be read, and for a table without the column that is named.
     """
     if is_hub_name(data):
-        return [text for _, table in load_tables([data])[0] for text in _texts_of(table, text_column)]
-    texts: list[str] = []
+        tables: list[Table] = [table for _, table in load_tables([data])[0]]
+        return [row for table in tables for row in _rows_with_text(table, text_column, usual)]
+    rows: list[tuple[str, Row]] = []
     for source in find_files(data):
         if source.kind in TEXT_KINDS:
-            texts += _lines(source)
+            rows += [(line, {}) for line in _lines(source)]
         else:
-            texts += _texts_of(source.table(), text_column)
-    return texts
+            rows += _rows_with_text(source.table(), text_column, usual)
+    return rows
 
 
-def _texts_of(table: Table, text_column: str | None) -> list[str]:
+def _rows_with_text(table: Table, text_column: str | None, usual: str | None) -> list[tuple[str, Row]]:
     check_column("--text-column", text_column, table)
-    if text_column is None and table.doubt:
+    column = text_column or (usual if usual in table.column_names else None)
+    if column is None and table.doubt:
         raise InputError(table.doubt)
-    column = text_column or find_text_column(table)
+    column = column or find_text_column(table)
     say_columns([{"name": table.name} | columns_read({"text": column}, table)])
-    return [text or "" for text in texts_of(table, column)]
+    texts = texts_of(table, column)
+    others = ({name: cell for name, cell in row.items() if name != column} for row in rows_of(table))
+    return [(text or "", row) for text, row in zip(texts, others, strict=True)]
 
 
 def _lines(source: Source) -> list[str]:

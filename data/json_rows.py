@@ -80,6 +80,20 @@ def cell_of(value: Any) -> Cell:
     return Number(value)
 
 
+def value_of(cell: Cell) -> Any:
+    """Turn a cell back into a value that JSON can write: a number as it was written, a time or bytes as text."""
+    if isinstance(cell, Number):
+        try:
+            return json.loads(cell)
+        except ValueError:  # a time, or a number such as 007
+            return str(cell)
+    if isinstance(cell, dict):
+        return {key: value_of(inner) for key, inner in cell.items()}
+    if isinstance(cell, list):
+        return [value_of(inner) for inner in cell]
+    return cell.decode(errors="replace") if isinstance(cell, bytes) else cell
+
+
 def read_json(path: Path, kind: str, name: str) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a UTF-8 file, each with the line on which it begins; `name` is for messages.
 

@@ -27,8 +27,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from groundup.common.console import ProgressBar, say
 from groundup.common.errors import InputError
 from groundup.data.encoding import ExampleRows, encode_examples
-from groundup.data.examples import Examples, load_texts
+from groundup.data.examples import Examples, rows_to_label
+from groundup.data.json_rows import value_of
 from groundup.data.windows import by_size
+from groundup.evaluation.comparison import share_interval
 from groundup.evaluation.metrics_json import MAJORITY, SVM
 from groundup.inference.loading import context_of, device_of, load_model, require_known
 
@@ -166,11 +168,12 @@ def classification_rows(
     by_whom = {None: measured.model, **measured.baselines}
     found = {who: scores(measured.truth, predicted, names) for who, predicted in by_whom.items()}
     of_label = {"f1": {"label": names[_rarer(measured.truth)]}} if "f1" in found[None] else {}
-    return [
+    rows = [
         {"name": name, "value": found[who][name], **of_label.get(name, {}), **common, "baseline": who}
         for name in found[None]
         for who in by_whom
     ]
+    return [row | share_interval(row["value"], row["count"]) if row["name"] == "accuracy" else row for row in rows]
 
 
 def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -185,7 +188,8 @@ def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
         values = [row["value"] for row in rows]
         spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
         seeds = [row["seed"] for row in rows]
-        means.append(rows[0] | {"value": float(np.mean(values)), "std": spread, "seed": None, "seeds": seeds})
+        first = {name: value for name, value in rows[0].items() if name not in ("low", "high", "interval")}
+        means.append(first | {"value": float(np.mean(values)), "std": spread, "seed": None, "seeds": seeds})
     return means
 
 
@@ -279,17 +283,44 @@ def labels_of(model: PreTrainedModel) -> list[str]:
 
 
 def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
-    """Label the texts of a table, or the lines of a text file, in their order.
+    """Label the texts of a table, the lines of a text file, or one text, in their order.
 
-    Returns a CSV with the columns `text`, `label`, `probability` (of that label) and one with the probability of each
-    label, under the label's name. If a label has the name of one of our columns, these are all `probability of NAME`.
-    A text longer than the context is truncated; the number of these is printed. Raises `InputError` for a model
-    that is no classifier and for texts that cannot be read.
+    Returns a CSV with the table's other columns, then `text`, `label`, `probability` (of that label) and one with the
+    probability of each label, under the label's name. If a label has the name of one of our columns, these are all
+    `probability of NAME`; a column of the table with the name of one of these is called `NAME in the table`. A text
+    longer than the context is truncated; the number of these is printed. Raises `InputError` for a model that is no
+    classifier and for texts that cannot be read.
     """
-    texts = load_texts(data, text_column)
+    rows = rows_to_label(data, text_column)
+    texts = [text for text, _ in rows]
     empty = sum(not text.strip() for text in texts)
     if empty:
         say(f"{empty:,} of {len(texts):,} texts are empty: their labels mean nothing")
+    names, probabilities = label_probabilities(classifier, texts, trust_remote_code)
+    written = io.StringIO()
+    table = csv.writer(written)  # whose lines end as in RFC 4180: with "\n" alone a text's own "\r" would get no quotes
+    clash = not set(OURS).isdisjoint(names)
+    ours = [*OURS, *(f"probability of {name}" if clash else name for name in names)]
+    others = list(dict.fromkeys(name for _, row in rows for name in row))
+    table.writerow([*(f"{name} in the table" if name in ours else name for name in others), *ours])
+    for (text, row), chances in zip(rows, probabilities):
+        best = int(np.argmax(chances))
+        kept = [_as_cell(row.get(name)) for name in others]
+        table.writerow([*kept, text, names[best], *(f"{value:.4f}" for value in (chances[best], *chances))])
+    return written.getvalue()
+
+
+def _as_cell(cell: Any) -> str:
+    """Return a cell of the user's table as a CSV has it."""
+    value = value_of(cell)
+    is_single = cell is None or isinstance(cell, str | bytes)
+    return str("" if value is None else cell if isinstance(cell, str) else value) if is_single else json.dumps(value)
+
+
+def label_probabilities(
+    classifier: str, texts: Sequence[str], trust_remote_code: bool = False
+) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Return a classifier's labels, and the probability of each for each text, (N, labels). Raises `InputError`."""
     kind = AutoModelForSequenceClassification
     model, tokenizer = load_model(classifier, trust_remote_code=trust_remote_code, kind=kind)
     names = labels_of(model)
@@ -300,12 +331,4 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
     if tokenizer.pad_token_id is None:
         raise InputError(f"the tokenizer of {classifier} has no padding token: train it with groundup classify")
     with ProgressBar("labelling", total=1.0) as bar:
-        probabilities = predict(model, rows, int(tokenizer.pad_token_id), bar.update)  # type: ignore[arg-type]
-    written = io.StringIO()
-    table = csv.writer(written)  # whose lines end as in RFC 4180: with "\n" alone a text's own "\r" would get no quotes
-    clash = not set(OURS).isdisjoint(names)
-    table.writerow([*OURS, *(f"probability of {name}" if clash else name for name in names)])
-    for text, row in zip(texts, probabilities):
-        best = int(np.argmax(row))
-        table.writerow([text, names[best], f"{row[best]:.4f}", *(f"{value:.4f}" for value in row)])
-    return written.getvalue()
+        return names, predict(model, rows, int(tokenizer.pad_token_id), bar.update)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 RESAMPLES = 1000
 COVERAGE = 0.95
+NORMAL = 1.959964  # standard deviations on either side that cover so much of a normal distribution
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
@@ -54,6 +55,13 @@ def language_draws(units: UnitSums, weights: Array) -> dict[str, Array]:
 
 def _ratio(above: Array, below: Array) -> Array:
     return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+
+
+def share_interval(share: float, count: int) -> dict[str, Any]:
+    """Return `low` and `high` of a share of so many rows for metrics.json: 95 % by Wilson's score (1927)."""
+    middle = (share + NORMAL**2 / (2 * count)) / (1 + NORMAL**2 / count)
+    half = math.sqrt(share * (1 - share) / count + NORMAL**2 / (4 * count**2)) * NORMAL / (1 + NORMAL**2 / count)
+    return {"low": round(max(0.0, middle - half), 6), "high": round(min(1.0, middle + half), 6), "interval": "rows"}
 
 
 def interval(values: Array) -> Interval | None:

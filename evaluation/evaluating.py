@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar, console, say
 from groundup.common.errors import InputError, Interrupted, names_of, public_name, user_path
-from groundup.common.files import MODEL_WEIGHTS, TOKENIZER_FILE, content_of, digest, sha256_of
+from groundup.common.files import MODEL_WEIGHTS, PAGE_FILE, TOKENIZER_FILE, content_of, digest, sha256_of
 from groundup.common.output import claim, given_folder, is_begun, tidy
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import verb
@@ -39,9 +39,10 @@ from groundup.evaluation.language import (
     xz_part,
 )
 from groundup.evaluation.likelihood import Windows
-from groundup.evaluation.metrics_json import TRAINED, read_metrics, summary_table, write_metrics
+from groundup.evaluation.metrics_json import TRAINED, read_metrics, write_metrics
 from groundup.evaluation.parts import VERB, Key, Part, Parts
 from groundup.evaluation.report import write_page
+from groundup.evaluation.summary import summary
 from groundup.inference.folder import require_next_token
 from groundup.inference.loading import load_model
 from groundup.tokenization.folder import load_tokenizer
@@ -180,8 +181,8 @@ class Evaluation:
         write_metrics(out, rows, training, weights, samples, self.parts.failures)
         write_page(out)
         self.parts.end()
-        console.print(summary_table(read_metrics(out)))
-        say(f"written to {out}: metrics.json, report.html")
+        console.print(summary(read_metrics(out)))
+        say(f"written to {out}; next: open {out / PAGE_FILE} in a browser")
         if self.parts.failures:
             again = f"try it again: groundup evaluate --resume --out {out}"
             raise InputError(f"all but this is written ({self.parts.failed}): {again}")

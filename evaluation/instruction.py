@@ -20,7 +20,9 @@ from groundup.data.windows import by_size
 from groundup.evaluation.likelihood import score_batch
 from groundup.evaluation.metrics_json import markdown_table
 from groundup.evaluation.standard_metrics import as_compared, chrf, exact_match, ngrams, rouge, units
-from groundup.inference.loading import context_of, device_of, evaluating
+from groundup.inference.generation import Sampling
+from groundup.inference.loading import context_of, evaluating
+from groundup.inference.writing import decode_together
 
 BATCH_TOKENS, PADDING = 2**13, 0.2  # scored at once, and the greatest share of padding among them
 BATCH_PROMPTS = 64  # answered at once
@@ -91,29 +93,14 @@ def write_answers(
         for start in range(0, len(fitting), BATCH_PROMPTS):
             part = [prompts[index] for index in fitting[start : start + BATCH_PROMPTS]]
             room = context + 1 - (0 if model.config.is_encoder_decoder else max(map(len, part)))
-            written = _generate(model, part, stop_ids, min(longest, room))
-            for index, ids in zip(fitting[start : start + BATCH_PROMPTS], written):
-                end = next((place for place, token in enumerate(ids) if token in stop_ids), None)
-                text = str(tokenizer.decode(ids[:end], skip_special_tokens=True))
-                answers[index] = Answer(text, stopped=end is not None)
+            greedy = Sampling(temperature=0, max_new_tokens=min(longest, room), stop_ids=tuple(stop_ids))
+            written = decode_together(model, part, [greedy] * len(part))
+            for index, (ids, reason) in zip(fitting[start : start + BATCH_PROMPTS], written):
+                text = str(tokenizer.decode(ids, skip_special_tokens=True))
+                answers[index] = Answer(text, stopped=reason == "stop")
             if progress:
                 progress((start + len(part)) / len(fitting), f"{start + len(part):,} answers")
     return answers
-
-
-def _generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: Collection[int], new_tokens: int
-) -> list[list[int]]:
-    """Return the ids that follow each prompt, filled up after the end."""
-    length = max(map(len, prompts))
-    fill = min(stop_ids)  # never read: the mask hides it before a prompt, and after an answer it is cut off
-    device = device_of(model)
-    ids = torch.tensor([[fill] * (length - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    generate: Any = model.generate
-    ends = {"max_new_tokens": new_tokens, "eos_token_id": sorted(stop_ids), "pad_token_id": fill}
-    written = generate(input_ids=ids, attention_mask=mask, do_sample=False, **ends)
-    return written[:, 1 if model.config.is_encoder_decoder else length :].tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

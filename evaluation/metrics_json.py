@@ -9,9 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from groundup.common.console import say
 from groundup.common.errors import InputError
 from groundup.common.files import METRICS_FILE, atomic_write, sha256_of
@@ -111,28 +108,19 @@ TRAINED = "training"  # the split of a text that the model was trained on
 BETTER_WHEN_SMALLER = ("bits_per_byte", "loss", "perplexity", "word_perplexity", "byte_perplexity")
 MOST_COLUMNS = 3  # baselines with a column of their own
 FEW = 8  # generated texts, below which a share says little; the default of `evaluate`
+USELESS_CHRF = 20.0  # of answers below it nothing is right but by chance
 BESIDE = "\u00a0\u00a0"  # begins a line that belongs to the number above; HTML keeps these spaces
-_SHARES = ("accuracy", "repeated", "distinct", "copied", "continued", "stopped", "unknown_rate")  # shown as percentages
-
-
-def summary_table(metrics: dict[str, Any]) -> Table:
-    """Return what was measured as a table for the terminal, baselines and differences beside the model.
-
-    Curves and the tokenizer's costs are only in `report.html`; reasons for missing numbers are below the table.
-    """
-    rows = [*section(metrics["metrics"], "results"), *section(metrics["metrics"], "comparison")]
-    header, lines = result_lines(rows)
-    below = [*notes(rows), *family_notes(section(metrics["metrics"], "families"))]
-    below += [*(f"{part} failed: {reason}" for part, reason in metrics.get("failures", {}).items())]
-    caption = Text("\n".join(below), "table.caption") if below else None
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption)
-    table.caption_justify = "left"
-    for column, name in enumerate(header):
-        table.add_column(name, justify="right" if column > 1 else "left", overflow="fold")
-    for line in lines:
-        cells = [Text(cell, "bold" if column == 2 else "") for column, cell in enumerate(line)]
-        table.add_row(*cells, style="dim" if line[0].startswith(BESIDE) else "")
-    return table
+_SHARES = (
+    "accuracy",
+    "exact_match",
+    "repetition",
+    "repeated",
+    "distinct",
+    "copied",
+    "continued",
+    "stopped",
+    "unknown_rate",
+)  # shown as percentages
 
 
 def section(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -156,9 +144,9 @@ def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
     models = list(dict.fromkeys(row["model"] for row in rows if row.get("model")))
     if models or len(baselines) > MOST_COLUMNS:
         return ["", "on", *(models or ["this model"])], _lines_below(rows, models or [None], baselines)
-    values = {(*_key(row), row.get("baseline")): row for row in rows}
+    values = {(*row_key(row), row.get("baseline")): row for row in rows}
     lines = [
-        [title(row), _on(row), *(shown(values.get((*_key(row), name))) for name in (None, *baselines))]
+        [title(row), _on(row), *(shown(values.get((*row_key(row), name))) for name in (None, *baselines))]
         for row in rows
         if not row.get("baseline")
     ]
@@ -167,10 +155,10 @@ def result_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
 
 def _lines_below(rows: Sequence[dict[str, Any]], models: Sequence[str | None], baselines: list[str]) -> list[list[str]]:
     """Return the lines of `result_lines` with a column a model; what was measured on is said where it changes."""
-    values = {(*_key(row), row.get("baseline"), row.get("model")): row for row in rows}
-    model_rows = {_key(row): row for row in reversed(rows) if not row.get("baseline") and not row.get("against")}
+    values = {(*row_key(row), row.get("baseline"), row.get("model")): row for row in rows}
+    model_rows = {row_key(row): row for row in reversed(rows) if not row.get("baseline") and not row.get("against")}
     lines, before = [], ""
-    for key in dict.fromkeys(_key(row) for row in rows):
+    for key in dict.fromkeys(row_key(row) for row in rows):
         if (row := model_rows.get(key)) is None:
             continue
         on = _on(row)
@@ -194,7 +182,7 @@ def _cells(values: dict[Any, Any], key: Any, baseline: str | None, models: Seque
 _KEY = ("name", "label", "dataset", "split", "windows", "num_fewshot", "filter", "positions")
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the key by which a number is matched with those of the baselines and of other models."""
     return tuple(row.get(name) for name in _KEY)
 
@@ -254,25 +242,35 @@ def title(row: dict[str, Any]) -> str:
     return f"F1 of {row['label']}" if "label" in row else _TITLES.get(name, name.replace("_", " "))
 
 
-def shown(row: dict[str, Any] | None) -> str:
+def shown(row: Mapping[str, Any] | None) -> str:
     """Return a number as a person reads it: with its interval or standard deviation if it has one, a dash for none."""
+    beside = spread(row)
+    return number(row) + (f" {beside}" if beside.startswith("±") else f" ({beside})" if beside else "")
+
+
+def number(row: Mapping[str, Any] | None) -> str:
+    """Return a number alone, as a person reads it; a dash for none."""
+    return "–" if row is None or row["value"] is None else _text(row["name"], row["value"])
+
+
+def spread(row: Mapping[str, Any] | None) -> str:
+    """Return how far a number may be off: its standard deviation or its interval, an empty text for none."""
     if row is None or row["value"] is None:
-        return "–"
-
-    def text(value: float) -> str:
-        if any(word in row["name"] for word in _SHARES):
-            return f"{value:.1%}"
-        if row["name"] == "words":
-            return f"{value:.1f}"
-        if abs(value) >= 1e7:
-            return f"{value:.3g}"
-        return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
-
+        return ""
     if row.get("std") is not None:
-        return f"{text(row['value'])} ± {text(row['std'])}"
-    if row.get("low") is None:
-        return text(row["value"])
-    return f"{text(row['value'])} ({text(row['low'])} to {text(row['high'])})"
+        return f"± {_text(row['name'], row['std'])}"
+    low, high = row.get("low"), row.get("high")
+    return "" if low is None or high is None else f"{_text(row['name'], low)} to {_text(row['name'], high)}"
+
+
+def _text(name: str, value: float) -> str:
+    if any(word in name for word in _SHARES):
+        return f"{value:.1%}"
+    if name in ("words", "chrf", "rouge_l"):  # the field writes ROUGE and chrF out of a hundred
+        return f"{100 * value if name == 'rouge_l' else value:.1f}"
+    if abs(value) >= 1e7:
+        return f"{value:.3g}"
+    return f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -293,6 +291,54 @@ def verdict(row: Mapping[str, Any]) -> str:
     return f"{'better' if better else 'worse'} than {row['against']}{where}"
 
 
+def headline(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the number that counts in one sentence, beside its best baseline; None where nothing was measured."""
+    own = [row for row in rows if not row.get("baseline") and not row.get("against") and row["value"] is not None]
+    if said := worth(rows):
+        return said
+    compared = [row for row in rows if row.get("against") and row["value"] is not None]
+    if compared:
+        return difference(compared[0])
+    for say_it in (_said_of_text, _said_of_answers):
+        if said := say_it(own, rows):
+            return said
+    return f"{title(own[0])} {shown(own[0])} on {own[0]['dataset']}" if own else None
+
+
+def difference(row: Mapping[str, Any]) -> str:
+    """Return what a row of a comparison shows as a sentence."""
+    what = f"{title({'name': row['name'].removesuffix('_difference')})} on {row['dataset']}"
+    between = f", 95 % interval {spread(row)}" if spread(row) else ""
+    said = verdict(row)
+    if said.startswith("no"):
+        return f"{what}: {said} between {row['model']} and {row['against']} ({number(row)}{between})"
+    return f"{row['model']} is {said}: {what} differs by {number(row)}{between}"
+
+
+def _said_of_text(own: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    first, rivals = _rivals("bits_per_byte", rows)
+    if first is None or first["value"] is None:
+        return None
+    best = min(rivals, key=lambda row: row["value"], default=None)
+    below = (
+        "" if best is None else f", {1 - first['value'] / best['value']:.0%} below {best['baseline']} ({number(best)})"
+    )
+    return f"{number(first)} bits per byte on {first['dataset']}{below}"
+
+
+def _said_of_answers(own: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    exact = next((row for row in own if row["name"] == "exact_match" and row.get("count")), None)
+    likeness = next((row for row in own if row["name"] == "chrf"), None)
+    if exact is None:
+        return None
+    right = round(exact["value"] * exact["count"])
+    said = f"{right:,} of {exact['count']:,} answers are exactly right ({number(exact)})"
+    said += f", chrF {number(likeness)}" if likeness else ""
+    if likeness and exact["value"] < 0.02 and likeness["value"] < USELESS_CHRF:
+        said += ": these answers are of no use yet; give a pretrained --model, more rows or more --minutes"
+    return said
+
+
 def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return a sentence that compares a model's score with the best baseline's on the same text or rows.
 
@@ -303,22 +349,25 @@ def worth(rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _worth_of_a_classifier(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    first, rivals = _beside("accuracy", rows)
+    first, rivals = _rivals("accuracy", rows)
     if first is None or SVM not in {row["baseline"] for row in rivals}:
         return None
     best = max(rivals, key=lambda row: row["value"])
     points = 100 * (first["value"] - best["value"])
+    other = f"{best['baseline']} ({best['value']:.2%})"
     if points > 0:
-        return f"accuracy {first['value']:.2%}: {points:.2f} points above {best['baseline']} ({best['value']:.2%})"
+        return f"accuracy {first['value']:.2%}: {points:.2f} points above {other}"
+    if first["value"] == 1:
+        return f"accuracy 100%, as {other}: on these rows a simple method is right too, so only harder rows can tell"
     what = "no better than" if points == 0 else f"{-points:.2f} points below"
     return (
-        f"accuracy {first['value']:.2%}: {what} {best['baseline']} ({best['value']:.2%}). This model does not beat the "
+        f"accuracy {first['value']:.2%}: {what} {other}. This model does not beat the "
         "baseline: use the baseline, or give it more --minutes, more rows or a pretrained --model"
     )
 
 
 def _worth_of_a_language_model(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    first, rivals = _beside("bits_per_byte", rows)
+    first, rivals = _rivals("bits_per_byte", rows)
     if first is None or first["value"] is None or not rivals:
         return None
     best = min(rivals, key=lambda row: row["value"])
@@ -330,7 +379,7 @@ def _worth_of_a_language_model(rows: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def _beside(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
+def _rivals(name: str, rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, list[Mapping[str, Any]]]:
     """Return the first score of that name, where only one model has it, and the baselines' on the same text or rows."""
     own = [row for row in rows if row["name"] == name and not row.get("baseline")]
     if not own or len({row.get("model") for row in own}) > 1:

@@ -6,7 +6,7 @@ Keskar et al. 2019 (repetition penalty).
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -181,7 +181,12 @@ def stream_text(
     not, and what may be the beginning of a stop text appears once it is not. `past_context` and the generator's own
     value, which is "stop" after a stop text too, are those of `stream_tokens`.
     """
-    pieces = _stream_pieces(model, tokenizer, prompt_ids, sampling, past_context=past_context)
+    tokens = stream_tokens(model, prompt_ids, sampling, past_context=past_context)
+    return (yield from stream_until(sampling.stop, stream_pieces(tokens, tokenizer, prompt_ids)))
+
+
+def stream_until(stop: Sequence[str], pieces: Generator[str, None, str]) -> Generator[str, None, str]:
+    """Yield pieces up to the first stop text, whatever ends the text."""
     held = ""
     while True:
         try:
@@ -190,8 +195,8 @@ def stream_text(
             if held:
                 yield held
             return end.value
-        found = [place for text in sampling.stop if (place := held.find(text)) >= 0]
-        safe = min(found) if found else len(held) - max((_begun(held, text) for text in sampling.stop), default=0)
+        found = [place for text in stop if (place := held.find(text)) >= 0]
+        safe = min(found) if found else len(held) - max((_begun(held, text) for text in stop), default=0)
         if safe:
             yield held[:safe]
         if found:
@@ -205,18 +210,12 @@ def _begun(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _stream_pieces(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    prompt_ids: list[int],
-    sampling: Sampling,
-    *,
-    past_context: bool,
+def stream_pieces(
+    tokens: Generator[int, None, str], tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int]
 ) -> Generator[str, None, str]:
-    """Yield pieces of whole characters, whatever ends the text."""
+    """Yield the text of tokens in pieces of whole characters, whatever ends it."""
     decoder = DecodeStream(ids=prompt_ids)  # some tokens read differently at the start of a text
     structure, held = structure_ids(tokenizer), []
-    tokens = stream_tokens(model, prompt_ids, sampling, past_context=past_context)
     while True:
         try:
             token = next(tokens)

@@ -8,18 +8,20 @@ With several seeds the same run is repeated: a mean with its spread, and the run
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from groundup.common.console import console, say
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, user_path
 from groundup.common.files import RECIPE_FILE, atomic_folder
 from groundup.common.output import claim, given_folder, is_begun
 from groundup.common.processes import agreed, processes
 from groundup.common.settings import Deadline, read_yaml, verb, write_yaml
-from groundup.data.examples import load_texts
+from groundup.data.examples import is_one_text, load_texts
 from groundup.data.sources import short_name
-from groundup.evaluation.classification import PREDICTIONS_FILE, label_texts, mean_rows
-from groundup.evaluation.metrics_json import read_metrics, summary_table, write_metrics
+from groundup.evaluation.classification import PREDICTIONS_FILE, label_probabilities, label_texts, mean_rows
+from groundup.evaluation.metrics_json import read_metrics, write_metrics
+from groundup.evaluation.summary import THIS_MODEL, summary
 from groundup.publishing.card import write_card
 from groundup.training.checkpoint import RunFolder
 from groundup.training.classification_preparation import (
@@ -56,15 +58,15 @@ def classify(settings: ClassifySettings, deadline: Deadline) -> Path:
         return _label_only(settings)
     if settings.predict is not None:
         load_texts(settings.predict, settings.text_column)  # what is wrong with it is said before anything is trained
-    out = repeat(settings, _train) if is_repeated(settings) else _train(settings, deadline)
+    out = repeat(settings, partial(_train, shows=False)) if is_repeated(settings) else _train(settings, deadline)
     if settings.predict is not None and settings.resume and processes().is_main_process:
         write_predictions(out, settings)  # asked for only now
-    say(f"written to {out}; try: groundup classify --model {out} --predict your_texts.txt")
+    say(f"written to {out}; next: groundup classify {out} --predict your_texts.csv")
     return out
 
 
-def _train(settings: ClassifySettings, deadline: Deadline) -> Path:
-    return carry_out(settings, deadline, prepare=prepare_classification, start=_start)
+def _train(settings: ClassifySettings, deadline: Deadline, shows: bool = True) -> Path:
+    return carry_out(settings, deadline, prepare=prepare_classification, start=_start, shows=shows)
 
 
 def _start(run: RunFolder, deadline: Deadline) -> "ClassificationRun":
@@ -109,12 +111,17 @@ def adapt(prepared: PreparedExamples, deadline: Deadline) -> None:
 
 
 def _label_only(settings: ClassifySettings) -> Path:
-    """Label a file with a trained classifier, into a new folder."""
+    """Label a file with a trained classifier, into a new folder; one text is labelled on standard output."""
     console.quiet = settings.quiet
     if settings.model is None:
         raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
     if others := sorted(settings.given() - OF_LABELLING):
         raise InputError(f"--{others[0].replace('_', '-')} is for training: leave it out, or give --data")
+    if settings.out is None and is_one_text(settings.predict or ""):
+        names, chances = label_probabilities(settings.model, [settings.predict or ""], settings.trust_remote_code)
+        for chance, name in sorted(zip(chances[0], names), reverse=True):
+            print(f"{chance:7.2%}  {name}")
+        return user_path(settings.model)
     with claim(settings.out, "classify", short_name([settings.predict or ""])) as output:
         content = label_texts(settings.model, settings.predict or "", settings.text_column, settings.trust_remote_code)
         with output.filled() as folder:
@@ -199,7 +206,7 @@ def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings
     metrics = [read_metrics(folder) for folder in folders]
     means = mean_rows([one["metrics"] for one in metrics])
     best = max(range(len(folders)), key=lambda number: metrics[number]["training"]["selection"])
-    own = [row | {"dataset": f"{row['dataset']} (this model)"} for row in metrics[best]["metrics"]]
+    own = [row | {"dataset": row["dataset"] + THIS_MODEL} for row in metrics[best]["metrics"]]
     if not run.final.is_dir():  # whole already where a kill came between
         with atomic_folder(run.final) as final:
             for path in folders[best].iterdir():
@@ -212,5 +219,5 @@ def _combine(run: RunFolder, folders: Sequence[Path], settings: ClassifySettings
             if settings.predict is not None:
                 write_predictions(final, settings)
     run.promote()
-    console.print(summary_table(read_metrics(run.out)))
+    console.print(summary(read_metrics(run.out)))
     say(f"kept {folders[best].name}, which has the best validation score of {len(folders)} runs")

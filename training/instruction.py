@@ -66,7 +66,7 @@ def instruct(settings: InstructSettings, deadline: Deadline) -> Path:
         Diverged: when the loss stops being a number.
     """
     out = carry_out(settings, deadline, prepare=prepare_instructions, start=_start)
-    say(f"written to {out}, with answers before and after in {SAMPLES_FILE}; try: groundup chat --model {out}")
+    say(f"written to {out}, with answers before and after in {SAMPLES_FILE}; next: groundup chat {out}")
     return out
 
 

@@ -54,7 +54,7 @@ def pretrain(settings: PretrainSettings, deadline: Deadline) -> Path:
         prepare=prepare_run,
         start=lambda run, deadline: Pretraining(open_prepared(run), run, deadline),
     )
-    say(f"written to {out}" + (f"; try: groundup generate --model {out}" if settings.objective == "clm" else ""))
+    say(f"written to {out}" + (f"; next: groundup generate {out}" if settings.objective == "clm" else ""))
     return out
 
 

@@ -213,7 +213,8 @@ class ClassifySettings(TrustOption, TrainingOptions, TextOptions):
     """The language model to start from, decoder or encoder: a folder or a Hub name (default: train from scratch); with
     --predict and without --data, the trained classifier."""
     predict: DataName | None = None
-    """Label the texts of this table or the lines of this text file, and write predictions.csv."""
+    """Label the texts of this table or the lines of this text file, and write predictions.csv with the table's other
+    columns; one text, such as "win a prize", is labelled in the terminal."""
     adapt_minutes: NotNegative | None = None
     """Time for pretraining on the texts of the rows first [minutes] (default: a share of the budget from scratch, none
     with --model)."""

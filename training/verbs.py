@@ -23,7 +23,8 @@ from groundup.common.processes import agreed, processes
 from groundup.common.settings import Deadline, differing, is_longer, public_settings, read_yaml, refuse, settings_from
 from groundup.data.files import refuse_other_content
 from groundup.data.sources import short_name
-from groundup.evaluation.metrics_json import read_metrics, summary_table
+from groundup.evaluation.metrics_json import read_metrics
+from groundup.evaluation.summary import summary
 from groundup.tokenization.folder import fingerprint, save_tokenizer
 from groundup.training.checkpoint import RunFolder
 from groundup.training.loop import require_tracker
@@ -77,6 +78,7 @@ def carry_out(
     prepare: Callable[[S, RunFolder, Deadline], None],
     start: Callable[[RunFolder, Deadline], "TrainingRun"],
     inner: bool = False,
+    shows: bool = True,
 ) -> Path:
     """Run a verb that trains, from its first step or, with `--resume`, from the newest saved one; return its folder.
 
@@ -85,6 +87,7 @@ def carry_out(
         prepare: writes all that the run needs into its folder, the recipe last; on the first process alone.
         start: reads that back and makes the run.
         inner: whether it is a run within a run, which goes on with what it has, whatever is asked of the outer one.
+        shows: whether the scores are printed at its end; those of an inner run are not.
 
     Raises:
         InputError: for data, options or a folder that will not do; nothing that was there is lost.
@@ -112,8 +115,8 @@ def carry_out(
             training = start(run, deadline)
         with _taken_back(run, state.is_main_process and not goes_on, InputError):
             training.run(resume=settings.resume)
-    if state.is_main_process:
-        console.print(summary_table(read_metrics(run.out)))
+    if state.is_main_process and shows and not inner:
+        console.print(summary(read_metrics(run.out)))
     return run.out
 
 

@@ -18,6 +18,38 @@ def test_options_take_dashes_repeat_and_stand_alone():
     assert (settings.data, settings.max_steps, settings.resume, settings.minutes) == (["a", "b"], 3, True, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generate", "m", "--prompt", "x"], {"model": "m", "prompt": "x"}),
+        (["generate", "--prompt", "x", "m"], {"model": "m", "prompt": "x"}),
+        (["chat", "--model", "m"], {"model": "m"}),
+        (["evaluate", "m", "n", "--data", "a", "b"], {"model": ["m", "n"], "data": ["a", "b"]}),
+        (["evaluate", "--data", "a", "b", "--model", "m", "n"], {"model": ["m", "n"], "data": ["a", "b"]}),
+        (["classify", "--data", "a", "b"], {"model": None, "data": ["a", "b"]}),
+        (["classify", "m", "--predict", "win a prize"], {"model": "m", "predict": "win a prize"}),
+        (["publish", "--checkpoint", "c", "me/it"], {"checkpoint": "c", "repo_id": "me/it"}),
+        (["publish", "--language", "en", "c", "me/it"], {"checkpoint": "c", "repo_id": "me/it", "language": ["en"]}),
+    ],
+)
+def test_a_word_alone_is_the_model_and_lists_keep_their_words(arguments, expected):
+    settings = parse(arguments[0], arguments[1:])
+    assert {name: getattr(settings, name) for name in expected} == expected
+
+
+def test_help_and_version_are_found_however_they_are_asked_for(capsys):
+    for arguments in (["help"], ["-h"], []):
+        assert main(arguments) == 0
+        assert "First steps:" in capsys.readouterr().out
+    for arguments in (["help", "chat"], ["chat", "-h"], ["chat", "my_model", "--help"]):
+        assert main(arguments) == 0
+        assert "usage: groundup chat MODEL [OPTIONS]" in capsys.readouterr().out
+    for verb, usage in (("classify", "[MODEL]"), ("playground", "MODEL...")):
+        assert main(["help", verb]) == 0
+        assert f"usage: groundup {verb} {usage} [OPTIONS]" in capsys.readouterr().out
+    assert main(["-V"]) == 0
+
+
 def test_a_flag_can_be_switched_off_again(tmp_path):
     (tmp_path / "settings.yaml").write_text("smoke: true\n")
     config = str(tmp_path / "settings.yaml")
@@ -42,11 +74,23 @@ def test_the_command_line_wins_over_the_file_whatever_their_order(tmp_path):
         (["pretrain", "--max-steps", "1.5"], "--max-steps 1.5: a whole number of at least 1 is wanted"),
         (["pretrain", "--optimizer", "sgd"], "--optimizer"),
         (["pretrain", "--minutes"], "--minutes needs a value"),
-        (["pretrain", "stray"], "stray"),
+        (["pretrain", "stray"], "unexpected 'stray': give it by its option, --data stray"),
+        (["completion", "bash", "more"], "unexpected 'more': options begin with --"),
+        (["train", "--data", "x"], "(here: pretrain learns from a text, classify and instruct from rows)"),
+        (["finetune"], "(here: classify or instruct for rows"),
+        (["predict"], "(here: classify MODEL --predict FILE labels"),
+        (["help", "nothing"], "unknown verb 'nothing'"),
+        (["pretrain", "--lr", "1"], "unknown option --lr (did you mean '--learning-rate'?)"),
+        (["pretrain", "--batch-size", "1"], "'--batch-tokens'"),
+        (["classify", "--batch_size", "1"], "'--batch-rows'"),
+        (["generate", "-m", "x"], "unknown option -m (did you mean '--model'?)"),
+        (["generate", "x", "--max-tokens", "1"], "'--max-new-tokens'"),
+        (["generate", "x", "--model", "y"], "--model y: x is given as the model already"),
+        (["chat", "x", "y"], "unexpected 'y'"),
         (["pretrain", "--config", "nowhere.yaml"], "nowhere.yaml"),
-        (["generate"], "--model"),
+        (["generate"], "groundup generate my_model"),
         (["generate", "--model", "./nowhere"], "nowhere"),
-        (["chat"], "--model"),
+        (["chat"], "groundup chat my_model"),
         (["run"], "recipe"),
         (["run", "nothing"], "python_docs"),
     ],
@@ -107,7 +151,11 @@ def test_the_demo_recipe_walks_its_path_proves_the_model_elsewhere_and_keeps_wha
 def test_a_recipe_is_checked_before_anything_is_done(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for text, words in (
-        ("stages: {pretrain: {minuts: 3}}", "minutes"),
+        ("stages: {pretrain: {minuts: 3}}", "recipe.yaml, stage pretrain: unknown setting 'minuts'"),
+        ("stages: {first: {verb: pretrain, minutes: soon}}", "recipe.yaml, stage first: minutes 'soon'"),
+        ("stages: {train: {}}", "recipe.yaml, stage train: unknown verb 'train' (here: pretrain learns"),
+        ("stages: {pretrain: {data: [none.txt]}}", "recipe.yaml, stage pretrain: no file or folder none.txt"),
+        ("stages:\n  pretrain:\n    data: [x\n", "recipe.yaml, line"),
         ("stages: {pretrian: {}}", "pretrain"),
         ("stage: {}", "stages"),
         ("name: x", "names no stages"),

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from groundup.data.encoding import ExampleRows, for_classifying
-from groundup.data.examples import MOST_LABELS, Examples
+from groundup.data.examples import MOST_LABELS, Examples, is_one_text
 from groundup.evaluation.classification import (
     MAJORITY,
     OWN_FONT,
@@ -285,6 +285,28 @@ def test_labels_that_are_called_as_our_columns_leave_every_column_its_own_name(b
     assert len(set(header)) == len(header) == 5 and header[:3] == ["text", "label", "probability"]
     assert [row[0] for row in rows] == ["one", "two"]
     assert all(row[2] == max(row[3:]) and header[3 + row[3:].index(row[2])].endswith(row[1]) for row in rows)
+
+
+def test_the_tables_other_columns_are_kept_with_names_of_their_own(classifier, tmp_path):
+    rows = [{"id": 7, "text": "one", "label": "yes", "tags": ["a", 1]}, {"id": "007", "text": "two", "no": None}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    first, second = csv.DictReader(io.StringIO(label_texts(classifier, str(tmp_path / "rows.jsonl")), newline=""))
+    assert list(first)[:4] == ["id", "label in the table", "tags", "no in the table"]
+    assert (first["id"], first["label in the table"], first["tags"]) == ("7", "yes", '["a", 1]')
+    assert (second["id"], second["tags"], second["no in the table"], second["text"]) == ("007", "", "", "two")
+    assert {first["label"], second["label"]} <= {"no", "yes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_text"),
+    [("win a prize", True), ("see www.x.test/y now", True), ("texts", False), ("no such.csv", False), ("a b/c", False)],
+)
+def test_one_text_is_told_from_a_file(text, is_text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b").mkdir()
+    assert is_one_text(text) == is_text
+    (tmp_path / "win a prize").write_text("x")
+    assert not is_one_text("win a prize")
 
 
 @pytest.mark.parametrize(("truth", "predicted"), [([1, 1], [1, 1]), ([0, 0], [0, 0]), ([0], [1]), ([0, 1], [1, 0])])

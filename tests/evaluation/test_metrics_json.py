@@ -1,13 +1,11 @@
-import io
 import json
 import math
 
 import pytest
-from rich.console import Console
 
 from groundup.common.errors import InputError
 from groundup.evaluation.likelihood import LanguageScore, language_rows
-from groundup.evaluation.metrics_json import notes, read_metrics, summary_table, write_metrics
+from groundup.evaluation.metrics_json import notes, read_metrics, write_metrics
 
 TRAINING = {"seconds": 61.5, "tokens": 1_234_567, "parameters": 2_560_000, "device": "cpu"}
 
@@ -17,12 +15,6 @@ def rows():
     model = LanguageScore(nats=2000.0, tokens=1000, correct=400, bytes=3000, context=256)
     unigram = LanguageScore(nats=4000.0, tokens=1000, correct=100, bytes=3000, context=None)
     return language_rows(model, dataset="docs", split="validation", seed=0, unigram=unigram, xz=2.41)
-
-
-def shown(table) -> str:
-    console = Console(width=120, record=True, file=io.StringIO())
-    console.print(table)
-    return console.export_text()
 
 
 # metrics.json
@@ -48,24 +40,6 @@ def test_a_folder_without_metrics_has_none_and_a_broken_file_is_the_users_error(
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):
         read_metrics(tmp_path)
-
-
-# The table
-
-
-def test_the_table_puts_each_baseline_beside_the_model(rows):
-    text = shown(summary_table({"metrics": rows}))
-    header, bits, perplexity = text.splitlines()[:3]
-    assert header.split() == ["on", "this", "model", "unigram", "xz", "-9e"]
-    assert bits.split()[-3:] == [f"{2000 / math.log(2) / 3000:.3f}", f"{4000 / math.log(2) / 3000:.3f}", "2.410"]
-    assert perplexity.split()[-3:] == ["7.389", "54.598", "–"]
-    assert "40.0%" in text and "10.0%" in text
-
-
-def test_the_table_says_why_a_number_is_missing():
-    score = LanguageScore(nats=20.0, tokens=10, correct=4, bytes=None, context=8, note="it drops white space")
-    text = shown(summary_table({"metrics": language_rows(score, dataset="d", split="test", seed=0)}))
-    assert "bits per byte: it drops white space" in text
 
 
 @pytest.mark.parametrize("count, said", [(1, "1 text only"), (7, "7 texts only"), (8, None)])

@@ -74,4 +74,4 @@ def test_a_classifier_learns_the_tokens_that_its_base_does_not_know(lora, few, t
         model=few, data=[str(tmp_path / "rows.csv")], out=str(tmp_path / "out"), max_steps=2, quiet=True, lora=lora
     )
     labelled = label_texts(str(out), str(tmp_path / "rows.csv"))
-    assert len(labelled.splitlines()) == 41 and not np.isnan(float(labelled.splitlines()[1].split(",")[2]))
+    assert len(labelled.splitlines()) == 41 and not np.isnan(float(labelled.splitlines()[1].split(",")[3]))

@@ -132,6 +132,13 @@ def test_empty_texts_are_labelled_in_their_places_and_counted(made, tmp_path, ca
     assert "2 of 4 texts are empty" in capsys.readouterr().err
 
 
+def test_one_text_is_labelled_in_the_terminal_and_leaves_no_folder(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert package.classify(model=str(made), predict="9 cat good road") == made
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split()[1] == "pos" and second.split()[1] == "neg" and not list(tmp_path.iterdir())
+
+
 def test_pictures_mistakes_and_recipe_lie_beside_the_weights(made):
     assert (made / "confusion.png").read_bytes().startswith(b"\x89PNG")
     mistakes = [json.loads(line) for line in (made / "mistakes.jsonl").read_text().splitlines()]
