@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import typing
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # offline its client would warn of each retry, tens of lines
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home that it cannot write to
+    for name in ("sklearn", "matplotlib"):  # what there is to say about scores and pictures is said by us
+        warnings.filterwarnings("ignore", category=UserWarning, module=name)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this: `groundup ... >&-`
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (to the end of the process)

@@ -6,7 +6,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,14 @@ def load_examples(
     for line in _doubts(examples):
         say(f"{', '.join(data)}: {line}")
     return examples, sources, found
+
+
+def sizes_of(parts: Mapping[str, Examples]) -> str:
+    """Say how the rows fall to "train", "selection" and perhaps "test", and how many have each label."""
+    counts = Counter(label for part in parts.values() for label in part.labels)
+    test = f", {len(parts['test']):,} test" if "test" in parts else ""
+    said = f"{len(parts['train']):,} rows to learn from, {len(parts['selection']):,} validation{test}"
+    return f"{said}; {len(counts):,} labels: {listed((f'{name} {n:,}' for name, n in counts.most_common()), 8)}"
 
 
 def _doubts(examples: Examples) -> list[str]:

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import ConfusionMatrixDisplay, accuracy_score, f1_score, matthews_corrcoef
 from sklearn.svm import LinearSVC
@@ -155,7 +157,9 @@ def _svm(texts: Sequence[str], truth: Numbers, asked: Sequence[str], reading: di
     vectorizer = TfidfVectorizer(**reading)
     try:
         features = vectorizer.fit_transform(texts)
-        return np.asarray(LinearSVC(random_state=0).fit(features, truth).predict(vectorizer.transform(asked)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a baseline that stops a little early is one too
+            return np.asarray(LinearSVC(random_state=0).fit(features, truth).predict(vectorizer.transform(asked)))
     except ValueError:  # not one word in all of the texts, or one label alone
         return np.full(len(asked), np.bincount(truth).argmax())
 
@@ -226,7 +230,9 @@ def draw_confusion(truth: Numbers, predicted: Numbers, names: Sequence[str], pat
     figure.suptitle("; ".join(said), fontsize=8, wrap=True)
     for text, count in zip(np.ravel(cast(Any, drawn.text_)), counts.flat) if numbered else ():
         text.set(text=f"{count:,}" if count else "", fontsize=8)
-    figure.savefig(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a letter in no installed font: its label is a number then
+        figure.savefig(path)
 
 
 def _in_short(label: str) -> str:

@@ -6,7 +6,7 @@ The gate runs the Python code on the card unchanged: it loads the model and uses
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,16 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Template
 
-from groundup.common.errors import public_name
+from groundup.common.errors import listed, public_name
 from groundup.common.files import (
     ADAPTER_FILE,
     CARD_FILE,
+    CHAT_TEMPLATE_FILE,
     CONFIG_FILE,
     CURVE_FILE,
     GENERATION_FILE,
     GGUF_WEIGHTS,
+    METRICS_FILE,
     RECIPE_FILE,
     TOKENIZER_FILE,
     TOKENIZER_SETTINGS_FILE,
@@ -48,7 +50,7 @@ _TRUST = """
 `groundup` installed and `import groundup.modeling`, leave it out: the package's own code is used.
 """
 
-# What to do with a model once it is loaded, by its Auto class.
+# What to do with a model once it is loaded, by its Auto class: texts that suit any model of the kind.
 _THEN = {
     "AutoModelForCausalLM": """\
 prompt = tokenizer("Once upon a time", return_tensors="pt")
@@ -57,11 +59,17 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens={new_tokens}, do_
 question = tokenizer("Once upon a time", return_tensors="pt")
 print(tokenizer.decode(model.generate(**question, max_new_tokens={new_tokens})[0], skip_special_tokens=True))""",
     "AutoModelForSequenceClassification": """\
-text = tokenizer("Once upon a time", return_tensors="pt")
+text = tokenizer("the text to be labelled", return_tensors="pt")
 print(model.config.id2label[model(**text).logits.argmax(-1).item()])""",
 }
+_THEN_CHAT = """\
+messages = [{{"role": "user", "content": "Say hello."}}]
+question = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+answer = model.generate(**question, max_new_tokens={new_tokens})[0{after}]
+print(tokenizer.decode(answer, skip_special_tokens=True))"""
+_AFTER_QUESTION = ', question["input_ids"].shape[1]:'  # where a decoder's answer begins in what it gives
 _ELSE = """\
-text = tokenizer("Once upon a time", return_tensors="pt")
+text = tokenizer("a text to be read", return_tensors="pt")
 print(model(**text)[0].shape)"""
 
 _USE_GGUF = """\
@@ -97,6 +105,7 @@ class ModelKind:
     has_tokenizer: bool = True
     has_ends: bool = False  # an adapter's own generation_config.json
     new_tokens: int = _NEW_TOKENS
+    converses: bool = False  # it was taught to answer through its chat template
 
     @property
     def pipeline(self) -> str:
@@ -121,11 +130,20 @@ def kind_of(folder: Path, base: Path | None = None) -> ModelKind:
             has_tokenizer=(folder / TOKENIZER_FILE).is_file(),
             has_ends=(folder / GENERATION_FILE).is_file(),
             new_tokens=min(room, _new_tokens(config.parent)),
+            converses=_converses(folder),
         )
     if (folder / CONFIG_FILE).is_file():
-        return ModelKind(auto_class_of(folder), bool(read_json(folder / CONFIG_FILE).get("auto_map")), new_tokens=room)
+        has_code, converses = bool(read_json(folder / CONFIG_FILE).get("auto_map")), _converses(folder)
+        return ModelKind(auto_class_of(folder), has_code, new_tokens=room, converses=converses)
     is_gguf = (folder / GGUF_WEIGHTS).is_file()
     return ModelKind("AutoModelForCausalLM", not is_gguf, is_gguf, new_tokens=room)
+
+
+def _converses(folder: Path) -> bool:
+    """Return whether a folder has a chat template and says that it was taught on conversations."""
+    recipe = folder / RECIPE_FILE
+    is_taught = recipe.is_file() and read_yaml(recipe).get("verb") == "instruct"
+    return is_taught and (folder / CHAT_TEMPLATE_FILE).is_file()
 
 
 def _new_tokens(folder: Path) -> int:
@@ -159,8 +177,15 @@ def _python(kind: ModelKind, path: str) -> str:
         trust=", trust_remote_code=True" if kind.has_code else "",
         distrust=", trust_remote_code=False" if kind.has_code else "",
         told="".join(f", {name}={value!r}" for name, value in kind.overrides.items()),
-        then=_THEN.get(kind.auto_class, _ELSE).format(new_tokens=kind.new_tokens),
+        then=_use_once(kind),
     )
+
+
+def _use_once(kind: ModelKind) -> str:
+    after = _AFTER_QUESTION if kind.auto_class == "AutoModelForCausalLM" else ""
+    is_asked = kind.converses and kind.auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    then = _THEN_CHAT if is_asked else _THEN.get(kind.auto_class, _ELSE)
+    return then.format(new_tokens=kind.new_tokens, after=after)
 
 
 # What a kind of model cannot do.
@@ -181,9 +206,12 @@ about people.""",
 }
 _HOLDS = "The numbers above hold for text like the one they were taken on: measure it again for any other."
 
+_WHERE_ALL_IS = (
+    f"Every setting, and every choice that was made for the run, is in [`{RECIPE_FILE}`]({RECIPE_FILE}); every number "
+    f"is in [`{METRICS_FILE}`]({METRICS_FILE})."
+)
 _MEMORISED = ("copied", "continued_word_for_word")
 _SHOWN_SAMPLES = 3
-_SHOWN_ELSEWHERE = ("name", "license", "language", "base_model", "sources")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -191,8 +219,9 @@ def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
     """Write the model card `README.md` from `metrics.json` and `recipe.yaml` alone, and return its path.
 
     Of the recipe it names `name`, `license`, `language`, `base_model` and `sources` (a list of name, bytes, sha256) are
-    used where they are given; every other setting is listed as it is. How to load the model follows from its config;
-    `path` is where from: the folder itself, or its repository on the Hub; `base` is where an adapter's base lies.
+    used where they are given; for every other setting the card points to it. How to load the model follows from its
+    config; `path` is where from: the folder itself, or its repository on the Hub; `base` is where an adapter's base
+    lies.
     """
     folder = Path(folder)
     metrics, recipe = read_metrics(folder), read_yaml(folder / RECIPE_FILE)
@@ -203,14 +232,15 @@ def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
     sections = {
         "Use": how_to_use(kind, path),
         "Results": _results(metrics),
-        "Samples": _samples(metrics),
         "Training data": markdown_table(header, rows) if sources else "Not recorded.",
-        "Training": _training(metrics, recipe, (folder / CURVE_FILE).is_file()),
         "Limits": _limits(kind, metrics, recipe),
+        "Samples": _samples(metrics),
+        "Training": _training(metrics, recipe, (folder / CURVE_FILE).is_file()),
     }
     body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in sections.items() if text)
+    heading = path.partition("/")[2] if HUB_NAME.fullmatch(path) else name
     data = _card_data(name, kind, recipe, section(metrics["metrics"], "results"))
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{_summary(kind, metrics, recipe)}\n\n{body}")
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {heading}\n\n{_summary(kind, metrics, recipe)}\n\n{body}")
     atomic_write(folder / CARD_FILE, str(card).encode())
     return folder / CARD_FILE
 
@@ -256,15 +286,20 @@ def _card_data(name: str, kind: ModelKind, recipe: dict[str, Any], rows: Sequenc
 
 
 def _summary(kind: ModelKind, metrics: dict[str, Any], recipe: dict[str, Any]) -> str:
-    parameters = metrics["training"].get("parameters")
-    size = f" of {parameters:,} parameters" if parameters else ""
+    training = metrics["training"]
+    parameters = training.get("trained_parameters" if kind.base is not None else "parameters")
+    size = f" of {parameters:,} {'trained ' * (kind.base is not None)}parameters" if parameters else ""
     verb, settings = recipe.get("verb"), recipe.get("settings") or {}
     made = "imported" if verb == "import" else "made"
-    what = f"A {_TASKS[kind.auto_class][1]}{size}, {made} with the package `groundup`."
+    article = "An adapter for a" if kind.base is not None else "A"
+    what = f"{article} {_TASKS[kind.auto_class][1]}{size}, {made} with the package `groundup`."
     if verb == "import":
         what += f" It has the weights of `{settings.get('source')}`, and its logits are the same."
     if kind.base is not None:
-        what += f" It is a LoRA adapter and needs its base, `{kind.base}`."
+        whole = f" ({training['parameters']:,} parameters)" if training.get("parameters") else ""
+        what += f" It is a LoRA adapter and needs its base, `{kind.base}`{whole}."
+    if labels := (recipe.get("plan") or {}).get("labels"):
+        what += f" It gives a text one of {len(labels):,} labels: {listed(map(str, labels))}."
     if merged := recipe.get("merged"):
         what += f" It is the LoRA adapter `{merged['adapter']}` folded into its base, `{merged['base']}`."
     if verb == "export":
@@ -313,25 +348,35 @@ def _results(metrics: dict[str, Any]) -> str:
 
 
 def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) -> str:
-    """Return everything that was recorded about how the model was made, in a table for each kind."""
-    settings = {key: value for key, value in recipe.items() if key not in _SHOWN_ELSEWHERE}
-    kinds = {"measured": metrics["training"], "setting": settings, "version": metrics["versions"]}
-    tables = [
-        markdown_table([title, ""], [[f"`{key}`", _plain(value)] for key, value in _flat(values)])
-        for title, values in kinds.items()
-        if values
-    ]
+    """Return the curve and the main facts of how the model was made, and say where all of them are."""
+    facts = {name: value for name, value in _facts(metrics, recipe).items() if value}
     curve = f"![The loss over the steps of training]({CURVE_FILE})\n\n" if has_curve else ""
-    return curve + "\n".join(tables) or "Not recorded."
+    table = markdown_table(["", ""], [[name, value] for name, value in facts.items()]) + "\n" if facts else ""
+    return f"{curve}{table}{_WHERE_ALL_IS}"
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings, `a: {b: 1}` as `a.b`, without those that are None or empty."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif value not in (None, []):
-            yield prefix + str(key), value
+def _facts(metrics: dict[str, Any], recipe: dict[str, Any]) -> dict[str, str]:
+    """Return the main facts of a run by the names that a person reads; an empty text where one is not known."""
+    training, versions, settings = metrics["training"], metrics["versions"], recipe.get("settings") or {}
+    number = {name: _plain(value) for name, value in training.items() if isinstance(value, int | float)}
+    read = next((name for name in ("tokens", "rows") if name in number), "")
+    epochs = f" ({number['epochs']} epochs)" if "epochs" in number else ""
+    best = f", the best at {number['best_step']}" if "best_step" in number else ""
+    device = " on " + ", ".join(map(str, filter(None, (training.get("device"), training.get("precision")))))
+    trained, whole = number.get("trained_parameters", ""), number.get("parameters", "")
+    made_with = [f"{name} {versions[name]}" for name in ("groundup", "torch", "transformers") if name in versions]
+    return {
+        "Parameters": whole,
+        "Of these trained": trained if trained != whole else "",
+        "Base": " ".join(filter(None, (_plain(training.get("base")), _plain(training.get("base_sha256"))))),
+        "Steps": number.get("steps", "") + best if "steps" in number else "",
+        f"{read.capitalize()} read": number[read] + epochs if read else "",
+        "Time": f"{training['seconds']:,.0f} s{device if device.strip() != 'on' else ''}"
+        if "seconds" in number
+        else "",
+        "Seed": _plain(settings.get("seed")),
+        "Made with": ", ".join(made_with),
+    }
 
 
 def _plain(value: Any) -> str:
