@@ -101,7 +101,7 @@ def load_examples(
     return examples, sources, found
 
 
-def sizes_of(parts: Mapping[str, Examples]) -> str:
+def sizes_said(parts: Mapping[str, Examples]) -> str:
     """Say how the rows fall to "train", "selection" and perhaps "test", and how many have each label."""
     counts = Counter(label for part in parts.values() for label in part.labels)
     test = f", {len(parts['test']):,} test" if "test" in parts else ""

@@ -17,7 +17,7 @@ from groundup.common.console import say
 from groundup.common.errors import InputError, listed
 from groundup.common.settings import Deadline
 from groundup.data.encoding import ExampleRows, encode_examples, for_classifying
-from groundup.data.examples import Columns, Examples, also_in, label_names, load_examples, sizes_of, stratified
+from groundup.data.examples import Columns, Examples, also_in, label_names, load_examples, sizes_said, stratified
 from groundup.data.sources import check_exists
 from groundup.evaluation.classification import labels_of
 from groundup.inference.folder import AUTO_CLASSES
@@ -153,7 +153,7 @@ def prepare_classification(settings: ClassifySettings, run: RunFolder, _: Deadli
         pairs = zip(rows.texts, rows.labels)
         write_rows(run.work / f"{part}.jsonl", ({"text": text, "label": label} for text, label in pairs))
     train = parts["train"]
-    say(sizes_of(parts))
+    say(sizes_said(parts))
     order = np.random.default_rng(settings.seed).permutation(len(train))  # its last tenth measures
     write_texts(run.work, train.take(order).texts)
     size = sum(len(text.encode()) for text in train.texts)
