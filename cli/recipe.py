@@ -19,6 +19,7 @@ from groundup.common.settings import Settings, hints_of, read_yaml, settings_fro
 LEDGER_FILE = "stages.json"
 RUN_FILES = (LEDGER_FILE, PAGE_FILE, CARD_FILE)
 _MARKS = ("begun", "key")  # an entry of ours has one of them
+NO_STAGES = ("run", "generate", "chat", "playground")
 OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `run` decides
 
 
@@ -124,7 +125,9 @@ def _read_stage(path: Path, name: str, options: Any) -> Stage:
     options = dict(options or {})
     verb = options.pop("verb", name)
     verb = ALIASES.get(verb, verb) if isinstance(verb, str) else verb
-    if not isinstance(verb, str) or verb not in VERBS or verb == "run":
+    if verb in NO_STAGES:
+        raise InputError(f"{path}, stage {name}: {verb} leaves no folder and cannot be a stage: leave it out")
+    if not isinstance(verb, str) or verb not in VERBS:
         raise InputError(
             f"{path}, stage {name}: unknown verb {verb!r}{lead(str(verb)) or near(str(verb), VERBS)}: add `verb:`"
         )

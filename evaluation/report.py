@@ -1,35 +1,39 @@
-"""Make `report.html` of `metrics.json` alone, one file that opens without a network, and `curve.png` of a log."""
+"""Make `report.html` of `metrics.json` alone, one file that opens without a network.
 
-import contextlib
-import io
-import itertools
-import json
-import math
-import re
+The page reads from the top: a sentence, large figures with their baselines, then sections. Its parts are here; the
+report of a whole recipe (`cli/chain_report`) is made of the same.
+"""
+
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from groundup.common.files import PAGE_FILE, atomic_write
+from groundup.evaluation.curves import Curve, chart
 from groundup.evaluation.metrics_json import (
     BESIDE,
+    difference,
     family_lines,
+    headline,
     notes,
+    number,
     read_metrics,
-    result_lines,
+    row_key,
     section,
     shown,
+    spread,
     title,
 )
+from groundup.evaluation.summary import beside, grouped, sorted_rows
 
 _STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-_COLOURS = ("#2171b5", "#d94801", "#238b45", "#6a51a3", "#636363")
+WHOLE_NAMES = 60  # letters of a name in a table on a page
+FIRST = ("accuracy", "bits_per_byte", "exact_match", "f1_macro", "chrf", "f1", "perplexity", "token_accuracy", "mcc")
+MOST_FIGURES = 4
+
+Sections = list[tuple[str, Markup]]
 
 
 def write_page(folder: Path) -> Path:
@@ -41,7 +45,10 @@ def write_page(folder: Path) -> Path:
 
 def page(metrics: dict[str, Any]) -> str:
     """Return the page of what `metrics.json` holds."""
-    return document("Evaluation", sections(metrics))
+    rows = section(metrics["metrics"], "results")
+    on = list(dict.fromkeys(row["dataset"] for row in rows))
+    heading = f"Evaluation on {', '.join(on[:3])}{', ...' if len(on) > 3 else ''}" if on else "Evaluation"
+    return document(heading, lead(metrics), sections(metrics))
 
 
 _PAGE = Markup("""<!DOCTYPE html>
@@ -53,36 +60,111 @@ _PAGE = Markup("""<!DOCTYPE html>
 <style>{style}</style>
 </head>
 <body>
+<header>
 <h1>{title}</h1>
-{body}</body>
+{lead}
+</header>
+<nav aria-label="Sections"><ul>
+{links}</ul></nav>
+<main>
+{body}</main>
+</body>
 </html>
 """)
 
 
-def document(title: str, body: Markup) -> str:
-    """Return a whole page in HTML, with its style inside, around `body`."""
-    return str(_PAGE.format(title=title, style=Markup("\n" + _STYLE), body=body))
+def document(heading: str, lead: Markup, parts: Sections) -> str:
+    """Return a whole page in HTML with its style inside: a heading, what counts, and sections with links to them."""
+    named = [(f"part-{number}", name, content) for number, (name, content) in enumerate(parts, 1) if content]
+    link = Markup('<li><a href="#{}">{}</a></li>\n')
+    part = Markup('<section id="{}"{}>\n<h2>{}</h2>\n{}\n</section>\n')
+    is_long = Markup(' class="long"')
+    body = [part.format(key, is_long if len(content) > 6000 else "", name, content) for key, name, content in named]
+    links = Markup().join(link.format(key, name) for key, name, _ in named)
+    style = Markup("\n" + _STYLE)
+    return str(_PAGE.format(title=heading, style=style, lead=lead, links=links, body=Markup().join(body)))
 
 
-def sections(metrics: dict[str, Any], level: int = 2) -> Markup:
-    """Return what `metrics.json` holds in HTML, each part under a heading of this level."""
+def lead(metrics: dict[str, Any]) -> Markup:
+    """Return what counts of a measurement: one sentence, and large figures with interval and best baseline."""
+    tested, _, _ = sorted_rows(section(metrics["metrics"], "results"))
+    said = headline([*tested, *section(metrics["metrics"], "comparison")])
+    sentence = Markup('<p class="lead">{}</p>\n').format(said) if said else Markup()
+    return sentence + figures(tested)
+
+
+def figures(rows: Sequence[dict[str, Any]]) -> Markup:
+    """Return the main numbers as large figures: of one model its measures, of several models one measure of each."""
+    own = [row for row in rows if not row.get("baseline") and row["name"] in FIRST and row["value"] is not None]
+    own.sort(key=lambda row: FIRST.index(row["name"]))
+    if len({row.get("model") for row in own}) > 1:
+        own = [row for row in own if row_key(row) == row_key(own[0])]
+    figure = Markup(
+        '<div class="figure"><dt>{}</dt><dd class="value">{}</dd><dd class="beside">{}</dd><dd class="beside">{}</dd>'
+        "</div>\n"
+    )
+    cards = []
+    for row in own[:MOST_FIGURES]:
+        rivals = [other for other in rows if other.get("baseline") and row_key(other) == row_key(row)]
+        rivals = [other for other in rivals if other["value"] is not None and other.get("model") == row.get("model")]
+        is_error = row["name"] in ("bits_per_byte", "perplexity")
+        best = (min if is_error else max)(rivals, key=lambda other: other["value"], default=None)
+        name = f"{row['model']}: {title(row)}" if row.get("model") else title(row)
+        within = spread(row) if spread(row).startswith("±") or not spread(row) else f"95 % interval {spread(row)}"
+        cards.append(figure.format(name, number(row), within, f"{best['baseline']}: {number(best)}" if best else ""))
+    return Markup('<dl class="figures">\n{}</dl>').format(Markup().join(cards)) if cards else Markup()
+
+
+def sections(metrics: dict[str, Any]) -> Sections:
+    """Return what `metrics.json` holds as sections of a page, those with nothing in them left out."""
     rows = metrics["metrics"]
-    results = [*section(rows, "results"), *section(rows, "comparison")]
-    said = each('<p class="note">{}</p>\n', [*notes(results), *_how(results)])
-    sample = '<p class="note">{model}, seed {seed}</p>\n<pre><b>{prompt}</b>{text}</pre>\n'
     failures = [f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()]
     parts = [
-        ("Results", table(*result_lines(results), kind="text") + said),
-        ("Results by family", table(*family_lines(section(rows, "families")), kind="text")),
+        ("Results", results(metrics)),
         ("Loss by position", _positions_plot(section(rows, "positions"))),
-        ("Few-shot accuracy", _fewshot_plot(results)),
-        ("Samples", Markup().join(Markup(sample).format(**values) for values in metrics.get("samples", []))),
-        ("Tokenizer", _tokenizer_tables(section(rows, "tokenizer"))),
+        ("Few-shot accuracy", _fewshot_plot(section(rows, "results"))),
+        ("Samples", samples(metrics.get("samples", []))),
+        ("Tokenizer", tokenizer_costs(section(rows, "tokenizer"))),
         ("Not measured", bullets(failures)),
-        ("Training and versions", _facts(metrics)),
+        ("How it was made", facts(metrics)),
     ]
-    shown = [(level, title, content) for title, content in parts if content]
-    return Markup().join(Markup("<h{0}>{1}</h{0}>\n{2}\n").format(*part) for part in shown)
+    return [(name, content) for name, content in parts if content]
+
+
+def results(metrics: dict[str, Any]) -> Markup:
+    """Return the scores: a table for each set of test rows, differences in words, all other rows folded."""
+    rows, compared = section(metrics["metrics"], "results"), section(metrics["metrics"], "comparison")
+    tested, _, _ = sorted_rows(rows)
+    others = [row for row in rows if row not in tested]
+    said = each('<p class="note">{}</p>\n', [*notes(rows), *map(difference, compared), *_how(rows)])
+    families = table(*family_lines(section(metrics["metrics"], "families")), kind="text")
+    return (
+        _grouped_tables(tested)
+        + said
+        + (Markup("<h3>By family</h3>\n") + families if families else Markup())
+        + (folded("Scores on other rows: validation, without overlap", _grouped_tables(others)) if others else Markup())
+    )
+
+
+def _grouped_tables(rows: Sequence[dict[str, Any]]) -> Markup:
+    tables = []
+    for name, some in grouped(rows).items():
+        models = list(dict.fromkeys(row.get("model") for row in some if not row.get("baseline")))
+        tables.append(table(*beside(some, models, WHOLE_NAMES), caption=name))
+    return Markup("\n").join(tables)
+
+
+def samples(texts: Sequence[dict[str, Any]]) -> Markup:
+    """Return generated texts, each after its prompt."""
+    block = Markup('<p class="note">{about}seed {seed}</p>\n<pre><b>{prompt}</b>{text}</pre>\n')
+    return Markup().join(
+        block.format(**{**sample, "about": f"{sample['model']}, " if sample.get("model") else ""}) for sample in texts
+    )
+
+
+def folded(name: str, content: Markup) -> Markup:
+    """Return content that opens at a press."""
+    return Markup("<details><summary>{}</summary>\n{}</details>\n").format(name, content)
 
 
 def each(html: str, texts: Iterable[str]) -> Markup:
@@ -95,14 +177,21 @@ def bullets(texts: Sequence[str]) -> Markup:
     return Markup("<ul>") + each("<li>{}</li>\n", texts) + Markup("</ul>") if texts else Markup()
 
 
-def table(header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers") -> Markup:
+def table(
+    header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers", caption: str | None = None
+) -> Markup:
     """Return a table in HTML; of the `kind` "text" its second column is text too, of "words" all are."""
     body = Markup()
     for line in lines:
         note = Markup(' class="note"' if line[0].startswith(BESIDE) else "")
         body += Markup("<tr{}>{}</tr>\n").format(note, each("<td>{}</td>", line))
-    whole = Markup('<table class="{}">\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody>\n</table>')
-    return whole.format(kind, each("<th>{}</th>", header), body) if lines else Markup()
+    heading = each("<th scope=col>{}</th>", header)
+    whole = Markup(
+        '<div class="scroll" tabindex="0"><table class="{}">{}\n<thead><tr>{}</tr></thead>\n<tbody>\n{}</tbody>\n'
+        "</table></div>\n"
+    )
+    named = each("<caption>{}</caption>", [caption] if caption else [])
+    return whole.format(kind, named, heading, body) if lines else Markup()
 
 
 def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -116,11 +205,11 @@ def _how(rows: Sequence[dict[str, Any]]) -> list[str]:
             windows = f"windows of {row['context']:,} tokens{stride}; {row['count']:,} tokens counted"
             said.append(f"{row['dataset']}: {windows}.")
         if row.get("interval"):
-            said.append(f"Brackets: 95 % bootstrap interval over {row['interval']}.")
+            said.append(f"95 % intervals are over {row['interval']}.")
     return list(dict.fromkeys(said))
 
 
-def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> Markup:
+def tokenizer_costs(rows: Sequence[dict[str, Any]]) -> Markup:
     """Return a table for each measure: a line for each kind of text, a column for each tokenizer."""
     tables = []
     for name in dict.fromkeys(row["name"] for row in rows):
@@ -131,7 +220,7 @@ def _tokenizer_tables(rows: Sequence[dict[str, Any]]) -> Markup:
             [kind, *(shown(values.get((kind, *column))) for column in columns)]
             for kind in dict.fromkeys(row["dataset"] for row in some)
         ]
-        tables.append(table([title(some[0]), *columns.values()], lines))
+        tables.append(table(["", *columns.values()], lines, caption=title(some[0]).capitalize()))
     return Markup("\n").join(tables)
 
 
@@ -142,25 +231,31 @@ def _column(row: dict[str, Any]) -> str:
     return f"{row['baseline']} ({row['model']})" if row.get("model") else row["baseline"]
 
 
-def _facts(metrics: dict[str, Any]) -> Markup:
-    """Return what the file says of the models and of the packages, as one table."""
+def coloured(pieces: Iterable[tuple[str, str]]) -> Markup:
+    """Return a text as its tokens, each on a ground of its own; pieces are texts and what is said of each."""
+    token = Markup('<span class="t{}" title="{}">{}</span>')
+    spans = (token.format(number % 5, about, piece) for number, (piece, about) in enumerate(pieces))
+    return Markup('<p class="tokens">{}</p>\n').format(Markup().join(spans))
+
+
+def facts(metrics: dict[str, Any]) -> Markup:
+    """Return what the file says of the models and of the packages, folded."""
     training, models = dict(metrics["training"]), metrics["training"].get("models", {})
     training.pop("models", None)
-    facts = {f"{model}: {name}": value for model, values in models.items() for name, value in values.items()}
-    lines = [[name, _fact(value)] for name, value in {**facts, **training, **metrics["versions"]}.items()]
+    known = {f"{model}: {name}": value for model, values in models.items() for name, value in values.items()}
+    lines = [[name.replace("_", " "), _fact(value)] for name, value in {**known, **training}.items()]
+    lines += [[name, str(value)] for name, value in metrics["versions"].items()]
     if metrics["weights_sha256"]:
         lines.append(["sha256 of the weights", metrics["weights_sha256"]])
-    return table(["", ""], lines, kind="text")
+    return folded("Model, machine and versions", table(["", ""], lines, kind="text")) if lines else Markup()
 
 
 def _fact(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_fact(item)}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:,.6g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Plots
 
 
 def _positions_plot(rows: Sequence[dict[str, Any]]) -> Markup:
@@ -170,15 +265,15 @@ def _positions_plot(rows: Sequence[dict[str, Any]]) -> Markup:
         lines.setdefault(row.get("model", "this model"), []).append(row)
     if not lines:
         return Markup()
+    places = list(dict.fromkeys(row["positions"] for row in rows))
+    curves = [
+        Curve(name, [places.index(row["positions"]) for row in line], [row["value"] for row in line], has_dots=True)
+        for name, line in lines.items()
+    ]
     by_position = {(row["positions"], name): row for name, line in lines.items() for row in line}
-    positions = dict.fromkeys(position for position, _ in by_position)
-    header = ["tokens of context", *lines]
-    values = [[position, *(shown(by_position.get((position, name))) for name in lines)] for position in positions]
-    return _plot(
-        {name: ([row["positions"] for row in line], [row["value"] for row in line]) for name, line in lines.items()},
-        "tokens of context",
-        "loss (nats per token)",
-    ) + table(header, values)
+    values = [[position, *(shown(by_position.get((position, name))) for name in lines)] for position in places]
+    plot = chart("Loss (nats per token)", curves, "tokens of context", places)
+    return plot + folded("The numbers", table(["tokens of context", *lines], values))
 
 
 def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> Markup:
@@ -188,117 +283,10 @@ def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> Markup:
         if row.get("num_fewshot") is not None and not row.get("baseline") and row["name"] == "accuracy":
             name = f"{row['dataset']}{', ' + row['model'] if row.get('model') else ''}"
             lines.setdefault(name, []).append(row)
-    curves = {
-        name: ([str(row["num_fewshot"]) for row in line], [row["value"] for row in line])
+    shots = sorted({row["num_fewshot"] for line in lines.values() for row in line})
+    curves = [
+        Curve(name, [shots.index(row["num_fewshot"]) for row in line], [row["value"] for row in line], has_dots=True)
         for name, line in lines.items()
         if len(line) > 1
-    }
-    return _plot(curves, "examples in the prompt", "accuracy") if curves else Markup()
-
-
-def _plot(curves: dict[str, tuple[list[str], list[float]]], x_label: str, y_label: str) -> Markup:
-    """Return a plot of curves over named steps, as an SVG inside the page."""
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for number, (name, (steps, values)) in enumerate(curves.items()):
-        axes.plot(steps, values, marker="o", color=_COLOURS[number % len(_COLOURS)], label=name)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    _set_style(axes)
-    axes.legend(frameon=False, loc="upper right")
-    file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "groundup", "svg.fonttype": "none"}):  # the same numbers give the same page
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    drawing = file.getvalue()
-    return Markup(re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL))
-
-
-def log_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `log.jsonl` as they were written, without a torn last line."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the steps of a `log.jsonl` in order, without those that a resumed run did again."""
-    rows: dict[int, dict[str, Any]] = {}
-    for row in log_rows(path):
-        if row.get("event") == "resume":
-            rows = {step: known for step, known in rows.items() if step <= row["step"]}
-        elif "loss" in row or "validation_loss" in row:
-            rows[row["step"]] = rows.get(row["step"], {}) | row
-    return [rows[step] for step in sorted(rows)]
-
-
-def plot_curve(log_path: Path, png_path: Path) -> None:
-    """Draw training loss (as it was, and smoothed), validation loss and learning rate over the steps of a log; of a
-    classifier the accuracy too.
-
-    Bits per byte are the validation loss in another unit, so they have an axis of their own and no curve.
-    """
-    log = read_log(log_path)
-    figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[5, 1])
-    _draw_losses(losses, log)
-    rates.plot(*_series(log, "learning_rate"), color="#636363", linewidth=1.2)
-    rates.set_ylim(bottom=0)
-    rates.set_ylabel("learning\nrate")
-    rates.set_xlabel("step")
-    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
-    rates.yaxis.set_major_locator(MaxNLocator(2))
-    for axes in (losses, rates):
-        _set_style(axes)
-    figure.align_ylabels()
-    figure.savefig(png_path)
-
-
-def _set_style(axes: Axes) -> None:
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _draw_losses(axes: Axes, log: Sequence[dict[str, Any]]) -> None:
-    steps, train = _series(log, "loss")
-    of_labels, accuracy = _series(log, "validation_accuracy")
-    # A classifier's training loss has noise and next tokens in it, its validation loss has not.
-    what = "training, with its noise" if of_labels else "training"
-    axes.plot(steps, train, color="#a6cbe3", linewidth=0.8)
-    axes.plot(steps, _smoothed(train), color="#2171b5", linewidth=1.8, label=f"{what} (smoothed)")
-    steps, validation = _series(log, "validation_loss")
-    if steps:
-        axes.plot(steps, validation, color="#d94801", linewidth=1.6, marker="o", markersize=4, label="validation")
-    axes.set_ylabel(f"loss (nats per {'text' if of_labels else 'token'})")
-    if of_labels:
-        right = axes.twinx()
-        right.plot(of_labels, accuracy, color="#238b45", linewidth=1.2, linestyle="--")
-        axes.plot([], [], color="#238b45", linewidth=1.2, linestyle="--", label="accuracy (validation)")
-        right.set_ylim(0, 1)
-        right.set_ylabel("accuracy (validation)")
-        right.spines["top"].set_visible(False)
-    axes.legend(frameon=False, loc="upper right")  # "best" is slow, and says so, with many points
-    both = [row for row in log if row.get("validation_loss") and row.get("validation_bits_per_byte")]
-    if both:
-        scale = both[-1]["validation_bits_per_byte"] / both[-1]["validation_loss"]
-        right = axes.secondary_yaxis("right", functions=(lambda nats: nats * scale, lambda bits: bits / scale))
-        right.set_ylabel("bits per byte (validation)")
-        right.spines["right"].set_visible(False)
-
-
-def _series(log: Sequence[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Return the steps at which a quantity was logged and its values there, leaving out what is not finite."""
-    rows = [row for row in log if isinstance(row.get(name), int | float) and math.isfinite(row[name])]
-    return [row["step"] for row in rows], [row[name] for row in rows]
-
-
-def _smoothed(values: Sequence[float]) -> list[float]:
-    """Return each value's mean with its neighbours: a twenty-fifth of the curve in all, fewer at the ends."""
-    sums = [0.0, *itertools.accumulate(values)]
-    smooth = []
-    for index in range(len(values)):
-        reach = min(index, len(values) - 1 - index, len(values) // 50)
-        smooth.append((sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1))
-    return smooth
+    ]
+    return chart("Accuracy", curves, "examples in the prompt", list(map(str, shots)))

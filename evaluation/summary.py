@@ -42,10 +42,10 @@ def summary(metrics: dict[str, Any]) -> RenderableType:
     Where there are test rows, validation rows are left out: they chose the weights.
     """
     rows = section(metrics["metrics"], "results")
-    tested, overlap, own = _sorted(rows)
+    tested, overlap, own = sorted_rows(rows)
     said = headline([*tested, *section(metrics["metrics"], "comparison")])
     parts: list[RenderableType] = [Text(said, "bold"), _BLANK] if said else []
-    for name, some in _groups(tested).items():
+    for name, some in grouped(tested).items():
         parts += [_table(name, some), _BLANK]
     below = [*notes(rows), *(difference(row) for row in section(metrics["metrics"], "comparison"))]
     below = [*(note for note in below if note != said), *_in_short(overlap), *_in_short(own)]
@@ -54,7 +54,7 @@ def summary(metrics: dict[str, Any]) -> RenderableType:
     return Group(*parts, *(Text(note, "dim") for note in below))
 
 
-def _sorted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
+def sorted_rows(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     """Return the rows to show in tables, those of the same without overlap, and those of the one run that was kept."""
     splits = {row["split"] for row in rows}
     shown = splits & {"test", TRAINED} or splits & {"validation"} or splits
@@ -64,7 +64,7 @@ def _sorted(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
     return [row for row in whole if row["split"] in shown], apart, own
 
 
-def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each table by its title: those of a data set, or those of all tasks."""
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -101,9 +101,9 @@ def _table(name: str, rows: Sequence[Row]) -> Table:
     models = list(dict.fromkeys(row.get("model") for row in rows if not row.get("baseline")))
     header, lines = _below(rows, models)
     for name_width in NAME_WIDTHS:
-        beside = _beside(rows, models, name_width)
-        if _width([beside[0], *beside[1]]) <= WIDTH:
-            header, lines = beside
+        found = beside(rows, models, name_width)
+        if _width([found[0], *found[1]]) <= WIDTH:
+            header, lines = found
             break
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", title=name)
     table.title_justify, table.title_style = "left", "bold"
@@ -119,14 +119,14 @@ def _width(lines: Iterable[Sequence[str]]) -> int:
     return sum(max(map(len, column)) + GAP for column in zip(*lines))
 
 
-def _beside(rows: Sequence[Row], models: Sequence[str | None], name_width: int) -> tuple[list[str], Lines]:
+def beside(rows: Sequence[Row], models: Sequence[str | None], name_width: int) -> tuple[list[str], Lines]:
     """Return a header and lines with a column for each model, for its interval, and for each baseline."""
     baselines = list(dict.fromkeys(row["baseline"] for row in rows if row.get("baseline")))
     values = {(row_key(row), row.get("model"), row.get("baseline")): row for row in rows}
     one, own = models[0] if len(models) == 1 else None, [row for row in rows if not row.get("baseline")]
     spreads = [column] if len(models) == 1 and (column := _spread_title(own)) else []
     header = ["", *(_short(name or "this model", name_width) for name in models), *spreads]
-    header += [_short(name, NAME_WIDTHS[0]) for name in baselines if len(models) == 1]
+    header += [_short(name, max(name_width, NAME_WIDTHS[0])) for name in baselines if len(models) == 1]
     lines = []
     for row in {row_key(row): row for row in own}.values():
         key = row_key(row)

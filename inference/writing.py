@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tokenizers.decoders import DecodeStream
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerFast, StoppingCriteria
 
 from groundup.common.errors import InputError, user_path
@@ -30,6 +31,7 @@ from groundup.inference.generation import (
 )
 from groundup.inference.loading import context_of, device_of, evaluating, require_known
 from groundup.tokenization.chat import ChatEncoder
+from groundup.tokenization.folder import structure_ids
 
 Messages = list[dict[str, str]]
 """A conversation: dicts of `role` ("system", "user", "assistant") and `content`."""
@@ -231,7 +233,11 @@ def decode_together(
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
     begin = 1 if model.config.is_encoder_decoder else longest  # where the new ids are in a row
     draws = first.temperature > 0 or first.repetition_penalty != 1
-    ends = {"max_new_tokens": first.max_new_tokens, "eos_token_id": sorted(stop_ids) or None, "pad_token_id": fill}
+    ends = {
+        "max_new_tokens": first.max_new_tokens,
+        "eos_token_id": sorted(token for token in stop_ids if token >= 0) or None,
+        "pad_token_id": fill,
+    }
     generate: Any = model.generate
     with evaluating(model), _with_ends_alone(model):
         written = generate(
@@ -239,7 +245,7 @@ def decode_together(
             attention_mask=mask,
             do_sample=False,
             logits_processor=[DrawEach(model, prompts, samplings)] if draws else [],
-            stopping_criteria=[StopTexts(tokenizer, first.stop, begin)] if tokenizer and first.stop else [],
+            stopping_criteria=[StopTexts(tokenizer, prompts, first.stop)] if tokenizer and first.stop else [],
             **ends,
         )
     rows = []
@@ -292,12 +298,19 @@ class DrawEach(LogitsProcessor):
 
 
 class StopTexts(StoppingCriteria):
-    """End each row in which a stop text stands; what is cut off is decided where the text is put together."""
+    """End each row once its text has a stop text; where it is cut is decided where the text is put together."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop: Sequence[str], begin: int):
-        self.tokenizer, self.stop, self.begin = tokenizer, stop, begin
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]], stop: Sequence[str]):
+        self.backend, self.structure, self.stop = tokenizer.backend_tokenizer, structure_ids(tokenizer), stop
+        self.streams = [DecodeStream(ids=list(ids)) for ids in prompts]
+        self.tails, self.longest = [""] * len(prompts), max(map(len, stop))
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> Any:
-        """Tell of each row whether it ends, (B,)."""
-        texts = self.tokenizer.batch_decode(input_ids[:, self.begin :], skip_special_tokens=False)
-        return torch.tensor([any(stop in text for stop in self.stop) for text in texts], device=input_ids.device)
+        """Tell of each row whether it ends with its last token, (B,)."""
+        ends = []
+        for row, token in enumerate(input_ids[:, -1].tolist()):
+            piece = "" if token in self.structure else self.streams[row].step(self.backend, token) or ""
+            heard = self.tails[row] + piece
+            self.tails[row] = heard[-self.longest :]
+            ends.append(any(stop in heard for stop in self.stop))
+        return torch.tensor(ends, device=input_ids.device)

@@ -169,21 +169,45 @@ def tokenizer_report(
     return [*rows, _row("bytes", content, len(texts), int(content.sum()))]
 
 
-def report_table(rows: list[dict[str, Any]]) -> Table:
-    """Return the rows as a table for the terminal."""
-    table = Table(title="tokenizer, on held-out text", title_justify="left")
-    for column in ("tokenizer", "vocabulary", "bytes/token", "unknown", "tokens/doc", "used"):
-        table.add_column(column, justify="left" if column == "tokenizer" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            Text(row["tokenizer"]),
+def report_lines(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the rows as a person reads them: a header, and a line for each tokenizer."""
+    lines = [
+        [
+            row["tokenizer"],
             f"{row['vocab_size']:,}",
             f"{row['bytes_per_token']:.3f}",
             f"{row['unknown_rate']:.2%}",
             f"{row['tokens_per_document']:,.1f}",
             f"{row['vocabulary_used']:.1%}",
-        )
+        ]
+        for row in rows
+    ]
+    return ["tokenizer", "vocabulary", "bytes/token", "unknown", "tokens/doc", "used"], lines
+
+
+def report_table(rows: list[dict[str, Any]]) -> Table:
+    """Return the rows as a table for the terminal."""
+    header, lines = report_lines(rows)
+    table = Table(title="tokenizer, on held-out text", title_justify="left")
+    for column in header:
+        table.add_column(column, justify="left" if column == "tokenizer" else "right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(Text, line))
     return table
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[str, str]]:
+    """Return a text cut into its tokens, each with its ids in words; a letter of several tokens is one piece."""
+    encoding = plain_backend(tokenizer).encode(text, add_special_tokens=False)
+    pieces: list[tuple[str, str]] = []
+    end = 0
+    for index, (_, stop) in zip(encoding.ids, encoding.offsets):
+        if stop <= end and pieces:  # of the same letter
+            pieces[-1] = (pieces[-1][0], f"{pieces[-1][1]} {index}")
+            continue
+        pieces.append((text[end:stop], f"token {index}"))  # with what no token has, such as white space
+        end = stop
+    return [*pieces, (text[end:], "no token")] if end < len(text) else pieces
 
 
 def kinds_of_text(own: Mapping[str, str]) -> dict[str, str]:

@@ -40,8 +40,8 @@ from groundup.common.files import (
 from groundup.common.output import STATE, move_up, tidy
 from groundup.common.processes import random_state
 from groundup.common.settings import Settings, check_names, read_yaml, write_yaml
+from groundup.evaluation.curves import log_rows, plot_curve
 from groundup.evaluation.metrics_json import write_metrics
-from groundup.evaluation.report import log_rows, plot_curve
 from groundup.inference.folder import file_of
 from groundup.inference.loading import save_model, without_bars
 from groundup.publishing.card import write_card

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import groundup as package
 from groundup.cli.main import main
 from groundup.common.files import sha256_of
+from groundup.evaluation.curves import log_rows
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.report import log_rows
 
 pytestmark = pytest.mark.slow
 

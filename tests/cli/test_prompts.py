@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from groundup.cli import prompts as module
+from groundup.cli import chat
 from groundup.cli.main import main
 from groundup.inference.writing import complete_all
 
@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_with_the_rows_that_it_lacks(cut, lines, pretrained
             raise KeyboardInterrupt
         return complete_all(*given, **options)
 
-    monkeypatch.setattr(module, "complete_all", stopped)
+    monkeypatch.setattr(chat, "complete_all", stopped)
     assert main([*command, "--out", "out.jsonl"]) == 130
     assert "stopped after 4 of 6 prompts: give the command again with --resume" in capsys.readouterr().err
     out = lines.with_name("out.jsonl")

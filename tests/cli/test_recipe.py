@@ -100,7 +100,7 @@ def test_the_report_is_one_file_that_names_every_stage_and_loads_nothing(recipe,
     made = read_recipe(recipe)
     ledger = Ledger(tmp_path, smoke=False)
     finish_all(ledger, made.stages)
-    page = write_report(made, tmp_path, ledger, [("<b>", "goes & on")]).read_text()
+    page = write_report(made, tmp_path, ledger, [("<b>", "goes & on", 0)]).read_text()
     for words in ("groundup pretrain", "from tokenizer", "&lt;b&gt;", "goes &amp; on"):
         assert words in page
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -116,8 +116,16 @@ def test_the_report_shows_mistakes_and_answers_as_they_are(recipe, tmp_path):
     samples = sample_table([asked], [Answer("no", True)], [Answer("ye", False)])
     (tmp_path / "base" / "samples.md").write_text(samples)
     page = write_report(made, tmp_path, Ledger(tmp_path, smoke=False), []).read_text()
-    assert "<td>a&lt;b</td><td>c</td><td>0.90</td><td>so &lt;sure&gt;</td>" in page
+    assert "<td>a&lt;b</td><td>c</td><td>90%</td><td>so &lt;sure&gt;</td>" in page
     assert "<td>a | b?</td><td>yes</td><td>no</td><td>ye …</td>" in page
+
+
+@pytest.mark.parametrize("verb", ["run", "generate", "chat", "playground"])
+def test_what_leaves_no_folder_is_no_stage(verb, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"stages: {{{verb}: {{}}}}")
+    with pytest.raises(InputError, match=rf"recipe\.yaml, stage {verb}: {verb} leaves no folder and cannot be a stage"):
+        read_recipe(path)
 
 
 def test_a_stage_without_settings_of_its_own_must_not_be_a_word(tmp_path):
@@ -137,6 +145,7 @@ def test_a_stage_shares_its_name_with_no_file_of_the_run_and_no_other_stage_what
 
 READ = {
     "data": "dataset", "eval_data": "dataset", "train_data": "dataset", "predict": "dataset", "tasks": "file",
+    "prompts": "file",
     **dict.fromkeys(["model", "init_from", "tokenizer", "compare_tokenizer"], "model"),
     **dict.fromkeys(["checkpoint", "adapter", "base", "source"], "model"),
 }  # fmt: skip

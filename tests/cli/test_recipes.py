@@ -74,7 +74,7 @@ def test_a_recipe_walks_its_path_and_leaves_a_page_of_every_stage(path, in_a_fol
     out = in_a_folder / "runs" / f"{recipe.name}-smoke"
     page = (out / "report.html").read_text()
     for stage in recipe.stages:
-        assert f"<h2>{stage.name}</h2>" in page
+        assert f"<summary>{stage.name}: every setting</summary>" in page
     if path.stem in ("python_docs", "instructions", "translation", "chat", "book_instructions"):
         shown = unescape(page)
         assert [f"<pre><b>{prompt}" in shown for prompt in recipe.prompts] == [True] * len(recipe.prompts)

@@ -285,7 +285,8 @@ def test_of_commands_that_begin_at_once_in_one_folder_one_has_it(tmp_path):
 
 
 def test_only_verbs_that_go_on_are_named_as_the_maker_of_a_folder(tmp_path):
-    assert {name for name, verb in VERBS.items() if "resume" in hints_of(verb.settings)} == set(GOING_ON)
+    going_on = {name for name, verb in VERBS.items() if "resume" in hints_of(verb.settings)}
+    assert going_on - {"generate", "run"} == set(GOING_ON)  # one goes on with a file, the other by its stages
     for maker, said in [
         ("prepare", "resume it with that verb"),
         ("export", "did not write"),

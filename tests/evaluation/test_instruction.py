@@ -126,11 +126,11 @@ def test_each_family_has_rows_of_its_own_beside_those_of_all():
     exact = {row["dataset"]: (row["value"], row["count"]) for row in rows if row["name"] == "exact_match"}
     assert exact == {"set": (pytest.approx(2 / 3), 3), "set/one": (0.5, 2), "set/two": (1.0, 1)}
     families = section(rows, "families")
-    assert family_notes(families) == ["exact match by family, test: one 0.500, two 1.000"]
+    assert family_notes(families) == ["exact match by family, test: one 50.0%, two 100.0%"]
     header, lines = family_lines(families)
     assert header[2] == "exact match" and [line[:3] for line in lines] == [
-        ["one", "test", "0.500"],
-        ["two", "test", "1.000"],
+        ["one", "test", "50.0%"],
+        ["two", "test", "100.0%"],
     ]
     assert all(row["dataset"] == "set" for row in section(rows, "results"))
 

@@ -68,11 +68,25 @@ def test_a_difference_on_the_page_says_what_it_allows_to_say(tmp_path):
         assert said in write_page(tmp_path).read_text()
 
 
-def test_many_baselines_stand_below_the_number_and_not_beside_it(tmp_path):
+def test_each_baseline_has_a_column_and_the_best_one_stands_in_the_large_figure(tmp_path):
     score = LanguageScore(nats=2000.0, tokens=1000, correct=400, bytes=3000, context=256)
     rows = language_rows(score, dataset="docs", split="test", seed=0, unigram=score, ngram=score, xz=2.5, xz_primed=1.5)
+    rows[0] |= {"low": 0.95, "high": 0.97, "interval": "documents"}
     write_metrics(tmp_path, rows, {}, None)
-    assert write_page(tmp_path).read_text().count('<tr class="note">') == len(rows) - 4
+    text = write_page(tmp_path).read_text()
+    assert all(f"<th scope=col>{row['baseline']}</th>" in text for row in rows if row["baseline"])
+    figure = text.split('<div class="figure">')[1].split("</div>")[0]
+    for said in ("bits per byte", ">0.962<", "95 % interval 0.950 to 0.970", "unigram: 0.962"):
+        assert said in figure
+    assert "docs, test: 1,000 tokens, 3,000 bytes</caption>" in text
+
+
+def test_validation_rows_are_folded_where_there_are_test_rows(tmp_path):
+    score = LanguageScore(nats=2000.0, tokens=1000, correct=400, bytes=3000, context=256)
+    rows = [row for split in ("validation", "test") for row in language_rows(score, dataset="d", split=split, seed=0)]
+    write_metrics(tmp_path, rows, {}, None)
+    text = write_page(tmp_path).read_text()
+    assert text.index("d, test:") < text.index("<details>") < text.index("d, validation:")
 
 
 def test_the_page_opens_without_a_network_and_shows_what_was_written_as_text(folder):
@@ -103,6 +117,10 @@ def test_a_browser_shows_every_section_and_asks_for_nothing_else(folder):
         tab.goto(write_page(folder).as_uri())
         titles = tab.locator("h2").all_inner_texts()
         widths = [tab.locator("svg").nth(number).bounding_box()["width"] for number in range(2)]
+        overflows = []
+        for width in (390, 768, 1280, 1600):
+            tab.set_viewport_size({"width": width, "height": 900})
+            overflows += [width] * tab.evaluate("document.documentElement.scrollWidth > innerWidth")
         browser.close()
     assert titles[0] == "Results" and "Loss by position" in titles and "Tokenizer" in titles
-    assert all(width > 300 for width in widths) and len(asked) == 1 and not complaints
+    assert overflows == [] and all(width > 300 for width in widths) and len(asked) == 1 and not complaints

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from groundup.common.files import sha256_of
 from groundup.common.settings import write_yaml
+from groundup.evaluation.curves import plot_curve
 from groundup.evaluation.likelihood import LanguageScore, language_rows
 from groundup.evaluation.metrics_json import write_metrics
-from groundup.evaluation.report import plot_curve
 from groundup.inference.loading import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.tokenization.folder import save_tokenizer

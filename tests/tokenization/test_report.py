@@ -1,7 +1,14 @@
 import pytest
 
 from groundup.common.console import console
-from groundup.tokenization.report import LANGUAGES, kinds_of_text, report_table, tokenizer_report, tokenizer_rows
+from groundup.tokenization.report import (
+    LANGUAGES,
+    kinds_of_text,
+    report_table,
+    token_pieces,
+    tokenizer_report,
+    tokenizer_rows,
+)
 from groundup.tokenization.training import train_bpe, train_word_level
 
 TRAIN = ["one two three four five six seven, and eight nine ten. " * 30]
@@ -53,3 +60,13 @@ def test_each_kind_of_text_has_its_cost_coverage_and_language_its_price_against_
     greek, english = (len(bpe.encode(LANGUAGES[name])) for name in ("Greek", "English"))
     assert values["tokens_against_english", "Greek", None] == pytest.approx(greek / english)
     assert ("tokens_against_english", "Python code", None) not in values
+
+
+@pytest.mark.parametrize("make", [train_bpe, train_word_level])
+def test_the_pieces_of_a_text_are_the_whole_text_and_name_every_token(make):
+    tokenizer = make(TRAIN, 290)
+    for text in ("one  two\n 你好 👩‍👩‍👧!  ", "", " "):
+        pieces = token_pieces(tokenizer, text)
+        assert "".join(piece for piece, _ in pieces) == text
+        named = [int(index) for _, said in pieces if said != "no token" for index in said.split()[1:]]
+        assert named == tokenizer.encode(text, add_special_tokens=False)

@@ -11,8 +11,8 @@ import pytest
 import groundup as package
 from groundup.common.errors import Interrupted
 from groundup.common.files import sha256_of
+from groundup.evaluation.curves import log_rows
 from groundup.evaluation.metrics_json import read_metrics
-from groundup.evaluation.report import log_rows
 from groundup.training.loop import Loop
 
 pytestmark = pytest.mark.slow

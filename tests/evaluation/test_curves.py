@@ -2,13 +2,14 @@
 
 import json
 import math
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from groundup.evaluation.report import plot_curve, read_log
+from groundup.evaluation.curves import Curve, chart, plot_curve, read_log, training_charts
 
 
 @pytest.fixture
@@ -73,3 +74,22 @@ def test_a_curve_is_drawn_of_any_log(log, tmp_path):
     for lines in (full, bits, bits[:1], broken, [], [{"event": "resume", "step": 0}]):
         plot_curve(log(*lines), tmp_path / "curve.png")
         assert imread(tmp_path / "curve.png").shape[:2] == (720, 1200)
+
+
+@pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [3.0, 1.0, 2.0], [0.0] * 1000, [1e-9, 5e6], [-1.0, 1.0]])
+def test_a_curve_on_a_page_stays_inside_its_frame(values):
+    drawn = chart("Loss <1>", [Curve("a & b", range(len(values)), values, has_dots=True)], "step")
+    root = ElementTree.fromstring(f"<div>{drawn}</div>")
+    points = [[float(x) for x in pair.split(",")] for pair in root.find(".//polyline").get("points").split()]
+    assert all(0 <= x <= 480 and 0 <= y <= 260 for x, y in points) and len(points) <= 500
+    assert root.find(".//figcaption").text == "Loss <1>" and root.find(".//li/span").text == "a & b"
+    labels = [float(text.text.replace(",", "")) for text in root.findall(".//text[@text-anchor='end']")]
+    assert len(labels) >= 2 and labels == sorted(labels)
+
+
+def test_the_losses_of_a_classifier_share_no_plot():
+    log = [{"step": n, "loss": 2.0, "validation_loss": 0.02, "validation_accuracy": 0.9} for n in range(1, 9)]
+    assert training_charts(log).count("<svg") == 3
+    for row in log:
+        del row["validation_accuracy"]
+    assert training_charts(log).count("<svg") == 1 and training_charts([]) == ""
