@@ -224,21 +224,18 @@ def _results(folders: Sequence[Path]) -> Markup:
     """Return the scores of every stage, the last first, with what a classifier confuses."""
     content = Markup()
     for folder in reversed(folders):
-        if not (folder / METRICS_FILE).is_file():
-            continue
-        content += Markup("<h3>{}</h3>\n").format(folder.name) + results(read_metrics(folder))
+        found = results(read_metrics(folder))  # nothing where nothing was measured
         if (path := folder / CONFUSION_FILE).is_file():
             data = base64.b64encode(path.read_bytes()).decode()
             picture = Markup(
                 '<figure><figcaption>What is taken for what</figcaption><img alt="Confusion matrix: true labels are '
                 'rows, predicted ones columns" src="data:image/png;base64,{}"></figure>\n'
             )
-            content += picture.format(data)
+            found += picture.format(data)
         if lines := _mistakes(folder):
-            content += folded(
-                "Mistakes with the highest probability",
-                table(["label", "predicted", "probability", "text"], lines, kind="words"),
-            )
+            mistakes = table(["label", "predicted", "probability", "text"], lines, kind="words")
+            found += folded("Mistakes with the highest probability", mistakes)
+        content += Markup("<h3>{}</h3>\n").format(folder.name) + found if found else Markup()
     return content
 
 

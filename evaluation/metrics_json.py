@@ -236,7 +236,7 @@ def split_title(split: str) -> str:
     return re.sub(r"(\w+) without (?:overlap|them)", r"deduplicated \1 set", split)
 
 
-def title(row: dict[str, Any]) -> str:
+def title(row: Mapping[str, Any]) -> str:
     """Return the name that people read for a measure."""
     name: str = row["name"]
     return f"F1 of {row['label']}" if "label" in row else _TITLES.get(name, name.replace("_", " "))

@@ -46,7 +46,7 @@ def written(capsys, model, *options):
 
 
 def answered(capsys, monkeypatch, model):
-    lines = iter(["The cat", ""])
+    lines = iter(["The cat", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert main(["chat", "--model", str(model), "--max-new-tokens", "8", "--temperature", "0"]) == 0
     return capsys.readouterr().out.strip()
