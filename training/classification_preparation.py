@@ -81,10 +81,9 @@ class ClassifyPlan(RowsPlan):
 class Start:
     """Hold what the choices depend on: the rows' lengths in tokens, and of `--model` its sizes and what it can do.
 
-    `context_length` is that of the longest row, and `lengths` those of all.
-    `is_ours` says that the network is our own, `from_elsewhere` that its weights are somebody else's.
-    `predicts` is "clm" for a model with a head for next tokens, "mlm" for one with a head for masked ones, else None;
-    `labels` are those of a classifier, in its order.
+    `context_length` is that of the longest row, and `lengths` those of all. `is_ours` says that the network is our own,
+    `from_elsewhere` that its weights are somebody else's. `predicts` is "clm" for a model with a head for next tokens,
+    "mlm" for one with a head for masked ones, else None; `labels` are those of a classifier, in its order.
     """
 
     context_length: int
