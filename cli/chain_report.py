@@ -51,6 +51,12 @@ SAMPLE_TOKENS = 80
 MISTAKES = 10  # of a classifier
 TEXT_SHOWN = 200  # characters of a mistaken text or an answer
 COLOURED = 400  # characters of a text shown as tokens
+PARTS = {
+    "train": "to learn from",
+    "selection": "for validation",
+    "validation": "for validation",
+    "test": "for the test",
+}
 CONFUSION_FILE = "confusion.png"
 
 Samples = list[tuple[str, str, int]]
@@ -122,7 +128,7 @@ def write_report(recipe: Recipe, out: Path, ledger: Ledger, written: Samples) ->
         ("Data", _data(folders)),
         ("Tokenizer", _tokenizer(folders, model, written)),
         ("Training", _training(folders)),
-        ("Results", _results(folders)),
+        ("Results", _results(folders, model)),
         ("Samples", _samples(folders, written)),
         ("How to use it", _use(model) if model else Markup()),
         ("How it was made", _made(recipe, folders, ledger)),
@@ -160,12 +166,13 @@ def _data(folders: Sequence[Path]) -> Markup:
     for folder, recipe in _each_recipe(folders):
         for part, use in (("sources", ""), ("eval_sources", "test")):
             for source in recipe.get(part) or []:
+                use = "test" if recipe.get("verb") == "evaluate" else use
                 key = (source.get("name"), source.get("bytes"), use)
                 lines.setdefault(key, []).append(folder.name)
         counts = recipe.get("rows")
         if isinstance(counts, dict):
-            said = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-            rows.append(f"{folder.name}: {said}")
+            said = [f"{counts[name]:,} {use}" for name, use in PARTS.items() if counts.get(name)]
+            rows += [f"{folder.name}: {', '.join(said)}"] if said else []
         plan = recipe.get("plan") or {}
         if plan.get("label_counts"):
             counted = sorted(zip(plan["label_counts"], plan["labels"]), reverse=True)
@@ -176,7 +183,7 @@ def _data(folders: Sequence[Path]) -> Markup:
         for (name, size, use), stages in lines.items()
     ]
     said = each("<p>{}</p>\n", [f"Rows of {line}." for line in rows])
-    return table(["file", "bytes", "read for", "by the stages"], files) + said + labels
+    return table(["file", "bytes", "read for", "by the stages"], files, kind="words") + said + labels
 
 
 def _tokenizer(folders: Sequence[Path], model: Path | None, written: Samples) -> Markup:
@@ -194,6 +201,7 @@ def _tokenizer(folders: Sequence[Path], model: Path | None, written: Samples) ->
     if place is None:
         return content
     tokenizer = load_tokenizer(place)
+    content += Markup('<p class="note">Each colour is one token; its number appears under the pointer.</p>\n')
     own = next((prompt + text for prompt, text, _ in written if text.strip()), "")
     for text in filter(None, (own[:COLOURED], LANGUAGES["English"])):
         pieces = token_pieces(tokenizer, text)
@@ -220,11 +228,11 @@ def _training(folders: Sequence[Path]) -> Markup:
     return content
 
 
-def _results(folders: Sequence[Path]) -> Markup:
+def _results(folders: Sequence[Path], model: Path | None) -> Markup:
     """Return the scores of every stage, the last first, with what a classifier confuses."""
     content = Markup()
     for folder in reversed(folders):
-        found = results(read_metrics(folder))  # nothing where nothing was measured
+        found = results(read_metrics(folder), is_led=folder == model)  # nothing where nothing was measured
         if (path := folder / CONFUSION_FILE).is_file():
             data = base64.b64encode(path.read_bytes()).decode()
             picture = Markup(
@@ -233,7 +241,7 @@ def _results(folders: Sequence[Path]) -> Markup:
             )
             found += picture.format(data)
         if lines := _mistakes(folder):
-            mistakes = table(["label", "predicted", "probability", "text"], lines, kind="words")
+            mistakes = table(["label", "predicted", "probability", "text"], lines, kind="words long")
             found += folded("Mistakes with the highest probability", mistakes)
         content += Markup("<h3>{}</h3>\n").format(folder.name) + found if found else Markup()
     return content
@@ -255,7 +263,7 @@ def _samples(folders: Sequence[Path], written: Samples) -> Markup:
         if (path := folder / "samples.md").is_file():  # a Markdown table of answers before and after training
             lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in path.read_text(encoding="utf-8").splitlines()]
             cells = [[cell.strip().replace("\\|", "|")[:TEXT_SHOWN] for cell in line] for line in lines]
-            content += table(cells[0], cells[2:], kind="words", caption=f"Answers of {folder.name}")
+            content += table(cells[0], cells[2:], kind="words long", caption=f"Answers of {folder.name}")
         if (folder / METRICS_FILE).is_file() and (texts := read_metrics(folder).get("samples")):
             content += Markup("<h3>{}</h3>\n").format(folder.name) + samples(texts)
     return content
@@ -263,12 +271,12 @@ def _samples(folders: Sequence[Path], written: Samples) -> Markup:
 
 def _use(model: Path) -> Markup:
     """Return commands and code that use the last model, from the folder of the page."""
-    commands = [_next(model.name, model), f"groundup publish {model.name} OWNER/NAME --license mit --dry-run"]
+    commands = [_next(f"./{model.name}", model), f"groundup publish ./{model.name} OWNER/NAME --license mit --dry-run"]
     if auto_class_of(model) in WRITERS:
-        commands.insert(1, f"groundup chat {model.name}")
+        commands.insert(1, f"groundup chat ./{model.name}")
     code = Markup('<pre class="code">{}</pre>\n')
     said = Markup("<p>In a terminal, from the folder of this page:</p>\n") + code.format("\n".join(commands))
-    return said + Markup("<p>In Python:</p>\n") + code.format(code_on_card(model, model.name))
+    return said + Markup("<p>In Python:</p>\n") + code.format(code_on_card(model, f"./{model.name}"))
 
 
 def _made(recipe: Recipe, folders: Sequence[Path], ledger: Ledger) -> Markup:

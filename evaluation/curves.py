@@ -31,14 +31,17 @@ class Curve:
 WIDE, HIGH, LEFT, BELOW, ABOVE = 480, 260, 52, 40, 10  # of a plot, in its own units
 
 
-def chart(name: str, curves: Sequence[Curve], x_label: str, places: Sequence[str] = ()) -> Markup:
+def chart(
+    name: str, curves: Sequence[Curve], x_label: str, places: Sequence[str] = (), *, is_share: bool = False
+) -> Markup:
     """Return curves as an SVG inside the page; `places` name the steps 0, 1, 2, ... where they are no numbers."""
     points = [(x, y) for curve in curves for x, y in zip(curve.steps, curve.values)]
     if not points:
         return Markup()
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_ticks = range(len(places)) if places else _ticks(min(xs), max(xs), whole=True)
-    y_ticks = _ticks(min(ys), max(ys))
+    y_ticks = _ticks(max(0.0, min(ys) - 0.02), min(1.0, max(ys) + 0.02)) if is_share else _ticks(min(ys), max(ys))
+    unit = ".0%" if is_share else ",.6g"
     x_range = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1)
     y_range = min(y_ticks[0], *ys), max(y_ticks[-1], *ys)
 
@@ -50,7 +53,7 @@ def chart(name: str, curves: Sequence[Curve], x_label: str, places: Sequence[str
     drawn, grid = [], Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text x="{}" y="{}" {}>{}</text>\n')
     for tick in y_ticks:
         _, y = place(x_range[0], tick)
-        drawn.append(grid.format(LEFT, WIDE - 12, y, y, LEFT - 8, y + 4, Markup('text-anchor="end"'), f"{tick:,.6g}"))
+        drawn.append(grid.format(LEFT, WIDE - 12, y, y, LEFT - 8, y + 4, Markup('text-anchor="end"'), f"{tick:{unit}}"))
     text = Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>\n')
     shown_places = max(1, math.ceil(len(places) / 8))
     for tick in list(x_ticks)[::shown_places]:
@@ -62,12 +65,12 @@ def chart(name: str, curves: Sequence[Curve], x_label: str, places: Sequence[str
     colours = {curve.name: f"c{1 + number % 5}" for number, curve in enumerate(named)}
     for curve in curves:
         drawn.append(_drawn(curve, colours.get(curve.name, "c1"), place))
-    legend = Markup().join(
-        Markup('<li class="{}"><span>{}</span></li>').format(colours[curve.name], curve.name) for curve in named
-    )
+    entry = Markup('<li class="{}"><span>{}</span></li>')
+    entries = [entry.format(colours[curve.name], curve.name) for curve in named]
+    legend = Markup('<ul class="legend">{}</ul>').format(Markup().join(entries)) if len(named) > 1 else Markup()
     whole = Markup(
         '<figure><figcaption>{0}</figcaption>\n<svg viewBox="0 0 {1} {2}" role="img" aria-label="{0}">\n{3}</svg>\n'
-        '<ul class="legend">{4}</ul></figure>\n'
+        "{4}</figure>\n"
     )
     return whole.format(name, WIDE, HIGH, Markup().join(drawn), legend)
 
@@ -104,7 +107,7 @@ def training_charts(log: Sequence[dict[str, Any]]) -> Markup:
         charts = [
             chart("Training loss (nats per text, with its noise and next tokens)", [noisy, smooth], "step"),
             chart("Validation loss (nats per text)", [validation], "step"),
-            chart("Accuracy on validation rows", [accuracy], "step"),
+            chart("Accuracy on validation rows", [accuracy], "step", is_share=True),
         ]
     else:
         bits = Curve("validation", *_series(log, "validation_bits_per_byte"), has_dots=True)

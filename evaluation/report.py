@@ -120,7 +120,7 @@ def sections(metrics: dict[str, Any]) -> Sections:
     rows = metrics["metrics"]
     failures = [f"{part}: {reason}" for part, reason in metrics.get("failures", {}).items()]
     parts = [
-        ("Results", results(metrics)),
+        ("Results", results(metrics, is_led=True)),
         ("Loss by position", _positions_plot(section(rows, "positions"))),
         ("Few-shot accuracy", _fewshot_plot(section(rows, "results"))),
         ("Samples", samples(metrics.get("samples", []))),
@@ -131,12 +131,17 @@ def sections(metrics: dict[str, Any]) -> Sections:
     return [(name, content) for name, content in parts if content]
 
 
-def results(metrics: dict[str, Any]) -> Markup:
-    """Return the scores: a table for each set of test rows, differences in words, all other rows folded."""
+def results(metrics: dict[str, Any], *, is_led: bool = False) -> Markup:
+    """Return the scores: a table for each set of test rows, differences in words, all other rows folded.
+
+    With `is_led` the sentence that counts is said above already.
+    """
     rows, compared = section(metrics["metrics"], "results"), section(metrics["metrics"], "comparison")
     tested, _, _ = sorted_rows(rows)
     others = [row for row in rows if row not in tested]
-    said = each('<p class="note">{}</p>\n', [*notes(rows), *map(difference, compared), *_how(rows)])
+    known = headline([*tested, *compared])
+    told = [line for line in (*notes(rows), *map(difference, compared)) if not is_led or line != known]
+    said = each('<p class="note">{}</p>\n', [*told, *_how(rows)])
     families = table(*family_lines(section(metrics["metrics"], "families")), kind="text")
     return (
         _grouped_tables(tested)
@@ -150,7 +155,7 @@ def _grouped_tables(rows: Sequence[dict[str, Any]]) -> Markup:
     tables = []
     for name, some in grouped(rows).items():
         models = list(dict.fromkeys(row.get("model") for row in some if not row.get("baseline")))
-        tables.append(table(*beside(some, models, WHOLE_NAMES), caption=name))
+        tables.append(table(*beside(some, models, WHOLE_NAMES), kind="scores", caption=name))
     return Markup("\n").join(tables)
 
 
@@ -180,7 +185,10 @@ def bullets(texts: Sequence[str]) -> Markup:
 def table(
     header: Sequence[str], lines: Sequence[Sequence[str]], kind: str = "numbers", caption: str | None = None
 ) -> Markup:
-    """Return a table in HTML; of the `kind` "text" its second column is text too, of "words" all are."""
+    """Return a table in HTML.
+
+    Of the `kind` "text" its second column is text too, of "words" all are; of "scores" it is stressed.
+    """
     body = Markup()
     for line in lines:
         note = Markup(' class="note"' if line[0].startswith(BESIDE) else "")
@@ -220,8 +228,8 @@ def tokenizer_costs(rows: Sequence[dict[str, Any]]) -> Markup:
             [kind, *(shown(values.get((kind, *column))) for column in columns)]
             for kind in dict.fromkeys(row["dataset"] for row in some)
         ]
-        tables.append(table(["", *columns.values()], lines, caption=title(some[0]).capitalize()))
-    return Markup("\n").join(tables)
+        tables.append(table(["", *columns.values()], lines, caption=title(some[0])))
+    return Markup('<div class="charts">\n{}</div>\n').format(Markup().join(tables)) if tables else Markup()
 
 
 def _column(row: dict[str, Any]) -> str:
@@ -289,4 +297,4 @@ def _fewshot_plot(rows: Sequence[dict[str, Any]]) -> Markup:
         for name, line in lines.items()
         if len(line) > 1
     ]
-    return chart("Accuracy", curves, "examples in the prompt", list(map(str, shots)))
+    return chart("Accuracy", curves, "examples in the prompt", list(map(str, shots)), is_share=True)

@@ -29,6 +29,7 @@ WIDTH = 80
 NAME_WIDTHS = 26, 15  # at most so many letters of a model's or a baseline's name, and fewer where there is no room
 ALONE = 36  # the same where a name has a line of its own
 GAP = 2  # between two columns
+GENERATED = ("stopped", "repeated_4grams", "distinct_1", "distinct_2", "words", "copied", "continued_word_for_word")
 THIS_MODEL = " (this model)"  # ends the dataset of a row that is of one run where others are of several
 _BLANK = Text("")
 
@@ -67,9 +68,12 @@ def sorted_rows(rows: Sequence[Row]) -> tuple[list[Row], list[Row], list[Row]]:
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Return the rows of each table by its title: those of a data set, or those of all tasks."""
     found: dict[str, list[Row]] = {}
+    generated = {(row["dataset"], row["split"]) for row in rows if row["name"] == "distinct_1"}
     for row in rows:
         if row.get("num_fewshot") is not None:
             name = "tasks"
+        elif row["name"] in GENERATED and (row["dataset"], row["split"]) in generated:
+            name = f"text generated after beginnings of {row['dataset']}"
         else:
             name = f"{row['dataset']}, {split_title(row['split'])}"
             name += f", {row['windows']}" if row.get("windows") else ""

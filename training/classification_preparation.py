@@ -125,11 +125,11 @@ class PreparedExamples:
         rows = [json.loads(line) for line in lines]
         return Examples([row["text"] for row in rows], [row["label"] for row in rows])
 
-    def encode(self, examples: Examples, what: str) -> ExampleRows:
-        """Return rows of ids; say how many texts are longer than the context."""
+    def encode(self, examples: Examples, what: str | None) -> ExampleRows:
+        """Return rows of ids; say how many texts are longer than the context, unless that was said before."""
         plan = self.plan
         rows = encode_examples(examples.texts, examples.labels, plan.labels, self.tokenizer, plan.context_length)
-        if rows.cut:
+        if rows.cut and what:
             say(f"{what}: {rows.cut:,} of {len(rows):,} texts are longer than {plan.context_length} tokens: truncated")
         return rows
 

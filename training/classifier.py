@@ -86,7 +86,7 @@ class ClassificationRun(TrainingRun):
         self.learn_all: Callable[[], None] = lambda: None  # of all rows, for the test: the linear part alone does
         self.train_examples = prepared.examples("train")
         self.train_rows = prepared.encode(self.train_examples, "training")
-        self.selection_rows = prepared.encode(prepared.examples("selection"), "selection")
+        self.selection_rows = prepared.encode(prepared.examples("selection"), "validation")
         self.pad_id = int(prepared.tokenizer.pad_token_id)  # type: ignore[arg-type]
         self.rows, self.batch_rows = len(self.train_rows), prepared.plan.batch_rows
         self.most_epochs = prepared.plan.most_epochs
@@ -265,7 +265,7 @@ class ClassificationRun(TrainingRun):
         self, examples: Examples, split: str, share: float
     ) -> tuple[Examples, ExampleRows, npt.NDArray[np.float64]]:
         """Return the rows that this share of the time is enough for, and their labels' probabilities."""
-        encoded = self.prepared.encode(examples, split)
+        encoded = self.prepared.encode(examples, split if split == "test" else None)
         part = self.affordable(int(encoded.lengths.sum()), share)
         if part < 1.0:
             chosen = spread(encoded.labels, max(1, int(part * len(examples))))

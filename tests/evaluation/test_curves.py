@@ -78,7 +78,7 @@ def test_a_curve_is_drawn_of_any_log(log, tmp_path):
 
 @pytest.mark.parametrize("values", [[1.0], [2.0, 2.0], [3.0, 1.0, 2.0], [0.0] * 1000, [1e-9, 5e6], [-1.0, 1.0]])
 def test_a_curve_on_a_page_stays_inside_its_frame(values):
-    drawn = chart("Loss <1>", [Curve("a & b", range(len(values)), values, has_dots=True)], "step")
+    drawn = chart("Loss <1>", [Curve("a & b", range(len(values)), values, has_dots=True), Curve("c", [0], [1])], "step")
     root = ElementTree.fromstring(f"<div>{drawn}</div>")
     points = [[float(x) for x in pair.split(",")] for pair in root.find(".//polyline").get("points").split()]
     assert all(0 <= x <= 480 and 0 <= y <= 260 for x, y in points) and len(points) <= 500
