@@ -220,7 +220,7 @@ def _training(folders: Sequence[Path]) -> Markup:
         training = read_metrics(folder)["training"]
         said = [f"{training['steps']:,} steps"] if training.get("steps") else []
         said += [f"{training[unit]:,} {unit}" for unit in ("tokens", "rows") if training.get(unit)]
-        said += [f"{training['epochs']:g} epochs"] if training.get("epochs") else []
+        said += [f"{training['epochs']:.3g} epochs"] if training.get("epochs") else []
         said += [_duration(training["seconds"])] if training.get("seconds") else []
         said += [f"best at step {training['best_step']:,}"] if training.get("best_step") else []
         heading = Markup('<h3>{}</h3>\n<p class="note">{}</p>\n').format(folder.name, ", ".join(said))
