@@ -204,7 +204,8 @@ def _rows_with_text(table: Table, text_column: str | None, usual: str | None) ->
     if column is None and table.doubt:
         raise InputError(table.doubt)
     column = column or find_text_column(table)
-    say_columns([{"name": table.name} | columns_read({"text": column}, table)])
+    if column != usual:  # which says of itself what it is, and the others are kept
+        say_columns([{"name": table.name} | columns_read({"text": column}, table)])
     texts = texts_of(table, column)
     others = ({name: cell for name, cell in row.items() if name != column} for row in rows_of(table))
     return [(text or "", row) for text, row in zip(texts, others, strict=True)]
