@@ -42,6 +42,7 @@ BATCH_TOKENS, PADDING = 2**13, 0.2  # at most so many go through the model at on
 READINGS: list[dict[str, Any]] = [{"ngram_range": (1, 2)}, {"analyzer": "char", "ngram_range": (1, 3)}]
 CHOSEN_ROWS = 4000
 MOST_MISTAKES = 200
+CALIBRATION_BINS = 15  # as is usual since Guo et al. 2017
 TEXT_SHOWN = 2000  # characters of a mistaken text
 LABEL_SHOWN = 30  # characters of a label in the confusion matrix
 NUMBERED_LABELS = 30  # at most so many labels have numbers in their cells
@@ -56,16 +57,20 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Measured:
-    """The labels of rows as numbers: the true ones, the model's predictions and each baseline's."""
+    """The labels of rows as numbers: the true ones, the model's predictions and each baseline's.
+
+    `confidence` is the probability that the model gives to its prediction, (N,).
+    """
 
     truth: Numbers
     model: Numbers
     baselines: dict[str, Numbers]
+    confidence: npt.NDArray[np.float64]
 
     def take(self, mask: npt.NDArray[np.bool_]) -> "Measured":
         """Return the rows where a mask is true."""
         baselines = {name: predicted[mask] for name, predicted in self.baselines.items()}
-        return Measured(self.truth[mask], self.model[mask], baselines)
+        return Measured(self.truth[mask], self.model[mask], baselines, self.confidence[mask])
 
 
 @torch.no_grad()
@@ -127,6 +132,16 @@ def scores(truth: Numbers, predicted: Numbers, names: Sequence[str]) -> dict[str
     return {name: float(value) for name, value in measured.items()}
 
 
+def calibration_error(right: npt.NDArray[np.bool_], confidence: npt.NDArray[np.float64]) -> float:
+    """Return how far confidence lies from accuracy, a mean over `CALIBRATION_BINS` bins of equal width weighed by rows.
+
+    Guo et al. 2017, equation 3: the expected calibration error.
+    """
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, right.astype(np.float64) - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(right))
+
+
 def _rarer(truth: Numbers) -> int:
     """Return the number of whichever of two labels occurs less often."""
     return int(np.argmin(np.bincount(truth[truth >= 0], minlength=2)))
@@ -177,7 +192,9 @@ def classification_rows(
         for name in found[None]
         for who in by_whom
     ]
-    return [row | share_interval(row["value"], row["count"]) if row["name"] == "accuracy" else row for row in rows]
+    rows = [row | share_interval(row["value"], row["count"]) if row["name"] == "accuracy" else row for row in rows]
+    error = calibration_error(measured.truth == measured.model, measured.confidence)
+    return [*rows, {"name": "calibration_error", "value": error, **common, "baseline": None}]
 
 
 def mean_rows(runs: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -86,6 +86,7 @@ def _finite(value: Any) -> Any:
 _TITLES = {
     "f1_macro": "macro F1",
     "mcc": "MCC",
+    "calibration_error": "calibration error (15 bins)",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "bits_per_byte": "bits per byte",
@@ -105,7 +106,7 @@ _TITLES = {
 }
 MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"  # the baselines of a classifier
 TRAINED = "training"  # the split of a text that the model was trained on
-BETTER_WHEN_SMALLER = ("bits_per_byte", "loss", "perplexity", "word_perplexity", "byte_perplexity")
+BETTER_WHEN_SMALLER = ("bits_per_byte", "calibration_error", "loss", "perplexity", "word_perplexity", "byte_perplexity")
 MOST_COLUMNS = 3  # baselines with a column of their own
 FEW = 8  # generated texts, below which a share says little; the default of `evaluate`
 USELESS_CHRF = 20.0  # of answers below it nothing is right but by chance

@@ -56,7 +56,6 @@ FINISH_SHARE = 0.05  # of the time, for the linear part and the baselines
 FINISH_SECONDS = 8.0  # and for the last files
 SMOKE_RUNS = 2  # at most averaged in a short try
 BAG_BUCKETS = 2**16  # of the linear part, for pairs and words
-LEAST_PROBABILITY = 1e-12
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
 
 
@@ -211,7 +210,7 @@ class ClassificationRun(TrainingRun):
         if self.order or not is_ours or not self.prepared.settings.bag or not len(rows):
             return False
         with self.accelerator.autocast():
-            network = np.log(np.maximum(predict(model, rows, self.pad_id), LEAST_PROBABILITY))
+            network = np.log(predict(model, rows, self.pad_id).clip(1e-12))
         model.config.classifier_bag_buckets = BAG_BUCKETS
         bag = GroundupBagOfTokens(model.config)
         bag.joins[: len(self.tokenizer)] = torch.from_numpy(joins(self.tokenizer))
@@ -286,7 +285,8 @@ class ClassificationRun(TrainingRun):
     ) -> list[dict[str, Any]]:
         """Return rows for metrics.json; where `known` texts are among the examples, others without them too."""
         prepared, names = self.prepared, self.prepared.plan.labels
-        measured = Measured(encoded.labels, probabilities.argmax(1), baselines(known, examples.texts, names))
+        simple = baselines(known, examples.texts, names)
+        measured = Measured(encoded.labels, probabilities.argmax(1), simple, probabilities.max(1))
         about = {"dataset": dataset, "seed": prepared.settings.seed}
         rows = classification_rows(measured, names, split=split, **about)
         unknown = int((encoded.labels == IGNORED).sum())

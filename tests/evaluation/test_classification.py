@@ -18,6 +18,7 @@ from groundup.evaluation.classification import (
     SVM,
     Measured,
     baselines,
+    calibration_error,
     classification_rows,
     draw_confusion,
     label_texts,
@@ -44,9 +45,19 @@ def test_scores_are_what_they_are_by_hand():
     assert found["mcc"] == pytest.approx((1 * 3 - 1 * 1) / (2 * 2 * 4 * 4) ** 0.5)
 
 
+def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy_in_each_bin():
+    right = np.array([True, True, False, True, False, False])
+    assert calibration_error(right, np.full(6, 0.5)) == pytest.approx(0.0)
+    assert calibration_error(right, np.full(6, 1.0)) == pytest.approx(0.5)
+    two_bins = np.array([0.9, 0.9, 0.9, 0.6, 0.6, 0.6])  # 2 of 3 and 1 of 3 are right
+    assert calibration_error(right, two_bins) == pytest.approx((abs(2.7 - 2) + abs(1.8 - 1)) / 6)
+
+
 @pytest.mark.parametrize("label", ["macro", "accuracy", "loss", "mcc", "f1", "f1_macro", "LABEL_0", "0", "selection"])
 def test_no_name_of_a_label_takes_the_place_of_a_score(label):
-    measured = Measured(np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 0, 0]), {SVM: np.zeros(6, np.int64)})
+    measured = Measured(
+        np.array([0, 0, 0, 1, 1, 0]), np.array([0, 0, 1, 1, 0, 0]), {SVM: np.zeros(6, np.int64)}, np.full(6, 0.75)
+    )
     plain = classification_rows(measured, ["ham", "spam"], dataset="d", split="test", seed=0)
     rows = classification_rows(measured, ["ham", label], dataset="d", split="test", seed=0)
     assert [row | {"label": None} for row in rows] == [row | {"label": None} for row in plain]
@@ -59,7 +70,13 @@ def test_no_name_of_a_label_takes_the_place_of_a_score(label):
 
 def test_the_mean_over_seeds_keeps_the_f1_of_one_label_apart_from_that_of_another():
     rows = [
-        classification_rows(Measured(np.array(truth), np.array(truth), {}), ["a", "b"], dataset="d", split="t", seed=0)
+        classification_rows(
+            Measured(np.array(truth), np.array(truth), {}, np.ones(len(truth))),
+            ["a", "b"],
+            dataset="d",
+            split="t",
+            seed=0,
+        )
         for truth in ([0, 1, 1], [0, 0, 1])
     ]
     assert [row["label"] for row in mean_rows(rows) if row["name"] == "f1"] == ["a", "b"]
@@ -91,7 +108,7 @@ def measured(right, by_svm):
     truth[:50] = 1
     wrong = {"model": 100 - right, "svm": 100 - by_svm}
     predicted = {who: np.where(np.arange(100) < count, 1 - truth, truth) for who, count in wrong.items()}
-    return Measured(truth, predicted["model"], {MAJORITY: np.zeros(100, np.int64), SVM: predicted["svm"]})
+    return Measured(truth, predicted["model"], {MAJORITY: np.zeros(100, np.int64), SVM: predicted["svm"]}, np.ones(100))
 
 
 @pytest.mark.parametrize(
