@@ -3,6 +3,7 @@
 --data ──load_examples──> Examples ──split──> training, selection, test ──(encoding)──> ids ──> batches
 """
 
+import difflib
 import re
 import unicodedata
 from collections import Counter
@@ -30,6 +31,9 @@ MOST_LABELS = 1000
 _TO_LABEL = "test rows need labels; to label texts, give --predict"
 _NUMBER, _FRACTION, _SEPARATOR = re.compile(r"-?\d+(\.\d+)?"), re.compile(r"-?\d+\.\d+"), re.compile("[,;|]")
 _MOST_FRACTIONS = 20  # different ones that may be classes; more are amounts
+
+FEW_ROWS, MANY_TIMES = 5, 10  # a label with so few rows is rare beside one with so many times as many
+ALIKE = 0.85  # `difflib`'s ratio of two labels of which one may be the other, misspelt
 
 Places = npt.NDArray[np.int64]
 
@@ -138,8 +142,26 @@ def _doubts(examples: Examples) -> list[str]:
             f"{rows:,} of {len(labels):,} rows have several labels, such as {of_others[0]!r}: a classifier gives one, "
             "so each such combination is taken as a label of its own"
         )
+    said += _rare_labels(counts)
     if any(_FRACTION.fullmatch(label) for label in counts) and all(_NUMBER.fullmatch(label) for label in counts):
         said.append(f"{len(counts):,} numbers are taken as classes, of which none is nearer to another")
+    return said
+
+
+def _rare_labels(counts: Counter[str]) -> list[str]:
+    """Return what to know of labels with hardly a row beside one with many: misspelt, or too few to learn."""
+    rare = sorted(label for label in counts if counts[label] < FEW_ROWS)
+    common = [label for label in counts if counts[label] >= MANY_TIMES * FEW_ROWS]
+    if not rare or not common:
+        return []
+    said = []
+    for label in rare:
+        near = difflib.get_close_matches(label, common, n=1, cutoff=ALIKE)
+        if near and same_text(label) != same_text(near[0]) and not _NUMBER.fullmatch(label):
+            rows = "row" if counts[label] == 1 else "rows"
+            said.append(f"the label {label!r} ({counts[label]} {rows}) is spelt nearly as {near[0]!r} is: two labels")
+    labels = "label has" if len(rare) == 1 else "labels have"
+    said.append(f"{len(rare):,} {labels} fewer than {FEW_ROWS} rows, too few to learn or to measure: {listed(rare, 4)}")
     return said
 
 

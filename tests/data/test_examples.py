@@ -199,6 +199,22 @@ def test_labels_that_may_be_meant_otherwise_are_told(tmp_path, capsys, labels, s
     assert re.search(says, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("rare", "says"),
+    [
+        (["projec"], r"'projec' \(1 row\) is spelt nearly as 'project' is: two labels"),
+        (["projec"], r"1 label has fewer than 5 rows, too few to learn or to measure: projec"),
+        (["bug", "bug", "question"], r"2 labels have fewer than 5 rows, .*: bug, question"),
+    ],
+)
+def test_labels_with_hardly_a_row_are_told(tmp_path, capsys, rare, says):
+    labels = ["project"] * 60 + ["feature"] * 60 + rare
+    load(written(tmp_path / "rows.jsonl", [{"text": f"t {n}", "label": label} for n, label in enumerate(labels)]))
+    said = capsys.readouterr().err
+    assert re.search(says, said)
+    assert ("spelt" in said) == ("projec" in rare)
+
+
 @pytest.mark.parametrize("labels", [["red, blue", "green"], ["1", "2"], ["true", "false"], ["a;b", "c|d"], ["x", "y"]])
 def test_of_plain_labels_nothing_is_told(tmp_path, capsys, labels):
     load(written(tmp_path / "rows.jsonl", [{"text": f"t {n}", "label": labels[n % 2]} for n in range(8)]))
