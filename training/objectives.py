@@ -3,6 +3,7 @@
 The linear part of a classifier, which is fitted to all rows at once, is at the end.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 from torch import nn
@@ -215,7 +217,9 @@ def fit_bag(
     unlikely as one that the SVM puts on its margin.
     """
     rarity = 1 + np.log((1 + len(labels)) / (1 + counts.count_nonzero(axis=0)))
-    svm = LinearSVC(C=SVM_C, random_state=0).fit(normalize(counts @ sparse.diags_array(rarity)), labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # close to the end is enough: the scores are scaled anyway
+        svm = LinearSVC(C=SVM_C, random_state=0).fit(normalize(counts @ sparse.diags_array(rarity)), labels)
     weight, bias = svm.coef_, svm.intercept_
     if len(svm.classes_) == 2:  # scikit-learn keeps one plane for the two
         weight, bias = np.concatenate((-weight, weight)), np.concatenate((-bias, bias))
