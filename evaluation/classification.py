@@ -305,14 +305,21 @@ def labels_of(model: PreTrainedModel) -> list[str]:
     return [str(name) for _, name in sorted((model.config.id2label or {}).items())]
 
 
-def label_texts(classifier: str, data: str, text_column: str | None = None, trust_remote_code: bool = False) -> str:
+def label_texts(
+    classifier: str,
+    data: str,
+    text_column: str | None = None,
+    trust_remote_code: bool = False,
+    threshold: float | None = None,
+) -> str:
     """Label the texts of a table, the lines of a text file, or one text, in their order.
 
     Returns a CSV with the table's other columns, then `text`, `label`, `probability` (of that label) and one with the
     probability of each label, under the label's name. If a label has the name of one of our columns, these are all
     `probability of NAME`; a column of the table with the name of one of these is called `NAME in the table`. A text
-    longer than the context is truncated; the number of these is printed. Raises `InputError` for a model that is no
-    classifier and for texts that cannot be read.
+    longer than the context is truncated; the number of these is printed. Texts whose best label is less probable than
+    the threshold are left out, and counted. Raises `InputError` for a model that is no classifier and for texts that
+    cannot be read.
     """
     rows = rows_to_label(data, text_column)
     texts = [text for text, _ in rows]
@@ -320,6 +327,10 @@ def label_texts(classifier: str, data: str, text_column: str | None = None, trus
     if empty:
         say(f"{empty:,} of {len(texts):,} texts are empty: their labels mean nothing")
     names, probabilities = label_probabilities(classifier, texts, trust_remote_code)
+    if threshold is not None:
+        sure = np.flatnonzero(probabilities.max(1, initial=0.0) >= threshold)
+        say(f"{len(rows) - len(sure):,} of {len(rows):,} texts have no label of probability {threshold:g}: left out")
+        rows, probabilities = [rows[index] for index in sure], probabilities[sure]
     written = io.StringIO()
     table = csv.writer(written)  # whose lines end as in RFC 4180: with "\n" alone a text's own "\r" would get no quotes
     clash = not set(OURS).isdisjoint(names)

@@ -38,7 +38,7 @@ from groundup.training.settings import ClassifySettings
 from groundup.training.verbs import carry_out, claimed, finished_folder, recipe_of, take_changes
 
 SMOKE_SEEDS = 2
-OF_LABELLING = {"predict", "model", "text_column", "trust_remote_code", "out", "quiet", "resume", "smoke"}
+OF_LABELLING = {"predict", "threshold", "model", "text_column", "trust_remote_code", "out", "quiet", "resume", "smoke"}
 
 
 @verb(ClassifySettings)
@@ -123,7 +123,13 @@ def _label_only(settings: ClassifySettings) -> Path:
             print(f"{chance:7.2%}  {name}")
         return user_path(settings.model)
     with claim(settings.out, "classify", short_name([settings.predict or ""])) as output:
-        content = label_texts(settings.model, settings.predict or "", settings.text_column, settings.trust_remote_code)
+        content = label_texts(
+            settings.model,
+            settings.predict or "",
+            settings.text_column,
+            settings.trust_remote_code,
+            settings.threshold,
+        )
         with output.filled() as folder:
             write_yaml(folder / RECIPE_FILE, recipe_of(settings)[0])
             (folder / PREDICTIONS_FILE).write_bytes(content.encode())

@@ -52,8 +52,7 @@ from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
 
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
-FINISH_SHARE = 0.05  # of the time, for the linear part and the baselines
-FINISH_SECONDS = 8.0  # and for the last files
+FINISH_SHARE, FINISH_SECONDS = 0.05, 8.0  # of the time, and beside that, for linear part, baselines and last files
 SMOKE_RUNS = 2  # at most averaged in a short try
 BAG_BUCKETS = 2**16  # of the linear part, for pairs and words
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
@@ -314,7 +313,8 @@ def write_predictions(folder: Path, settings: ClassifySettings) -> None:
     Texts that cannot be read any more take nothing from a model that is trained: that is said, and what to do.
     """
     try:
-        content = label_texts(str(folder), settings.predict or "", settings.text_column, settings.trust_remote_code)
+        about = settings.text_column, settings.trust_remote_code, settings.threshold
+        content = label_texts(str(folder), settings.predict or "", *about)
     except InputError as error:
         say(f"no {PREDICTIONS_FILE}: {error}; fix it, then give --predict and the trained folder as --model")
         return

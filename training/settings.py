@@ -215,6 +215,8 @@ class ClassifySettings(TrustOption, TrainingOptions, TextOptions):
     predict: DataName | None = None
     """Label the texts of this table or the lines of this text file, and write predictions.csv with the table's other
     columns; one text, such as "win a prize", is labelled in the terminal."""
+    threshold: Annotated[float, Interval(ge=0, le=1)] | None = None
+    """With --predict: leave out texts whose best label has a lower probability, and print how many they are."""
     adapt_minutes: NotNegative | None = None
     """Time for pretraining on the texts of the rows first [minutes] (default: a share of the budget from scratch, none
     with --model)."""
@@ -321,6 +323,8 @@ class PlanSettings(
 
 def check_classification(settings: ClassifySettings) -> None:
     """Raise `InputError` for options of `classify` that contradict each other."""
+    if settings.threshold is not None and settings.predict is None:
+        raise InputError("--threshold chooses among the texts of --predict: give both, or leave it out")
     if settings.adapt_minutes is not None and settings.adapt_epochs is not None:
         raise InputError("--adapt-minutes and --adapt-epochs: give one of them")
     minutes, adapt_minutes = settings.minutes, settings.adapt_minutes or 0.0

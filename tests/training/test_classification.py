@@ -124,6 +124,20 @@ def test_the_checkpoint_labels_in_a_pipeline_as_it_does_by_predict(made, tmp_pat
             assert float(row[score["label"]]) == pytest.approx(score["score"], abs=1e-4)
 
 
+def test_texts_of_which_the_model_is_unsure_are_left_out_and_counted(made, folder, tmp_path, capsys):
+    ask = {"model": str(made), "predict": str(folder / "test.jsonl"), "quiet": True}
+    whole = list(csv.DictReader((package.classify(out=str(tmp_path / "all"), **ask) / "predictions.csv").open()))
+    level = sorted(float(row["probability"]) for row in whole)[len(whole) // 2]
+    out = package.classify(out=str(tmp_path / "sure"), threshold=level, **ask)
+    kept = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [row for row in whole if row in kept] == kept and 0 < len(kept) < len(whole)
+    for row in whole:  # whose probabilities are rounded
+        assert abs(float(row["probability"]) - level) < 1e-4 or (row in kept) == (float(row["probability"]) > level)
+    assert f"{len(whole) - len(kept)} of {len(whole)} texts have no label of probability" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--threshold chooses among the texts of --predict"):
+        package.classify(data=[str(folder / "rows.jsonl")], threshold=0.5, out=str(tmp_path / "no"))
+
+
 def test_empty_texts_are_labelled_in_their_places_and_counted(made, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("cat\n\n  \nbad\n", encoding="utf-8")
     out = package.classify(model=str(made), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "out"))
