@@ -128,7 +128,7 @@ def test_texts_of_which_the_model_is_unsure_are_left_out_and_counted(made, folde
     ask = {"model": str(made), "predict": str(folder / "test.jsonl"), "quiet": True}
     whole = list(csv.DictReader((package.classify(out=str(tmp_path / "all"), **ask) / "predictions.csv").open()))
     level = sorted(float(row["probability"]) for row in whole)[len(whole) // 2]
-    out = package.classify(out=str(tmp_path / "sure"), threshold=level, **ask)
+    out = package.classify(out=str(tmp_path / "sure"), threshold=level, **ask | {"quiet": False})
     kept = list(csv.DictReader((out / "predictions.csv").open()))
     assert [row for row in whole if row in kept] == kept and 0 < len(kept) < len(whole)
     for row in whole:  # whose probabilities are rounded
