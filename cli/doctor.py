@@ -20,7 +20,12 @@ from groundup.common.verbs import DoctorSettings
 
 SHOWN = ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "huggingface-hub")
 LITTLE_MEMORY, LITTLE_DISK = 2 * 2**30, 5 * 2**30  # bytes: below them a small model's training may end half way
-EXTRAS = {"playground": "the web page", "gguf": "export to llama.cpp", "tracking": "curves in trackio or tensorboard"}
+EXTRAS = {
+    "playground": "the web page",
+    "gguf": "export to llama.cpp",
+    "serve": "llama.cpp: serving, and proving a GGUF file",
+    "tracking": "curves in trackio or tensorboard",
+}
 
 
 @dataclass(frozen=True)

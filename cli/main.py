@@ -137,6 +137,13 @@ VERBS = {
         ("model",),
         "groundup playground runs/pretrain-my_texts\ngroundup playground runs/pretrain-my_texts runs/another",
     ),
+    "serve": Verb(
+        verbs.ServeSettings,
+        "groundup.cli.serve:serve",
+        example="groundup serve --model runs/instruct-my_rows\n"
+        "groundup serve --model my_model.gguf --port 8081 --parallel 8\n"
+        "groundup serve --model my_model --host 0.0.0.0 --api-key my-secret",
+    ),
     "doctor": Verb(verbs.DoctorSettings, "groundup.cli.doctor:doctor", example="groundup doctor"),
     "completion": Verb(
         verbs.CompletionSettings,

@@ -25,6 +25,7 @@ GENERATION_FILE = "generation_config.json"
 MODEL_WEIGHTS, ADAPTER_WEIGHTS, GGUF_WEIGHTS = "model.safetensors", "adapter_model.safetensors", "model.gguf"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
+MODELFILE = "Modelfile"  # for Ollama, beside a GGUF file
 METRICS_FILE, RECIPE_FILE, LOG_FILE = "metrics.json", "recipe.yaml", "log.jsonl"
 CARD_FILE, CURVE_FILE, PAGE_FILE = "README.md", "curve.png", "report.html"
 

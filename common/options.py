@@ -54,6 +54,7 @@ Share = Annotated[float, Interval(ge=0, lt=1)]
 Amount = Annotated[float, Interval(gt=0, le=1e18)]
 Optimizer = Literal["muon", "adamw"]
 StockForm = Literal["gpt2", "llama", "qwen2", "qwen3", "mistral", "ministral", "arcee", "starcoder2", "gguf"]
+Quantization = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"]
 MaxNewTokens = Count
 Temperature = NotNegative
 

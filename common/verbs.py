@@ -22,6 +22,7 @@ from groundup.common.options import (
     NameOrNone,
     Names,
     OutOption,
+    Quantization,
     QuietOption,
     ResumeOption,
     SamplingOptions,
@@ -144,6 +145,8 @@ class ExportSettings(QuietOption, OutOption, CheckpointOption):
 
     to: StockForm | None = None
     """The target: a folder for transformers and every tool that reads its models, or (gguf) a file for llama.cpp."""
+    quantize: Quantization | None = None
+    """With --to gguf: store the matrices in about 16, 8.5, 6.6, 5.7 or 4.9 bits a weight (default: exactly)."""
 
 
 @dataclass(kw_only=True)
@@ -250,6 +253,29 @@ class PlaygroundSettings(TrustOption):
     """A model's folder or Hub name; give two to compare them."""
     port: Annotated[int, Interval(ge=1, le=65535)] | None = None
     """The port on 127.0.0.1 (default: the first free one from 7860)."""
+
+
+@dataclass(kw_only=True)
+class ServeSettings(QuietOption, TrustOption):
+    """Serve a model to programs that speak OpenAI's protocol, by llama.cpp or transformers, until Ctrl-C."""
+
+    meaning: ClassVar[dict[str, str]] = {"quiet": "Print nothing but errors, not even the address."}
+
+    model: ModelNameOrNone = ""
+    """A model's folder or Hub name, or a GGUF file."""
+    engine: Literal["llama.cpp", "transformers"] = "llama.cpp"
+    """llama.cpp: fast, many requests at once, with a GGUF file that is made once and kept in HF_HOME; transformers:
+    `transformers serve`, for a model that a GGUF file cannot hold."""
+    host: Name = "127.0.0.1"
+    """The address to listen on; one that other machines reach needs --api-key."""
+    port: Annotated[int, Interval(ge=1, le=65535)] = 8080
+    """The port to listen on."""
+    api_key: Name | None = None
+    """The key that every request must bring (default: none is asked for)."""
+    parallel: Annotated[int, Interval(ge=1, le=256)] = 4
+    """Requests answered at once; more wait. Each has memory for --context-length tokens."""
+    context_length: Count | None = None
+    """Most tokens of a request, prompt and answer together (default: the model's context)."""
 
 
 @dataclass(kw_only=True)

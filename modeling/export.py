@@ -11,6 +11,7 @@ what llama.cpp expects inside the tensors is done here.
 import functools
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,25 @@ def _obstacles(config: GroundupConfig, form: str) -> list[str]:
     return found
 
 
-def write_gguf(path: Path, twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+def write_gguf(
+    path: Path,
+    twin: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    quantization: tuple[str, Callable[[str, Any], tuple[Any, Any]]] | None = None,
+) -> None:
     """Write a twin of one of `FORMS` and its tokenizer to `path`; matrices keep their dtype, vectors are fp32.
+
+    Args:
+        path: the file to write.
+        twin: the model; it is not changed.
+        tokenizer: its tokenizer, with the chat template if there is one.
+        name: what the file calls the model.
+        sampling: how to draw tokens unless told otherwise, by the writer's method: `temp`, `top_k`, ...
+        quantization: the file's type in `gguf.LlamaFileType`, and a function from the name and the values (fp32, numpy)
+            of a matrix to the bytes to store and their type.
 
     Raises `ValueError` for a tokenizer that llama.cpp does not know and for more end tokens than a file can name, and
     `ImportError` without the package `gguf`.
@@ -123,15 +141,18 @@ def write_gguf(path: Path, twin: PreTrainedModel, tokenizer: PreTrainedTokenizer
     import gguf
 
     fields = _tokenizer_fields(tokenizer, twin.config.vocab_size) | _end_tokens(twin, tokenizer)
+    fields |= {f"sampling_{setting}": value for setting, value in (sampling or {}).items()}
     writer = gguf.GGUFWriter(path, twin.config.model_type)
     writer.add_name(name)
     dtypes = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
-    writer.add_file_type(gguf.LlamaFileType[dtypes[twin.dtype]])
+    writer.add_file_type(gguf.LlamaFileType[quantization[0] if quantization else dtypes[twin.dtype]])
+    if quantization:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_sizes(writer, twin.config)
     for field, value in fields.items():
         if value is not None:
             getattr(writer, f"add_{field}")(value)
-    _add_tensors(writer, twin)
+    _add_tensors(writer, twin, quantization[1] if quantization else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -160,7 +181,7 @@ def _add_sizes(writer: Any, config: Any) -> None:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
 
 
-def _add_tensors(writer: Any, twin: PreTrainedModel) -> None:
+def _add_tensors(writer: Any, twin: PreTrainedModel, quantize: Callable[[str, Any], tuple[Any, Any]] | None) -> None:
     import gguf
 
     config = twin.config
@@ -177,7 +198,10 @@ def _add_tensors(writer: Any, twin: PreTrainedModel) -> None:
         if tensor.ndim == 1 or module.endswith("wpe"):
             tensor = tensor.float()
         place = f"{names.get_name(module)}.{leaf}"
-        if tensor.dtype == torch.bfloat16:  # numpy has no such type
+        if quantize and tensor.ndim == 2 and not module.endswith("wpe"):
+            values, kind = quantize(place, tensor.float().contiguous().numpy())
+            writer.add_tensor(place, values, raw_dtype=kind)
+        elif tensor.dtype == torch.bfloat16:  # numpy has no such type
             kind = gguf.GGMLQuantizationType.BF16
             writer.add_tensor(place, gguf.quantize(tensor.float().contiguous().numpy(), kind), raw_dtype=kind)
         else:
@@ -234,6 +258,14 @@ def _pre_tokenizer(state: dict[str, Any]) -> str | None:
     match state["pre_tokenizer"]:
         case {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}:
             return "gpt-2"
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False},
+            ],
+        }:
+            return "smollm"
         case {
             "type": "Sequence",
             "pretokenizers": [

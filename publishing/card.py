@@ -75,6 +75,7 @@ print(model(**text)[0].shape)"""
 _USE_GGUF = """\
 ```bash
 llama-cli -m model.gguf -p "Once upon a time"
+ollama create my-model -f Modelfile && ollama run my-model
 ```
 
 The file is read by llama.cpp and what is built on it (LM Studio, Ollama, ...); no Python is needed.

@@ -28,8 +28,10 @@ from groundup.common.files import (
     LOG_FILE,
     METRICS_FILE,
     MODEL_WEIGHTS,
+    MODELFILE,
     RECIPE_FILE,
     TOKENIZER_FILE,
+    remove,
     sha256_of,
     sync_file,
     sync_folder,
@@ -39,6 +41,7 @@ from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.common.verbs import ExportSettings, ImportSettings, MergeSettings
 from groundup.evaluation.metrics_json import own_metrics, write_metrics
 from groundup.inference.folder import adapter_settings, file_of, fold, tokenizer_of
+from groundup.inference.llama_cpp import has_llama_cpp
 from groundup.inference.loading import (
     is_adapter,
     load_adapter,
@@ -48,19 +51,23 @@ from groundup.inference.loading import (
     save_model,
     stored_dtype,
 )
-from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4, write_gguf
+from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4
 from groundup.publishing.card import write_card
+from groundup.publishing.gguf import PROVEN, Expected, Proven, modelfile, prove_file, write_file
 from groundup.publishing.proof import Probed
 from groundup.tokenization.folder import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Hold what was written: the class, its parameters, and how far its logits differ if it could be loaded."""
+    """Hold what was written: the class, its parameters, how far its logits differ if it could be loaded, and what
+    llama.cpp was found to do alike, if it was asked.
+    """
 
     model_type: str
     parameters: int
     difference: float | None
+    proven: Proven | None = None
 
 
 @verb(ExportSettings)
@@ -68,14 +75,17 @@ def export(settings: ExportSettings) -> Path:
     """Write a checkpoint of ours as a stock model into a new folder and return that.
 
     The folder holds no code. `--to gguf` leaves one file there, or makes `--out` itself the file where its name ends in
-    .gguf. An adapter is folded into its base first. Takes an `ExportSettings` or its fields by keyword. Raises
-    `InputError` for a model that the target cannot express exactly, naming the knobs in the way.
+    .gguf, with a Modelfile for Ollama beside it. An adapter is folded into its base first. Takes an `ExportSettings` or
+    its fields by keyword. Raises `InputError` for a model that the target cannot express exactly, naming the knobs in
+    the way.
     """
     console.quiet = settings.quiet
     if not settings.checkpoint or settings.to is None:
         raise InputError("export needs a checkpoint and a target: groundup export CHECKPOINT --to qwen3")
     if settings.to == "gguf" and not has_gguf():
         raise InputError("--to gguf needs the package gguf: pip install 'groundup[gguf]'")
+    if settings.quantize and settings.to != "gguf":
+        raise InputError(f"--quantize {settings.quantize} makes a file for llama.cpp: add --to gguf, or leave it out")
     name = public_name(settings.checkpoint)
     file = _named_file(settings)
     # A file is written in a folder of its own beside it, which is gone when the file is there.
@@ -85,7 +95,12 @@ def export(settings: ExportSettings) -> Path:
     written = file or (output.path / GGUF_WEIGHTS if settings.to == "gguf" else output.path)
     say(f"a {twin.model_type} model of {twin.parameters:,} parameters written to {written}")
     if twin.difference is not None:
-        say(f"loaded without code of ours: logits equal (largest difference {twin.difference:.0e})")
+        before = "before it was rounded, " if settings.quantize else ""
+        say(f"{before}loaded without code of ours: logits equal (largest difference {twin.difference:.0e})")
+    if twin.proven is not None:
+        say(f"{before}{twin.proven}")
+    elif settings.to == "gguf":
+        say("not opened in llama.cpp, which publishing asks for: pip install 'groundup[serve]'")
     return file or output.path
 
 
@@ -97,7 +112,12 @@ def _named_file(settings: ExportSettings) -> Path | None:
     if settings.to != "gguf":
         raise InputError(f"--out {out} names a file for llama.cpp: add --to gguf, or name a folder for {settings.to}")
     _require_absent(out)
+    _require_absent(_modelfile_of(out))
     return out
+
+
+def _modelfile_of(file: Path) -> Path:
+    return file.with_suffix(f".{MODELFILE}")
 
 
 def _require_absent(file: Path) -> None:
@@ -110,36 +130,81 @@ def _write_twin(settings: ExportSettings, name: str, target: str, output: Output
     model, tokenizer = load_model(settings.checkpoint)
     model.float().cpu()
     failed = f"cannot export {settings.checkpoint} to {settings.to}"
-    config: Any = model.config
-    if config.model_type != "groundup":
-        raise InputError(_no_need(settings.checkpoint, config.model_type))
+    if model.config.model_type != "groundup":
+        raise InputError(_no_need(settings.checkpoint, model.config.model_type))
     try:
-        form = gguf_form(config) if target == "gguf" else target
-        probed = Probed.of(model)
+        # What is compared is taken from the model, which then makes room.
+        probed, expected = Probed.of(model), Expected.all_of(model, tokenizer) if target == "gguf" else []
+        form = gguf_form(model.config) if target == "gguf" else target
         twin = make_twin(model, form, stored_dtype(settings.checkpoint))
         del model
-        twin_config, parameters = twin.config, twin.num_parameters()
         with output.filled() as folder:
             if target == "gguf":
-                write_gguf(folder / GGUF_WEIGHTS, twin, tokenizer, name)
+                weights = file.name if file else GGUF_WEIGHTS
+                text = modelfile(weights, twin, tokenizer)
+                (folder / MODELFILE).write_text(text, encoding="utf-8")
+                written = _fill_gguf(folder, twin, tokenizer, name, settings.quantize, probed, expected, failed)
             else:
+                written = Written(twin.config.model_type, twin.num_parameters(), None)
                 save_model(folder, twin, tokenizer)
                 take_over(user_path(settings.checkpoint), tokenizer, folder)
                 spell_for_transformers_4(folder / CONFIG_FILE)
-            del twin
-            again = _load_again(folder, twin_config)
-            difference = None if again is None else probed.require_same(again, failed)
+                del twin
+                difference = probed.require_same(load_model(folder)[0].float().cpu(), failed)
+                written = dataclasses.replace(written, difference=difference)
             if file:
-                sync_file(folder / GGUF_WEIGHTS)
-                _require_absent(file)  # still
-                (folder / GGUF_WEIGHTS).rename(file)
-                sync_folder(file.parent)
+                _move_up(folder, file)
             else:
                 write_yaml(folder / RECIPE_FILE, public_recipe("export", name, settings, checkpoint=name))
-                describe_twin(folder, user_path(settings.checkpoint), parameters, difference)
+                describe_twin(folder, user_path(settings.checkpoint), written)
     except ValueError as error:
         raise InputError(f"{failed}: {last_line(error)}") from error
-    return Written(twin_config.model_type, parameters, difference)
+    return written
+
+
+def _fill_gguf(
+    folder: Path,
+    twin: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    quantization: str | None,
+    probed: Probed,
+    expected: list[Expected],
+    failed: str,
+) -> Written:
+    """Write a GGUF file and prove it; of one with rounded weights, the same weights in fp32 in its place.
+
+    Raises `InputError` and `ValueError` for what is not the same.
+    """
+    write_file(folder / GGUF_WEIGHTS, twin, tokenizer, name, quantization)
+    config, parameters, exact = twin.config, twin.num_parameters(), folder
+    if quantization or (twin.dtype != torch.float32 and has_llama_cpp()):
+        exact = folder / "exact"
+        exact.mkdir()
+        write_file(exact / GGUF_WEIGHTS, twin.float(), tokenizer, name)
+    del twin
+    again = _load_again(exact if quantization else folder, config)
+    difference = None if again is None else probed.require_same(again, failed)
+    del again
+    proven = None
+    if has_llama_cpp():
+        proven = prove_file(exact / GGUF_WEIGHTS, tokenizer, expected, is_coarse=config.model_type == "gpt2")
+        if exact != folder:
+            prove_file(folder / GGUF_WEIGHTS, tokenizer)
+    if exact != folder:
+        remove(exact)
+    return Written(config.model_type, parameters, difference, proven)
+
+
+def _move_up(folder: Path, file: Path) -> None:
+    """Put the GGUF file and its Modelfile in their places, if nothing has come there meanwhile."""
+    places = {folder / MODELFILE: _modelfile_of(file), folder / GGUF_WEIGHTS: file}
+    for source, place in places.items():
+        sync_file(source)
+        _require_absent(place)
+    for source, place in places.items():
+        source.rename(place)
+    sync_folder(file.parent)
 
 
 def _no_need(checkpoint: str, model_type: str) -> str:
@@ -150,9 +215,7 @@ def _no_need(checkpoint: str, model_type: str) -> str:
 
 
 def _load_again(folder: Path, config: PreTrainedConfig) -> Any:
-    """Load what was written as transformers does, in fp32; None for a kind of file that transformers cannot read."""
-    if not (folder / GGUF_WEIGHTS).is_file():
-        return load_model(folder)[0].float().cpu()
+    """Load a GGUF file as transformers does, in fp32; None for a kind of model that transformers cannot read there."""
     if config.model_type not in GGUF_SUPPORTED_ARCHITECTURES:
         say(f"transformers reads no {config.model_type} from a GGUF file, llama.cpp and what is built on it do")
         return None
@@ -202,7 +265,7 @@ def last_line(error: Exception) -> str:
 _ROUNDING = 1e-4  # of the largest logit: each weight is rounded once more than with the adapter beside it
 
 
-def describe_twin(folder: Path, original: Path, parameters: int, difference: float | None) -> None:
+def describe_twin(folder: Path, original: Path, written: Written) -> None:
     """Write `metrics.json` and the card of a twin, and complete its recipe, from those of the original.
 
     The original's numbers hold for it because its logits are the same: by how much they differ is kept beside them.
@@ -210,8 +273,7 @@ def describe_twin(folder: Path, original: Path, parameters: int, difference: flo
     Args:
         folder: the twin, with its weights and a recipe.
         original: the folder it was made of; one that is none (a Hub name) gives no numbers.
-        parameters: of the twin.
-        difference: the largest between the logits of the two; None where nothing here can read the twin.
+        written: what is there, and what was found the same.
     """
     weights = next(name for name in (MODEL_WEIGHTS, GGUF_WEIGHTS) if (folder / name).is_file())
     measured = (original / name for name in (MODEL_WEIGHTS, ADAPTER_WEIGHTS))
@@ -222,10 +284,12 @@ def describe_twin(folder: Path, original: Path, parameters: int, difference: flo
         recipe |= {name: known[name] for name in ("license", "language", "sources") if known.get(name)}
         write_yaml(folder / RECIPE_FILE, recipe)
     about = {
-        "parameters": parameters,
+        "parameters": written.parameters,
         "measured_weights_sha256": metrics["weights_sha256"],
-        "largest_difference_of_logits": difference,
+        "largest_difference_of_logits": written.difference,
     }
+    if written.proven:
+        about[PROVEN] = dataclasses.asdict(written.proven)
     write_metrics(folder, metrics["metrics"], about, sha256_of(folder / weights), metrics.get("samples", ()))
     write_card(folder)
 

@@ -49,6 +49,7 @@ from groundup.publishing.gate_folder import (
     shown,
     sort_files,
 )
+from groundup.publishing.gguf import PROVEN
 from groundup.publishing.hub_client import SECRET
 from groundup.publishing.proof import PROBE, Proof, prove
 from groundup.tokenization.folder import load_tokenizer
@@ -309,6 +310,10 @@ def _check_metrics(folder: Path, sha256: str, findings: Findings) -> None:
         findings.add(f"{METRICS_FILE} does not say how and with which versions it was made", mend)
     if metrics.get("weights_sha256") != sha256:
         findings.add(f"{METRICS_FILE} was not made from these weights", mend)
+    if (path.parent / GGUF_WEIGHTS).is_file() and not (metrics.get("training") or {}).get(PROVEN):
+        findings.add(
+            f"{GGUF_WEIGHTS} was never opened in llama.cpp", "pip install 'groundup[serve]', then export it again"
+        )
 
 
 def _check_recipe(folder: Path, additions: dict[str, Any], findings: Findings) -> None:

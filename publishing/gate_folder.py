@@ -25,6 +25,7 @@ from groundup.common.files import (
     LOG_FILE,
     METRICS_FILE,
     MODEL_WEIGHTS,
+    MODELFILE,
     OVERRIDES_FILE,
     RECIPE_FILE,
     TOKENIZER_FILE,
@@ -47,6 +48,7 @@ CONTRACT = (
     *(TOKENIZER_FILE, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *(CHAT_TEMPLATE_FILE, LOG_FILE, CURVE_FILE),
     *(METRICS_FILE, RECIPE_FILE, CARD_FILE),
+    MODELFILE,
 )
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".npy", ".npz")
 TOKEN_FILES = ("token", "stored_tokens", ".env", ".netrc", ".git-credentials", ".pypirc", "id_rsa", "id_ed25519")

@@ -9,7 +9,7 @@ LARGEST_FOLDER = 18
 LONGEST_FILE = 400  # lines
 LONG = {"modeling/modeling_groundup.py": 980}  # the network travels as one file
 BOOK = 480  # lines of it, in which the network of the book ends
-MOST_FILES = 106
+MOST_FILES = 109
 
 
 def test_no_folder_holds_more_modules_than_can_be_overlooked():

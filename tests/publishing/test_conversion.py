@@ -594,7 +594,9 @@ def test_a_gpt2_of_our_own_keeps_its_own_tokenizer(bpe, source, out, tmp_path):
 @pytest.mark.parametrize("knobs", [{}, {"qk_norm": False}, RELU2], ids=["qwen3", "llama", "arcee"])
 def test_a_checkpoint_becomes_one_gguf_file(knobs, bpe, source, out, capsys):
     export(checkpoint=str(checkpoint(source, bpe, **knobs)), to="gguf", out=str(out))
-    assert {path.name for path in out.iterdir()} == {"model.gguf", "recipe.yaml", "metrics.json", "README.md"}
+    assert {path.name for path in out.iterdir()} == {
+        "model.gguf", "Modelfile", "recipe.yaml", "metrics.json", "README.md"
+    }  # fmt: skip
     said = " ".join(capsys.readouterr().err.split())
     assert ("loaded without code of ours: logits equal" in said) == (knobs != RELU2)
 
@@ -603,7 +605,7 @@ def test_a_checkpoint_becomes_one_gguf_file(knobs, bpe, source, out, capsys):
 def test_out_with_a_name_of_a_gguf_file_is_that_file(name, bpe, source, tmp_path):
     written = export(checkpoint=str(checkpoint(source, bpe)), to="gguf", out=str(tmp_path / "made" / name), quiet=True)
     assert written == tmp_path / "made" / name and written.read_bytes()[:4] == b"GGUF"
-    assert [path.name for path in written.parent.iterdir()] == [written.name]
+    assert {path.name for path in written.parent.iterdir()} == {written.name, f"{written.stem}.Modelfile"}
     with pytest.raises(InputError, match="is there already"):
         export(checkpoint=str(source), to="gguf", out=str(written))
 

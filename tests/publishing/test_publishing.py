@@ -90,6 +90,6 @@ def test_a_twin_is_published_beside_the_model_and_needs_no_code_of_ours(
     code = CAUSAL.replace(", trust_remote_code=True", "").replace(", trust_remote_code=False", "")
     assert clean_process(code, f"{repo_id}-qwen3", "v1") == clean_process(CAUSAL, repo_id, "v1")
     files = hub.files(f"{repo_id}-gguf")
-    assert set(files) == {".gitattributes", "README.md", "metrics.json", "model.gguf", "recipe.yaml"}
+    assert set(files) == {".gitattributes", "Modelfile", "README.md", "metrics.json", "model.gguf", "recipe.yaml"}
     for kind in ("qwen3", "gguf"):
         assert f"base_model: {repo_id}\n" in hub.files(f"{repo_id}-{kind}")["README.md"].decode()

@@ -1,0 +1,235 @@
+"""Run a GGUF file in llama.cpp: its server (package `xllamacpp`) in this process, behind a port of this machine.
+
+llama.cpp's own protocol (https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md) tells ids, logits
+and what a chat template gives, so that another engine's word stands beside ours; OpenAI's is for the users of `serve`.
+"""
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import json
+import math
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from groundup.common.errors import InputError
+from groundup.tokenization.report import BYTE_OF_LETTER
+
+HOST = "127.0.0.1"
+PACKAGE = "xllamacpp"
+
+
+def has_llama_cpp() -> bool:
+    """Return whether llama.cpp is installed."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def require_llama_cpp(what: str) -> Any:
+    """Return the package of llama.cpp. Raises `InputError`, saying what needs it, where it is not installed."""
+    if not has_llama_cpp():
+        raise InputError(f"{what} needs llama.cpp: pip install 'groundup[serve]'")
+    import xllamacpp
+
+    return xllamacpp
+
+
+def llama_cpp_version() -> str:
+    """Return the package of llama.cpp with its version."""
+    return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
+
+
+def context_of_file(file: Path) -> int:
+    """Return the number of positions that a GGUF file names (tokens). Raises `InputError` for what is no such file."""
+    import gguf
+
+    try:
+        fields = gguf.GGUFReader(file).fields
+        return int(fields[f"{fields['general.architecture'].contents()}.context_length"].contents())
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise InputError(f"{file} is cut short or no GGUF file of a language model: write it again") from error
+
+
+@dataclass(frozen=True)
+class Written:
+    """Hold what a model wrote: its ids, the log probability of each, and whether the last one stopped it.
+
+    A log probability is NaN where llama.cpp tells none (see `_is_cut`).
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    stopped: bool
+
+
+class Engine(contextlib.AbstractContextManager["Engine"]):
+    """llama.cpp over one GGUF file, until the context is left.
+
+    Keys and values are kept in fp32 and attention is computed step by step, as our own loop does: the logits of an fp32
+    file are then ours but for rounding.
+
+    Attributes:
+        url: its address; OpenAI's protocol is under `/v1`.
+    """
+
+    def __init__(
+        self,
+        file: Path,
+        *,
+        context: int | None = None,
+        parallel: int = 1,
+        host: str = HOST,
+        port: int = 0,
+        api_key: str | None = None,
+        name: str = "model",
+        on_gpu: bool = False,
+    ) -> None:
+        """Load the file.
+
+        Args:
+            file: a GGUF file.
+            context: the tokens that a request may take, prompt and answer together; by default the model's.
+            parallel: the requests that are answered at once; more wait.
+            host: the address to listen on.
+            port: the port there; 0 takes a free one.
+            api_key: what every request must bring.
+            name: what the server calls the model.
+            on_gpu: let llama.cpp use a GPU that it finds.
+
+        Raises:
+            InputError: where llama.cpp is not installed or cannot load the file, and for a port that is taken.
+        """
+        llama = require_llama_cpp("running a GGUF file")
+        require_free(host, port)
+        params = llama.CommonParams()
+        params.model.path, params.model_alias = str(file), {name}
+        params.n_parallel, params.n_ctx = parallel, parallel * (context or context_of_file(file))
+        params.hostnames, params.port = [host], port
+        params.api_keys = [api_key] if api_key else []
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.reasoning_format = llama.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+        params.n_gpu_layers = -1 if on_gpu else 0
+        params.fit_params = params.warmup = False  # the sizes are those above, and nobody waits for the first token
+        params.cache_ram_mib = 0  # else up to 8 GiB of what was asked before
+        params.cors_origins, params.cors_credentials = "localhost", False  # not every page in a browser here
+        params.endpoint_slots = params.ui = False  # what others ask is nobody's business; our page is the playground
+        params.verbosity = 0
+        try:
+            self._server: Any = llama.Server(params)
+        except RuntimeError as error:
+            raise InputError(
+                f"llama.cpp cannot load {file}: it is cut short, or of a kind that it does not know"
+            ) from error
+        self.url = str(self._server.listening_address)
+
+    def __exit__(self, *_: object) -> None:
+        self._server = None  # ends what is being answered, and its threads
+
+    def ask(self, path: str, **body: Any) -> dict[str, Any]:
+        """Return the answer to a request. Raises `ValueError` with llama.cpp's own words for one that it refuses."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise ValueError(json.load(error)["error"]["message"]) from error
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Return the ids of a text; with `special` the spelling of a special token is that token, else it is text."""
+        return self.ask("/tokenize", content=text, add_special=False, parse_special=special)["tokens"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens spelt out."""
+        return self.ask("/detokenize", tokens=list(ids))["content"]
+
+    def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """Return a conversation as the chat template spells it, ready for the next answer."""
+        return self.ask("/apply-template", messages=list(messages))["prompt"]
+
+    def write(
+        self, prompt_ids: Sequence[int], new_tokens: int, tokenizer: PreTrainedTokenizerFast, forced: Sequence[int] = ()
+    ) -> Written:
+        """Return what follows a prompt: the likeliest token at each step, or the `forced` ones, whatever they are."""
+        grammar = {"grammar": "root ::= " + " ".join(f"<[{token}]>" for token in forced)} if forced else {}
+        answer = self.ask(
+            "/completion",
+            prompt=list(prompt_ids),
+            n_predict=new_tokens,
+            samplers=["temperature"],
+            temperature=0,
+            n_probs=1,
+            return_tokens=True,
+            cache_prompt=False,
+            **grammar,
+        )
+        steps, logprobs, text = list(answer.get("completion_probabilities", [])), [], b""
+        for token in answer["tokens"]:
+            text = (text + _bytes_of(token, tokenizer))[-_LONGEST:]
+            logprobs.append(math.nan if _is_cut(text) else steps.pop(0)["logprob"])
+        return Written(answer["tokens"], logprobs, answer["stop_type"] == "eos")
+
+
+_LONGEST = 4  # bytes of a character
+_LEADS = ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4))  # of a first byte the mask, the bits, and how many follow
+
+
+def _bytes_of(token: int, tokenizer: PreTrainedTokenizerFast) -> bytes:
+    """Return the bytes of a token as llama.cpp writes it: none of a special one."""
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    return b"" if token in tokenizer.all_special_ids else bytes(BYTE_OF_LETTER[letter] for letter in piece)
+
+
+def _is_cut(text: bytes) -> bool:
+    """Return whether a text ends within a character: llama.cpp then waits for the rest, and tells no probability."""
+    ends = [text[-back] for back in range(1, min(_LONGEST, len(text)) + 1)]
+    return any(byte & mask == bits and back < long for back, byte in enumerate(ends, 1) for mask, bits, long in _LEADS)
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise `InputError` for an address that cannot be listened on: llama.cpp does not say why."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            where = f"cannot listen on {host}, port {port} ({error.strerror or error})"
+            raise InputError(f"{where}: choose another --port, or another --host") from error
+
+
+def quantize(matrix: Any, kind: Any) -> Any:
+    """Return the bytes (uint8, numpy) of a matrix (fp32, numpy) in a type of GGUF, as llama.cpp rounds it.
+
+    The package `gguf` knows the simple types; llama.cpp's own function (ggml.h) makes the others. Raises `InputError`
+    where that is needed and not there.
+    """
+    import gguf
+    import numpy as np
+
+    with contextlib.suppress(NotImplementedError):
+        return gguf.quantize(matrix, kind)
+    llama = require_llama_cpp(f"a matrix in {kind.name}")
+    try:
+        function = ctypes.CDLL(llama.xllamacpp.__file__).ggml_quantize_chunk
+    except (OSError, AttributeError) as error:
+        raise InputError(
+            f"this build of {PACKAGE} does not show its quantiser, which {kind.name} needs: choose --quantize q8_0"
+        ) from error
+    function.restype = ctypes.c_size_t
+    function.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    packed = np.empty(gguf.quant_shape_to_byte_shape(matrix.shape, kind), np.uint8)
+    written = function(int(kind), matrix.ctypes.data, packed.ctypes.data, 0, *matrix.shape, None)
+    if written != packed.nbytes:
+        raise ValueError(f"llama.cpp wrote {written:,} bytes in {kind.name} where {packed.nbytes:,} were due")
+    return packed
