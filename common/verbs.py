@@ -147,6 +147,8 @@ class ExportSettings(QuietOption, OutOption, CheckpointOption):
     """The target: a folder for transformers and every tool that reads its models, or (gguf) a file for llama.cpp."""
     quantize: Quantization | None = None
     """With --to gguf: store the matrices in about 16, 8.5, 6.6, 5.7 or 4.9 bits a weight (default: exactly)."""
+    eval_data: list[DataName] = field(default_factory=list)
+    """With --to gguf: held-out text, on which llama.cpp measures what each --quantize costs, for the card."""
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar
-from groundup.common.errors import InputError
+from groundup.common.errors import InputError, public_name
 from groundup.common.files import RECIPE_FILE
 from groundup.common.settings import read_yaml
 from groundup.data.documents import Documents
-from groundup.data.sources import PYTHON_DOCS
+from groundup.data.sources import PYTHON_DOCS, load_documents, sample_texts
 from groundup.data.tokens import TokenStream, write_shards
 from groundup.evaluation.baselines import ngram_score, unigram_score, xz_bits_per_byte
 from groundup.evaluation.comparison import UnitSums, draws, interval, language_draws
@@ -36,14 +37,16 @@ from groundup.evaluation.likelihood import (
     strided,
     summed,
 )
+from groundup.inference.llama_cpp import Engine, context_of_file
 from groundup.inference.loading import context_of, device_of, evaluating
-from groundup.tokenization.folder import structure_ids
+from groundup.tokenization.folder import plain_backend, structure_ids
 from groundup.tokenization.report import TokenBytes
 
 MOST_UNITS = 10_000  # units of a bootstrap; more are joined with their neighbours
 FEWEST_DOCUMENTS = 20  # for an interval by document; a text of fewer is cut into blocks
 BLOCKS = 100
 FEWEST_BYTES = 64  # of a block: about sixteen tokens
+GGUF_WINDOW, GGUF_PARALLEL = 512, 8  # tokens, and windows that llama.cpp reads side by side
 TOLERANCE = 1e-3  # between logits of the same positions, relative to their spread
 HEADLINE, STRIDED, BY_DOCUMENT = "language", "language, strided", "language, each document alone"
 
@@ -298,6 +301,42 @@ def language_part(
         row |= {"context": windows.context, "stride": windows.stride, "baseline": None}
         rows.append(row)
     return {"rows": rows, "units": units.as_dict()}
+
+
+def score_gguf(
+    file: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    progress: Callable[[float, str], None] | None = None,
+) -> tuple[float, int, int]:
+    """Return the bits per byte of texts that llama.cpp finds for a GGUF file, and how many tokens and bytes they have.
+
+    Each text stands alone, after the token that begins one, in adjacent windows of at most `GGUF_WINDOW` tokens.
+    """
+    context = min(context_of_file(file), GGUF_WINDOW)
+    plain, begin = plain_backend(tokenizer), tokenizer.bos_token_id
+    windows: list[tuple[int, list[int]]] = []
+    for text in texts:
+        before, ids = (
+            tokenizer.eos_token_id if begin is None else begin,
+            plain.encode(text, add_special_tokens=False).ids,
+        )
+        for start in range(0, len(ids), context - 1):
+            window = ids[start : start + context - 1]
+            windows.append((before, window))
+            before = window[-1]
+    nats, bytes_ = 0.0, sum(len(text.encode()) for text in texts)
+    with Engine(file, context=context, parallel=GGUF_PARALLEL) as engine, ThreadPoolExecutor(GGUF_PARALLEL) as many:
+        for done, value in enumerate(many.map(lambda window: engine.nats(*window, tokenizer), windows), 1):
+            nats += value
+            if progress:
+                progress(done / len(windows), f"{nats / math.log(2) / bytes_ * len(windows) / done:.3f} bits/byte")
+    return nats / math.log(2) / bytes_, sum(len(ids) for _, ids in windows), bytes_
+
+
+def held_out_texts(data: Sequence[str], limit: int) -> tuple[list[str], str]:
+    """Return pieces of the documents that `data` names, `limit` bytes in all or a little more, and the data's name."""
+    return [text for text in sample_texts(load_documents(data)[0], limit) if text], public_name(data[0])
 
 
 def xz_part(text: Text) -> dict[str, Any]:

@@ -179,6 +179,29 @@ class Engine(contextlib.AbstractContextManager["Engine"]):
             logprobs.append(math.nan if _is_cut(text) else steps.pop(0)["logprob"])
         return Written(answer["tokens"], logprobs, answer["stop_type"] == "eos")
 
+    def nats(self, before: int, ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> float:
+        """Return the negative log likelihood of `ids`, which follow the token `before`."""
+        logprobs = self.write([before], len(ids), tokenizer, ids).logprobs
+        told = [
+            self._logprob([before, *ids[:place]], ids[place], tokenizer) if math.isnan(value) else value
+            for place, value in enumerate(logprobs)
+        ]
+        return -sum(told)
+
+    def _logprob(self, prompt_ids: Sequence[int], token: int, tokenizer: PreTrainedTokenizerFast) -> float:
+        """Return the log probability of a token by those of all, told beside a letter that is written in its place."""
+        (letter,) = tokenizer.encode("a", add_special_tokens=False)
+        told = self.ask(
+            "/completion",
+            prompt=list(prompt_ids),
+            n_predict=1,
+            n_probs=len(tokenizer),
+            grammar=f"root ::= <[{letter}]>",
+            samplers=["temperature"],
+            temperature=0,
+        )["completion_probabilities"][0]["top_logprobs"]
+        return next(step["logprob"] for step in told if step["id"] == token)
+
 
 _LONGEST = 4  # bytes of a character
 _LEADS = ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4))  # of a first byte the mask, the bits, and how many follow

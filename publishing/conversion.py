@@ -10,6 +10,7 @@ import importlib.util
 import io
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from groundup.common.settings import read_yaml, verb, write_yaml
 from groundup.common.verbs import ExportSettings, ImportSettings, MergeSettings
 from groundup.evaluation.metrics_json import own_metrics, write_metrics
 from groundup.inference.folder import adapter_settings, file_of, fold, tokenizer_of
-from groundup.inference.llama_cpp import has_llama_cpp
+from groundup.inference.llama_cpp import has_llama_cpp, require_llama_cpp
 from groundup.inference.loading import (
     is_adapter,
     load_adapter,
@@ -53,21 +54,22 @@ from groundup.inference.loading import (
 )
 from groundup.modeling.export import gguf_form, make_twin, spell_for_transformers_4
 from groundup.publishing.card import write_card
-from groundup.publishing.gguf import PROVEN, Expected, Proven, modelfile, prove_file, write_file
+from groundup.publishing.gguf import PROVEN, Expected, Proven, cost_rows, modelfile, prove_file, write_file
 from groundup.publishing.proof import Probed
 from groundup.tokenization.folder import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Hold what was written: the class, its parameters, how far its logits differ if it could be loaded, and what
-    llama.cpp was found to do alike, if it was asked.
+    """Hold what was written: the class, its parameters, how far its logits differ if it could be loaded, what llama.cpp
+    was found to do alike and what it measured, if it was asked.
     """
 
     model_type: str
     parameters: int
     difference: float | None
     proven: Proven | None = None
+    rows: Sequence[dict[str, Any]] = ()
 
 
 @verb(ExportSettings)
@@ -84,8 +86,11 @@ def export(settings: ExportSettings) -> Path:
         raise InputError("export needs a checkpoint and a target: groundup export CHECKPOINT --to qwen3")
     if settings.to == "gguf" and not has_gguf():
         raise InputError("--to gguf needs the package gguf: pip install 'groundup[gguf]'")
-    if settings.quantize and settings.to != "gguf":
-        raise InputError(f"--quantize {settings.quantize} makes a file for llama.cpp: add --to gguf, or leave it out")
+    for option, value in (("--quantize", settings.quantize), ("--eval-data", settings.eval_data)):
+        if value and settings.to != "gguf":
+            raise InputError(f"{option} is about a file for llama.cpp: add --to gguf, or leave it out")
+    if settings.eval_data:
+        require_llama_cpp("--eval-data")
     name = public_name(settings.checkpoint)
     file = _named_file(settings)
     # A file is written in a folder of its own beside it, which is gone when the file is there.
@@ -143,7 +148,7 @@ def _write_twin(settings: ExportSettings, name: str, target: str, output: Output
                 weights = file.name if file else GGUF_WEIGHTS
                 text = modelfile(weights, twin, tokenizer)
                 (folder / MODELFILE).write_text(text, encoding="utf-8")
-                written = _fill_gguf(folder, twin, tokenizer, name, settings.quantize, probed, expected, failed)
+                written = _fill_gguf(folder, twin, tokenizer, name, settings, probed, expected)
             else:
                 written = Written(twin.config.model_type, twin.num_parameters(), None)
                 save_model(folder, twin, tokenizer)
@@ -155,7 +160,10 @@ def _write_twin(settings: ExportSettings, name: str, target: str, output: Output
             if file:
                 _move_up(folder, file)
             else:
-                write_yaml(folder / RECIPE_FILE, public_recipe("export", name, settings, checkpoint=name))
+                data = [public_name(item) for item in settings.eval_data]
+                write_yaml(
+                    folder / RECIPE_FILE, public_recipe("export", name, settings, checkpoint=name, eval_data=data)
+                )
                 describe_twin(folder, user_path(settings.checkpoint), written)
     except ValueError as error:
         raise InputError(f"{failed}: {last_line(error)}") from error
@@ -167,23 +175,24 @@ def _fill_gguf(
     twin: Any,
     tokenizer: PreTrainedTokenizerFast,
     name: str,
-    quantization: str | None,
+    settings: ExportSettings,
     probed: Probed,
     expected: list[Expected],
-    failed: str,
 ) -> Written:
     """Write a GGUF file and prove it; of one with rounded weights, the same weights in fp32 in its place.
 
     Raises `InputError` and `ValueError` for what is not the same.
     """
-    write_file(folder / GGUF_WEIGHTS, twin, tokenizer, name, quantization)
+    write_file(folder / GGUF_WEIGHTS, twin, tokenizer, name, settings.quantize)
     config, parameters, exact = twin.config, twin.num_parameters(), folder
-    if quantization or (twin.dtype != torch.float32 and has_llama_cpp()):
+    if settings.quantize or (twin.dtype != torch.float32 and has_llama_cpp()):
         exact = folder / "exact"
         exact.mkdir()
         write_file(exact / GGUF_WEIGHTS, twin.float(), tokenizer, name)
+    rows = cost_rows(twin, tokenizer, settings.eval_data, exact / GGUF_WEIGHTS) if settings.eval_data else []
     del twin
-    again = _load_again(exact if quantization else folder, config)
+    again = _load_again(exact if settings.quantize else folder, config)
+    failed = f"cannot export {settings.checkpoint} to gguf"
     difference = None if again is None else probed.require_same(again, failed)
     del again
     proven = None
@@ -193,7 +202,7 @@ def _fill_gguf(
             prove_file(folder / GGUF_WEIGHTS, tokenizer)
     if exact != folder:
         remove(exact)
-    return Written(config.model_type, parameters, difference, proven)
+    return Written(config.model_type, parameters, difference, proven, rows)
 
 
 def _move_up(folder: Path, file: Path) -> None:
@@ -250,7 +259,7 @@ def has_gguf() -> bool:
 
 
 def public_recipe(
-    of: str, name: str, settings: ImportSettings | ExportSettings, **public: str | None
+    of: str, name: str, settings: ImportSettings | ExportSettings, **public: str | list[str] | None
 ) -> dict[str, Any]:
     """Return what was asked for, with names in place of paths on this machine."""
     return {"name": name, "verb": of, "settings": dataclasses.asdict(settings) | {"out": None} | public}
@@ -268,7 +277,8 @@ _ROUNDING = 1e-4  # of the largest logit: each weight is rounded once more than 
 def describe_twin(folder: Path, original: Path, written: Written) -> None:
     """Write `metrics.json` and the card of a twin, and complete its recipe, from those of the original.
 
-    The original's numbers hold for it because its logits are the same: by how much they differ is kept beside them.
+    The original's numbers hold for it because its logits are the same: by how much they differ is kept beside them. Of
+    rounded weights they say nothing, and are left out.
 
     Args:
         folder: the twin, with its weights and a recipe.
@@ -283,6 +293,8 @@ def describe_twin(folder: Path, original: Path, written: Written) -> None:
         known = read_yaml(original / RECIPE_FILE)
         recipe |= {name: known[name] for name in ("license", "language", "sources") if known.get(name)}
         write_yaml(folder / RECIPE_FILE, recipe)
+    if recipe["settings"].get("quantize"):
+        metrics |= {"metrics": [], "samples": []}
     about = {
         "parameters": written.parameters,
         "measured_weights_sha256": metrics["weights_sha256"],
@@ -290,7 +302,9 @@ def describe_twin(folder: Path, original: Path, written: Written) -> None:
     }
     if written.proven:
         about[PROVEN] = dataclasses.asdict(written.proven)
-    write_metrics(folder, metrics["metrics"], about, sha256_of(folder / weights), metrics.get("samples", ()))
+    write_metrics(
+        folder, [*metrics["metrics"], *written.rows], about, sha256_of(folder / weights), metrics.get("samples", ())
+    )
     write_card(folder)
 
 

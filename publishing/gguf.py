@@ -10,22 +10,22 @@ import contextlib
 import functools
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from groundup.common.console import ProgressBar
+from groundup.evaluation.metrics_json import EXACT
 from groundup.inference.generation import Sampling, encode_prompt, own_sampling, stop_ids_of, stream_tokens
 from groundup.inference.llama_cpp import Engine, Written, llama_cpp_version, quantize
 from groundup.inference.loading import context_of
 from groundup.modeling.export import write_gguf
 from groundup.publishing.proof import PROBE, logits_of
-from groundup.tokenization.chat import ChatEncoder
+from groundup.tokenization.chat import ChatEncoder, Spelling
 from groundup.tokenization.folder import plain_backend
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -40,6 +40,7 @@ _TYPES = {
     "q5_k_m": ("MOSTLY_Q5_K_M", "Q5_K", "Q6_K", "Q6_K"),
     "q4_k_m": ("MOSTLY_Q4_K_M", "Q4_K", "Q6_K", "Q5_K"),
 }
+_MEASURED_BYTES = 16_384  # of held-out text: the same for each way, so that a small difference shows
 _NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that no 256 values divide
 
 
@@ -66,6 +67,35 @@ def write_file(
         pack = functools.partial(_packed, quantization=quantization, layers=layers, is_tied=is_tied)
         chosen = (_TYPES[quantization][0], pack)
     write_gguf(path, twin, tokenizer, name, sampling=sampling, quantization=chosen)
+
+
+def cost_rows(
+    twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: Sequence[str], exact: Path
+) -> list[dict[str, Any]]:
+    """Return rows of metrics.json: the bits per byte that llama.cpp needs for held-out text by each way to store it.
+
+    `exact` is the file in fp32, beside which the others are made and removed again.
+    """
+    from groundup.evaluation.language import GGUF_WINDOW, held_out_texts, score_gguf  # reads any kind of data
+
+    texts, dataset = held_out_texts(data, _MEASURED_BYTES)
+    rows: list[dict[str, Any]] = []
+    context = min(context_of(twin), GGUF_WINDOW)
+    with ProgressBar("measuring in llama.cpp", total=len(_TYPES) + 1) as bar:
+        for number, quantization in enumerate([None, *_TYPES]):
+            file = exact
+            if quantization:
+                file = exact.with_name("measured.gguf")
+                write_file(file, twin, tokenizer, dataset, quantization)
+            value, tokens, bytes_ = score_gguf(
+                file, tokenizer, texts, lambda done, told, before=number: bar.update(before + done, told)
+            )
+            about = {"dataset": dataset, "split": "test", "count": tokens, "bytes": bytes_, "context": context}
+            about |= {"quantization": quantization.upper() if quantization else EXACT, "size": file.stat().st_size}
+            rows.append({"name": "bits_per_byte", "value": value, **about})
+            if quantization:
+                file.unlink()
+    return rows
 
 
 def _packed(place: str, matrix: Any, *, quantization: str, layers: int, is_tied: bool) -> tuple[Any, Any]:
@@ -309,64 +339,6 @@ def _token(token: int, tokenizer: PreTrainedTokenizerFast) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Ollama
-
-_ROLES = ("system", "user", "assistant")
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """The way a chat template spells conversations, where it is as simple as this: a text before and after each turn.
-
-    `opening` stands before a conversation without a system message, `asking` before the answer.
-    """
-
-    opening: str
-    turns: dict[str, tuple[str, str]]
-    asking: str
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "Spelling | None":
-        """Find the texts by trying; None where the template does more than put them around what is said."""
-        if not tokenizer.chat_template:
-            return None
-
-        def spell(*turns: tuple[str, str], prompt: bool = False) -> str:
-            said = [{"role": role, "content": content} for role, content in turns]
-            return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=prompt))
-
-        system, user, answer = (("system", "\ue000"), ("user", "\ue001"), ("assistant", "\ue002"))
-        try:
-            first, both = spell(system, user), spell(system, user, answer)
-            opening = spell(user).removesuffix(first[len(spell(system)) :])
-            texts = {"system": spell(system), "user": first[len(spell(system)) :], "assistant": both[len(first) :]}
-            turns = {role: tuple(texts[role].split(content)) for role, content in (system, user, answer)}
-            found = cls(opening, turns, spell(user, prompt=True)[len(spell(user)) :])
-            trials = [(user,), (system, user), (user, answer, user), (system, user, answer, user, answer, user)]
-            if all(found.spell(trial) == spell(*trial, prompt=True) for trial in trials):
-                return found
-        except (ValueError, TypeError, jinja2.TemplateError):  # it refuses one of these, or spells it with more
-            pass
-        return None
-
-    def spell(self, turns: Sequence[tuple[str, str]]) -> str:
-        """Return a conversation as it is spelt before the next answer."""
-        opening = "" if turns[0][0] == "system" else self.opening
-        return opening + "".join(content.join(self.turns[role]) for role, content in turns) + self.asking
-
-    def in_go(self) -> str:
-        """Return the same as a template of Ollama, which is one of Go's package text/template."""
-        opening = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{_go(self.opening)}{{{{ end }}}}'
-        branches = "".join(
-            f'{{{{ {"else " * bool(number)}if eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}'
-            for number, (role, (before, after)) in enumerate(self.turns.items())
-        )
-        turns = f"{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}"
-        return (opening if self.opening else "") + turns + _go(self.asking)
-
-
-def _go(text: str) -> str:
-    """Return a text as a template spells it: what would begin an action, or end the template, becomes a quoted text."""
-    return re.sub(r'\{\{|"""|\{$', lambda found: f"{{{{ {json.dumps(found[0])} }}}}", text)
 
 
 def modelfile(weights: str, twin: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:

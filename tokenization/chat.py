@@ -4,6 +4,7 @@ A template marks what the assistant says by `{% generation %}`; the loss of `ins
 `ChatEncoder` is the one way from messages to ids, for training, `generate` and `chat` alike.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,3 +177,59 @@ class ChatEncoder:
             return render_jinja_template([messages], chat_template=self.template, **options, **names)
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template refuses this conversation: {error}") from error
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """The way a chat template spells conversations, where it is as simple as this: a text before and after each turn.
+
+    `opening` stands before a conversation without a system message, `asking` before the answer.
+    """
+
+    opening: str
+    turns: dict[str, tuple[str, str]]
+    asking: str
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "Spelling | None":
+        """Find the texts by trying; None where the template does more than put them around what is said."""
+        if not tokenizer.chat_template:
+            return None
+
+        def spell(*turns: tuple[str, str], prompt: bool = False) -> str:
+            said = [{"role": role, "content": content} for role, content in turns]
+            return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=prompt))
+
+        system, user, answer = (("system", "\ue000"), ("user", "\ue001"), ("assistant", "\ue002"))
+        try:
+            first, both = spell(system, user), spell(system, user, answer)
+            opening = spell(user).removesuffix(first[len(spell(system)) :])
+            texts = {"system": spell(system), "user": first[len(spell(system)) :], "assistant": both[len(first) :]}
+            turns = {role: tuple(texts[role].split(content)) for role, content in (system, user, answer)}
+            found = cls(opening, turns, spell(user, prompt=True)[len(spell(user)) :])
+            trials = [(user,), (system, user), (user, answer, user), (system, user, answer, user, answer, user)]
+            if all(found.spell(trial) == spell(*trial, prompt=True) for trial in trials):
+                return found
+        except (ValueError, TypeError, jinja2.TemplateError):  # it refuses one of these, or spells it with more
+            pass
+        return None
+
+    def spell(self, turns: Sequence[tuple[str, str]]) -> str:
+        """Return a conversation as it is spelt before the next answer."""
+        opening = "" if turns[0][0] == "system" else self.opening
+        return opening + "".join(content.join(self.turns[role]) for role, content in turns) + self.asking
+
+    def in_go(self) -> str:
+        """Return the same as a template of Ollama, which is one of Go's package text/template."""
+        opening = f'{{{{ if ne (index .Messages 0).Role "system" }}}}{_go(self.opening)}{{{{ end }}}}'
+        branches = "".join(
+            f'{{{{ {"else " * bool(number)}if eq .Role "{role}" }}}}{_go(before)}{{{{ .Content }}}}{_go(after)}'
+            for number, (role, (before, after)) in enumerate(self.turns.items())
+        )
+        turns = f"{{{{ range .Messages }}}}{branches}{{{{ end }}}}{{{{ end }}}}"
+        return (opening if self.opening else "") + turns + _go(self.asking)
+
+
+def _go(text: str) -> str:
+    """Return a text as a template spells it: what would begin an action, or end the template, becomes a quoted text."""
+    return re.sub(r'\{\{|"""|\{$', lambda found: f"{{{{ {json.dumps(found[0])} }}}}", text)

@@ -1,13 +1,18 @@
 """`groundup serve` as programs use it: OpenAI's own client, many at once, and what they do wrong."""
 
+import contextlib
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -340,6 +345,41 @@ def test_a_file_that_llama_cpp_computes_otherwise_is_not_kept(home, model_folder
     with pytest.raises(InputError, match=r"llama.cpp cannot serve .* computes other numbers"):
         cached_file(str(model_folder))
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(folder, monkeypatch, capsys):
+    """Each command of ours on docs/howto/serve.md runs, and its Python snippet talks to the first server."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "howto" / "serve.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    place = folder / "page"
+    place.mkdir()
+    save(place / "my_model")
+    monkeypatch.chdir(place)
+    exports = [words for words in lines if words[0] == "export"]
+    serving = [words for words in lines if words[0] == "serve"]
+    assert len(exports) == 3 and len(serving) == 3
+    for words in exports:
+        assert main(words) == 0, capsys.readouterr().err
+    assert {path.name for path in place.iterdir()} > {"my_model.gguf", "my_model.Modelfile", "my_twin"}
+    environment = os.environ | {"HF_HOME": str(folder / "home")}
+    for number, words in enumerate(serving):
+        words = [word.replace("0.0.0.0", "127.0.0.2") for word in words]  # of this machine too
+        with subprocess.Popen([sys.executable, "-m", "groundup", *words], env=environment) as server:
+            host = "127.0.0.2" if "127.0.0.2" in words else "127.0.0.1"
+            for _ in range(600):
+                with contextlib.suppress(OSError):
+                    urllib.request.urlopen(f"http://{host}:8080/health", timeout=5).close()
+                    break
+                assert server.poll() is None
+                time.sleep(0.1)
+            if number == 0:
+                exec(compile(snippet, "serve.md", "exec"), {})
+                assert capsys.readouterr().out.strip()
+            server.terminate()
+            assert server.wait(60) == 130
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from groundup.common.errors import InputError
+from groundup.evaluation.language import score_gguf
 from groundup.inference.llama_cpp import Engine, quantize
 from groundup.inference.loading import save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
@@ -18,14 +20,13 @@ from groundup.publishing.conversion import export
 from groundup.publishing.gguf import (
     CONVERSATIONS,
     Expected,
-    Spelling,
     hard_texts,
     matrix_type,
     modelfile,
     prove_file,
     write_file,
 )
-from groundup.tokenization.chat import ALPACA_TEMPLATE
+from groundup.tokenization.chat import ALPACA_TEMPLATE, Spelling
 from groundup.tokenization.training import train_bpe
 
 gguf = pytest.importorskip("gguf")
@@ -218,8 +219,40 @@ def test_a_smaller_file_for_fewer_bits(checkpoint, tmp_path):
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] < sizes[0] / 4
 
 
+def test_bits_per_byte_in_llama_cpp_are_those_of_the_checkpoint(bpe, tmp_path):
+    """Characters of several tokens too, for whose first ones llama.cpp tells no probability of its own accord."""
+    model, texts = make(bpe), ["The cat: 你好, Größe!\n" * 9, "🙂 jaźń"]
+    file = written(tmp_path / "model.gguf", model, bpe)
+    value, tokens, bytes_ = score_gguf(file, bpe, texts)
+    nats, expected = 0.0, 0
+    for text in texts:
+        ids, before = bpe.encode(text), bpe.bos_token_id
+        for start in range(0, len(ids), 95):  # one less than the context
+            row = torch.tensor([before, *ids[start : start + 95]])
+            with torch.no_grad():
+                logits = model(row[None, :-1]).logits[0]
+            nats += torch.nn.functional.cross_entropy(logits, row[1:], reduction="sum").item()
+            before, expected = int(row[-1]), expected + len(row) - 1
+    assert (tokens, bytes_) == (expected, len("".join(texts).encode())) and expected > 100
+    assert value == pytest.approx(nats / math.log(2) / bytes_, rel=1e-5)
+
+
+def test_the_card_says_what_each_way_to_store_the_weights_costs(checkpoint, tmp_path):
+    (tmp_path / "held_out.txt").write_text(TEXTS[0], encoding="utf-8")
+    data, out = [str(tmp_path / "held_out.txt")], tmp_path / "out"
+    export(checkpoint=checkpoint, to="gguf", quantize="q8_0", eval_data=data, out=str(out), quiet=True)
+    rows = json.loads((out / "metrics.json").read_text())["metrics"]
+    assert [row["quantization"] for row in rows] == ["fp32", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"]
+    assert rows[0]["size"] > rows[1]["size"] > rows[2]["size"]
+    assert abs(rows[1]["value"] - rows[0]["value"]) < abs(rows[5]["value"] - rows[0]["value"]) < 0.5
+    card = (out / "README.md").read_text()
+    assert "| weights in | file (MB) | bits per byte | more than in fp32 |" in card and "rounded to Q8_0" in card
+    assert f"Measured in llama.cpp on held_out.txt: {rows[0]['count']} tokens (" in card
+    assert str(tmp_path) not in card + (out / "recipe.yaml").read_text()
+
+
 def test_rounding_is_for_gguf_alone(checkpoint):
-    with pytest.raises(InputError, match=r"--quantize q8_0 makes a file for llama.cpp: add --to gguf"):
+    with pytest.raises(InputError, match=r"--quantize is about a file for llama.cpp: add --to gguf"):
         export(checkpoint=checkpoint, to="qwen3", quantize="q8_0")
 
 
