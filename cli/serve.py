@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 from huggingface_hub import constants
 from transformers import PreTrainedModel
 
@@ -26,7 +27,7 @@ from groundup.common.errors import InputError, Interrupted, Unavailable, public_
 from groundup.common.files import GGUF_WEIGHTS, atomic_folder, content_of, digest
 from groundup.common.settings import verb
 from groundup.common.verbs import ServeSettings
-from groundup.inference.llama_cpp import Engine, require_free, require_llama_cpp
+from groundup.inference.llama_cpp import Engine, FileSizes, require_free, require_llama_cpp
 from groundup.inference.loading import load_model, save_model
 from groundup.modeling.architectures import ARCHITECTURES
 from groundup.modeling.export import assemble, gguf_form, make_twin
@@ -72,7 +73,7 @@ def _serve_by_llama_cpp(settings: ServeSettings) -> None:
     name = public_name(settings.model).removesuffix(".gguf")
     with Engine(
         file,
-        context=settings.context_length,
+        context=_context(settings, file),
         parallel=settings.parallel,
         host=settings.host,
         port=settings.port,
@@ -85,6 +86,25 @@ def _serve_by_llama_cpp(settings: ServeSettings) -> None:
             threading.Event().wait()
         except KeyboardInterrupt:
             raise Interrupted(_CLOSED) from None
+
+
+def _context(settings: ServeSettings, file: Path) -> int:
+    """Return the tokens that a request may take: what was asked for, else what the model and half of the memory allow.
+
+    Raises `InputError` for more than the model's context.
+    """
+    sizes = FileSizes.of(file)
+    if (asked := settings.context_length) is not None:
+        if asked > sizes.context:
+            raise InputError(f"--context-length {asked:,} is beyond the model's context of {sizes.context:,} tokens")
+        return asked
+    room = psutil.virtual_memory().available // 2 // (settings.parallel * sizes.cache_bytes)
+    if room < sizes.context:
+        say(
+            f"{settings.parallel} requests at once have memory for {room:,} tokens each, of the model's "
+            f"{sizes.context:,}: --parallel 1 allows more"
+        )
+    return max(1, min(sizes.context, room))
 
 
 def _say_open(url: str, name: str) -> None:

@@ -37,7 +37,7 @@ from groundup.evaluation.likelihood import (
     strided,
     summed,
 )
-from groundup.inference.llama_cpp import Engine, context_of_file
+from groundup.inference.llama_cpp import Engine
 from groundup.inference.loading import context_of, device_of, evaluating
 from groundup.tokenization.folder import plain_backend, structure_ids
 from groundup.tokenization.report import TokenBytes
@@ -46,7 +46,7 @@ MOST_UNITS = 10_000  # units of a bootstrap; more are joined with their neighbou
 FEWEST_DOCUMENTS = 20  # for an interval by document; a text of fewer is cut into blocks
 BLOCKS = 100
 FEWEST_BYTES = 64  # of a block: about sixteen tokens
-GGUF_WINDOW, GGUF_PARALLEL = 512, 8  # tokens, and windows that llama.cpp reads side by side
+GGUF_PARALLEL = 8  # windows that llama.cpp reads side by side
 TOLERANCE = 1e-3  # between logits of the same positions, relative to their spread
 HEADLINE, STRIDED, BY_DOCUMENT = "language", "language, strided", "language, each document alone"
 
@@ -307,13 +307,13 @@ def score_gguf(
     file: Path,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
+    context: int,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[float, int, int]:
     """Return the bits per byte of texts that llama.cpp finds for a GGUF file, and how many tokens and bytes they have.
 
-    Each text stands alone, after the token that begins one, in adjacent windows of at most `GGUF_WINDOW` tokens.
+    Each text stands alone, after the token that begins one, in adjacent windows that fill `context` (tokens).
     """
-    context = min(context_of_file(file), GGUF_WINDOW)
     plain, begin = plain_backend(tokenizer), tokenizer.bos_token_id
     windows: list[tuple[int, list[int]]] = []
     for text in texts:

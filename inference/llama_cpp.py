@@ -47,15 +47,32 @@ def llama_cpp_version() -> str:
     return f"{PACKAGE} {importlib.metadata.version(PACKAGE)}"
 
 
-def context_of_file(file: Path) -> int:
-    """Return the number of positions that a GGUF file names (tokens). Raises `InputError` for what is no such file."""
-    import gguf
+@dataclass(frozen=True)
+class FileSizes:
+    """Hold what a GGUF file says of its model: its context (tokens), and the bytes of a token's keys and values."""
 
-    try:
-        fields = gguf.GGUFReader(file).fields
-        return int(fields[f"{fields['general.architecture'].contents()}.context_length"].contents())
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise InputError(f"{file} is cut short or no GGUF file of a language model: write it again") from error
+    context: int
+    cache_bytes: int
+
+    @classmethod
+    def of(cls, file: Path) -> "FileSizes":
+        """Read them. Raises `InputError` for what is no GGUF file of a language model."""
+        import gguf
+
+        try:
+            fields = gguf.GGUFReader(file).fields
+            form = fields["general.architecture"].contents()
+
+            def size(name: str, default: int | None = None) -> int:
+                field = fields.get(f"{form}.{name}")
+                return int(fields[f"{form}.{name}"].contents()) if field or default is None else default
+
+            heads = size("attention.head_count")
+            width = size("attention.key_length", size("embedding_length") // heads)
+            values = 2 * size("block_count") * size("attention.head_count_kv", heads) * width  # a key and a value each
+            return cls(size("context_length"), 4 * values)
+        except (ValueError, KeyError, IndexError, TypeError, OSError) as error:
+            raise InputError(f"{file} is cut short or no GGUF file of a language model: write it again") from error
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ class Engine(contextlib.AbstractContextManager["Engine"]):
         require_free(host, port)
         params = llama.CommonParams()
         params.model.path, params.model_alias = str(file), {name}
-        params.n_parallel, params.n_ctx = parallel, parallel * (context or context_of_file(file))
+        params.n_parallel, params.n_ctx = parallel, parallel * (context or FileSizes.of(file).context)
         params.hostnames, params.port = [host], port
         params.api_keys = [api_key] if api_key else []
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()

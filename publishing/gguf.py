@@ -40,6 +40,7 @@ _TYPES = {
     "q5_k_m": ("MOSTLY_Q5_K_M", "Q5_K", "Q6_K", "Q6_K"),
     "q4_k_m": ("MOSTLY_Q4_K_M", "Q4_K", "Q6_K", "Q5_K"),
 }
+_WINDOW = 512  # tokens at most
 _MEASURED_BYTES = 16_384  # of held-out text: the same for each way, so that a small difference shows
 _NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that no 256 values divide
 
@@ -76,11 +77,11 @@ def cost_rows(
 
     `exact` is the file in fp32, beside which the others are made and removed again.
     """
-    from groundup.evaluation.language import GGUF_WINDOW, held_out_texts, score_gguf  # reads any kind of data
+    from groundup.evaluation.language import held_out_texts, score_gguf  # reads any kind of data
 
     texts, dataset = held_out_texts(data, _MEASURED_BYTES)
     rows: list[dict[str, Any]] = []
-    context = min(context_of(twin), GGUF_WINDOW)
+    context = min(context_of(twin), _WINDOW)
     with ProgressBar("measuring in llama.cpp", total=len(_TYPES) + 1) as bar:
         for number, quantization in enumerate([None, *_TYPES]):
             file = exact
@@ -88,7 +89,7 @@ def cost_rows(
                 file = exact.with_name("measured.gguf")
                 write_file(file, twin, tokenizer, dataset, quantization)
             value, tokens, bytes_ = score_gguf(
-                file, tokenizer, texts, lambda done, told, before=number: bar.update(before + done, told)
+                file, tokenizer, texts, context, lambda done, told, before=number: bar.update(before + done, told)
             )
             about = {"dataset": dataset, "split": "test", "count": tokens, "bytes": bytes_, "context": context}
             about |= {"quantization": quantization.upper() if quantization else EXACT, "size": file.stat().st_size}
@@ -128,6 +129,7 @@ def matrix_type(place: str, columns: int, quantization: str, layers: int, is_tie
 
 PROVEN = "llama_cpp"  # what metrics.json calls the proof
 _NEW_TOKENS = 24  # written after each prompt
+_CONTEXT = 1024  # tokens at most for a prompt and what follows: a long context takes gigabytes
 _RIVALS = 8  # tokens whose logits are kept for each position
 ROUNDING = 1e-4  # of the largest logit: two engines add up the same fp32 products in another order
 _COARSE = 1e-2  # llama.cpp looks GPT-2's GELU up in a table of fp16 numbers
@@ -194,13 +196,13 @@ class Expected:
     @classmethod
     def all_of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list["Expected"]:
         """Let a model write after every prompt, and answer every conversation, on the CPU in fp32."""
-        context = context_of(model)
+        context = min(context_of(model), _CONTEXT)
         prompts = [encode_prompt(tokenizer, prompt)[: max(1, context // 2)] for prompt in PROMPTS]
         return [cls._of(model, ids) for ids in [*prompts, *_conversations(tokenizer).values()] if len(ids) < context]
 
     @classmethod
     def _of(cls, model: PreTrainedModel, prompt: list[int]) -> "Expected":
-        limit = min(_NEW_TOKENS, context_of(model) - len(prompt))
+        limit = min(_NEW_TOKENS, context_of(model) - len(prompt), _CONTEXT - len(prompt))
         written = list(stream_tokens(model, prompt, Sampling(temperature=0, max_new_tokens=limit)))
         logits = logits_of(model, {"input_ids": torch.tensor([prompt + written])})[0, len(prompt) - 1 :]  # (T, V)
         values, tokens = logits.log_softmax(-1).topk(min(_RIVALS, logits.shape[-1]))
@@ -252,7 +254,7 @@ def prove_file(
     Raises:
         ValueError: with the first difference that rounding does not explain.
     """
-    with Engine(file) as engine:
+    with Engine(file, context=_CONTEXT) as engine:
         texts = _compare_texts(engine, tokenizer)
         conversations = _compare_conversations(engine, tokenizer)
         tokens, difference, exceptions = 0, 0.0, []

@@ -24,6 +24,7 @@ from groundup.cli.main import main, parse
 from groundup.cli.serve import cached_file, cached_twin
 from groundup.common.errors import InputError
 from groundup.inference.generation import Sampling, complete, stream_tokens
+from groundup.inference.llama_cpp import FileSizes
 from groundup.inference.loading import load_model, save_model
 from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing.conversion import export
@@ -279,6 +280,19 @@ def test_without_llama_cpp_one_line_says_what_to_install(monkeypatch, capsys, mo
     monkeypatch.setattr("groundup.inference.llama_cpp.has_llama_cpp", lambda: False)
     assert main(["serve", "--model", str(model_folder), "--port", "18099"]) == 2
     assert "serve needs llama.cpp: pip install 'groundup[serve]'" in capsys.readouterr().err
+
+
+def test_a_context_beyond_the_models_is_refused_and_a_long_one_is_cut_to_the_memory(home, model_folder, monkeypatch):
+    file = cached_file(str(model_folder))
+    sizes = FileSizes.of(file)
+    assert sizes == FileSizes(CONTEXT, 4 * 2 * 2 * 2 * 16)  # bytes of a key and a value, 2 layers, 2 heads of 16
+    with pytest.raises(InputError, match=r"--context-length 65 is beyond the model's context of 64 tokens"):
+        serve_module._context(parse("serve", ["--model", "x", "--context-length", "65"]), file)
+    settings = parse("serve", ["--model", "x", "--parallel", "4"])
+    assert serve_module._context(settings, file) == CONTEXT
+    memory = type("Memory", (), {"available": 2 * 4 * 10 * sizes.cache_bytes})
+    monkeypatch.setattr(serve_module.psutil, "virtual_memory", lambda: memory)
+    assert serve_module._context(settings, file) == 10
 
 
 def test_options_are_those_of_the_contract():

@@ -223,7 +223,7 @@ def test_bits_per_byte_in_llama_cpp_are_those_of_the_checkpoint(bpe, tmp_path):
     """Characters of several tokens too, for whose first ones llama.cpp tells no probability of its own accord."""
     model, texts = make(bpe), ["The cat: 你好, Größe!\n" * 9, "🙂 jaźń"]
     file = written(tmp_path / "model.gguf", model, bpe)
-    value, tokens, bytes_ = score_gguf(file, bpe, texts)
+    value, tokens, bytes_ = score_gguf(file, bpe, texts, 96)
     nats, expected = 0.0, 0
     for text in texts:
         ids, before = bpe.encode(text), bpe.bos_token_id
