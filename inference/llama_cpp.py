@@ -10,7 +10,9 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -150,7 +153,8 @@ class Engine(contextlib.AbstractContextManager["Engine"]):
         self.url = str(self._server.listening_address)
 
     def __exit__(self, *_: object) -> None:
-        self._server = None  # ends what is being answered, and its threads
+        _hang_up(int(self.url.rsplit(":", 1)[1]))
+        self._server = None  # ends its threads
 
     def ask(self, path: str, **body: Any) -> dict[str, Any]:
         """Return the answer to a request. Raises `ValueError` with llama.cpp's own words for one that it refuses."""
@@ -187,23 +191,29 @@ class Engine(contextlib.AbstractContextManager["Engine"]):
             temperature=0,
             n_probs=1,
             return_tokens=True,
-            cache_prompt=False,
+            cache_prompt=bool(forced),
             **grammar,
         )
-        steps, logprobs, text = list(answer.get("completion_probabilities", [])), [], b""
-        for token in answer["tokens"]:
-            text = (text + _bytes_of(token, tokenizer))[-_LONGEST:]
-            logprobs.append(math.nan if _is_cut(text) else steps.pop(0)["logprob"])
-        return Written(answer["tokens"], logprobs, answer["stop_type"] == "eos")
+        ids, steps, logprobs = answer["tokens"][:new_tokens], list(answer.get("completion_probabilities", [])), []
+        for number, token in enumerate(ids, 1):
+            is_told = steps and steps[0]["id"] == token and not _is_cut(_text_of(ids[:number], tokenizer))
+            logprobs.append(steps.pop(0)["logprob"] if is_told else math.nan)
+        return Written(ids, logprobs, answer["stop_type"] == "eos" and len(ids) == len(answer["tokens"]))
 
     def nats(self, before: int, ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> float:
         """Return the negative log likelihood of `ids`, which follow the token `before`."""
-        logprobs = self.write([before], len(ids), tokenizer, ids).logprobs
-        told = [
-            self._logprob([before, *ids[:place]], ids[place], tokenizer) if math.isnan(value) else value
-            for place, value in enumerate(logprobs)
-        ]
-        return -sum(told)
+        total, start = 0.0, 0
+        while start < len(ids):  # a run of tokens that are text, then a part of a character, which no grammar takes
+            stop = start
+            while stop < len(ids) and _is_text(_text_of([ids[stop]], tokenizer)):
+                stop += 1
+            prompt = [before, *ids[:start]]
+            if stop > start:
+                total += sum(self.write(prompt, stop - start, tokenizer, ids[start:stop]).logprobs)
+            if stop < len(ids):
+                total += self._logprob([before, *ids[:stop]], ids[stop], tokenizer)
+            start = stop + 1
+        return -total
 
     def _logprob(self, prompt_ids: Sequence[int], token: int, tokenizer: PreTrainedTokenizerFast) -> float:
         """Return the log probability of a token by those of all, told beside a letter that is written in its place."""
@@ -220,20 +230,48 @@ class Engine(contextlib.AbstractContextManager["Engine"]):
         return next(step["logprob"] for step in told if step["id"] == token)
 
 
+_SETTLED = 0.02  # seconds, after which whoever was just let in is among the connections
 _LONGEST = 4  # bytes of a character
 _LEADS = ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4))  # of a first byte the mask, the bits, and how many follow
 
 
-def _bytes_of(token: int, tokenizer: PreTrainedTokenizerFast) -> bytes:
-    """Return the bytes of a token as llama.cpp writes it: none of a special one."""
-    piece = str(tokenizer.convert_ids_to_tokens(token))
-    return b"" if token in tokenizer.all_special_ids else bytes(BYTE_OF_LETTER[letter] for letter in piece)
+def _text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> bytes:
+    """Return the end of the text of ids as llama.cpp writes it: special tokens are none."""
+    text, added = b"", tokenizer.added_tokens_decoder
+    for token in reversed(ids):
+        if token in added:
+            piece = b"" if added[token].special else added[token].content.encode()
+        else:
+            piece = bytes(BYTE_OF_LETTER[letter] for letter in str(tokenizer.convert_ids_to_tokens(token)))
+        text = piece + text
+        if len(text) >= _LONGEST:
+            break
+    return text
+
+
+def _is_text(piece: bytes) -> bool:
+    """Return whether bytes are whole characters."""
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_cut(text: bytes) -> bool:
     """Return whether a text ends within a character: llama.cpp then waits for the rest, and tells no probability."""
     ends = [text[-back] for back in range(1, min(_LONGEST, len(text)) + 1)]
     return any(byte & mask == bits and back < long for back, byte in enumerate(ends, 1) for mask, bits, long in _LEADS)
+
+
+def _hang_up(port: int) -> None:
+    """Let nobody in any more and close every connection: llama.cpp would wait for clients that read no more."""
+    for status in (psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED, psutil.CONN_ESTABLISHED):
+        for connection in psutil.Process().net_connections("tcp"):
+            if connection.status == status and connection.laddr.port == port and connection.fd >= 0:
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as shared:
+                    shared.shutdown(socket.SHUT_RDWR)
+        time.sleep(_SETTLED)
 
 
 def require_free(host: str, port: int) -> None:

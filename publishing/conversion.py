@@ -99,8 +99,8 @@ def export(settings: ExportSettings) -> Path:
         twin = _write_twin(settings, name, settings.to, output, file)
     written = file or (output.path / GGUF_WEIGHTS if settings.to == "gguf" else output.path)
     say(f"a {twin.model_type} model of {twin.parameters:,} parameters written to {written}")
+    before = "before it was rounded, " if settings.quantize else ""
     if twin.difference is not None:
-        before = "before it was rounded, " if settings.quantize else ""
         say(f"{before}loaded without code of ours: logits equal (largest difference {twin.difference:.0e})")
     if twin.proven is not None:
         say(f"{before}{twin.proven}")

@@ -169,10 +169,11 @@ def hard_texts(tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
         "\u00a0\u2003\u200b\ufeff\u3000x",
     )
     yield from ("def f(x):\n\treturn x  # 1\n\n\n", "\ufffd \x7f", "a" * 200, " " * 50 + "x" + "\n" * 20)
-    for token in tokenizer.all_special_tokens:
+    added = [token.content for token in tokenizer.added_tokens_decoder.values()]
+    for token in added:
         yield token
         yield f"x {token} y{token}\n"
-    yield "".join(tokenizer.all_special_tokens)
+    yield "".join(added)
 
 
 @dataclass(frozen=True)
