@@ -127,9 +127,9 @@ def cached_file(source: str, trust_remote_code: bool = False) -> Path:
     model, tokenizer = load_model(source, trust_remote_code=trust_remote_code)
     model.float().cpu()
     try:
-        model = _as_ours(model)
-        expected = Expected.all_of(model, tokenizer)
-        twin = make_twin(model, gguf_form(model.config))
+        ours: Any = _as_ours(model)
+        expected = Expected.all_of(ours, tokenizer)
+        twin = make_twin(ours, gguf_form(ours.config))
         with atomic_folder(folder) as new:
             write_file(new / GGUF_WEIGHTS, twin, tokenizer, public_name(source))
             proven = prove_file(new / GGUF_WEIGHTS, tokenizer, expected, is_coarse=twin.config.model_type == "gpt2")
@@ -155,9 +155,10 @@ def cached_twin(source: str, trust_remote_code: bool = False) -> Path:
     if folder.is_dir():
         return folder
     model, tokenizer = load_model(source, trust_remote_code=trust_remote_code)
-    if model.config.model_type != "groundup":
+    config: Any = model.config
+    if config.model_type != "groundup":
         return user_path(source)
-    forms = [name for name in ARCHITECTURES if not obstacles(model.config, name)]
+    forms = [name for name in ARCHITECTURES if not obstacles(config, name)]
     if not forms:
         raise InputError(f"no stock model does what {source} does: use it in Python, or groundup chat")
     say(f"making a {forms[0]} model of {public_name(source)}, once, in {folder}")

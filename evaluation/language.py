@@ -315,23 +315,18 @@ def score_gguf(
     Each text stands alone, after the token that begins one, in adjacent windows that fill `context` (tokens).
     """
     plain, begin = plain_backend(tokenizer), tokenizer.bos_token_id
-    windows: list[tuple[int, list[int]]] = []
+    first: Any = tokenizer.eos_token_id if begin is None else begin
+    windows: list[list[int]] = []  # each with the token before it
     for text in texts:
-        before, ids = (
-            tokenizer.eos_token_id if begin is None else begin,
-            plain.encode(text, add_special_tokens=False).ids,
-        )
-        for start in range(0, len(ids), context - 1):
-            window = ids[start : start + context - 1]
-            windows.append((before, window))
-            before = window[-1]
+        ids = [first, *plain.encode(text, add_special_tokens=False).ids]
+        windows += [ids[start : start + context] for start in range(0, len(ids) - 1, context - 1)]
     nats, bytes_ = 0.0, sum(len(text.encode()) for text in texts)
     with Engine(file, context=context, parallel=GGUF_PARALLEL) as engine, ThreadPoolExecutor(GGUF_PARALLEL) as many:
-        for done, value in enumerate(many.map(lambda window: engine.nats(*window, tokenizer), windows), 1):
+        for done, value in enumerate(many.map(lambda ids: engine.nats(ids[0], ids[1:], tokenizer), windows), 1):
             nats += value
             if progress:
                 progress(done / len(windows), f"{nats / math.log(2) / bytes_ * len(windows) / done:.3f} bits/byte")
-    return nats / math.log(2) / bytes_, sum(len(ids) for _, ids in windows), bytes_
+    return nats / math.log(2) / bytes_, sum(len(ids) - 1 for ids in windows), bytes_
 
 
 def held_out_texts(data: Sequence[str], limit: int) -> tuple[list[str], str]:

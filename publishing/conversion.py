@@ -135,12 +135,13 @@ def _write_twin(settings: ExportSettings, name: str, target: str, output: Output
     model, tokenizer = load_model(settings.checkpoint)
     model.float().cpu()
     failed = f"cannot export {settings.checkpoint} to {settings.to}"
-    if model.config.model_type != "groundup":
-        raise InputError(_no_need(settings.checkpoint, model.config.model_type))
+    config: Any = model.config
+    if config.model_type != "groundup":
+        raise InputError(_no_need(settings.checkpoint, config.model_type))
     try:
         # What is compared is taken from the model, which then makes room.
         probed, expected = Probed.of(model), Expected.all_of(model, tokenizer) if target == "gguf" else []
-        form = gguf_form(model.config) if target == "gguf" else target
+        form = gguf_form(config) if target == "gguf" else target
         twin = make_twin(model, form, stored_dtype(settings.checkpoint))
         del model
         with output.filled() as folder:

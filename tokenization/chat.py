@@ -205,7 +205,10 @@ class Spelling:
             first, both = spell(system, user), spell(system, user, answer)
             opening = spell(user).removesuffix(first[len(spell(system)) :])
             texts = {"system": spell(system), "user": first[len(spell(system)) :], "assistant": both[len(first) :]}
-            turns = {role: tuple(texts[role].split(content)) for role, content in (system, user, answer)}
+            turns = {}
+            for role, content in (system, user, answer):
+                before, after = texts[role].split(content)
+                turns[role] = (before, after)
             found = cls(opening, turns, spell(user, prompt=True)[len(spell(user)) :])
             trials = [(user,), (system, user), (user, answer, user), (system, user, answer, user, answer, user)]
             if all(found.spell(trial) == spell(*trial, prompt=True) for trial in trials):
