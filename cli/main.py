@@ -140,9 +140,8 @@ VERBS = {
     "serve": Verb(
         verbs.ServeSettings,
         "groundup.cli.serve:serve",
-        example="groundup serve --model runs/instruct-my_rows\n"
-        "groundup serve --model my_model.gguf --port 8081 --parallel 8\n"
-        "groundup serve --model my_model --host 0.0.0.0 --api-key my-secret",
+        ("model",),
+        "groundup serve runs/instruct-my_rows\ngroundup serve my_model.gguf --port 8081 --parallel 8",
     ),
     "doctor": Verb(verbs.DoctorSettings, "groundup.cli.doctor:doctor", example="groundup doctor"),
     "completion": Verb(

@@ -5,11 +5,13 @@ drawn together, unit by unit (paired bootstrap, Koehn 2004), so that what is har
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from groundup.evaluation.metrics_json import markdown_table
 
 RESAMPLES = 1000
 COVERAGE = 0.95
@@ -128,3 +130,28 @@ def compare_tasks(
             row |= {"model": name, "against": reference, "dataset": task, "split": "test", "num_fewshot": num_fewshot}
             rows.append(row | {"count": len(differences), "interval": "rows", "seed": seed, "baseline": None})
     return rows
+
+
+EXACT = "fp32"  # the weights of a GGUF file that is not rounded
+
+
+def quantisation(rows: Sequence[dict[str, Any]]) -> str:
+    """Return in Markdown what it costs to store the weights in fewer bits, and on which text that was measured.
+
+    Nothing where it was not.
+    """
+    if not rows:
+        return ""
+    exact = next(row["value"] for row in rows if row["quantization"] == EXACT)
+    lines = [
+        [
+            row["quantization"],
+            f"{row['size'] / 1e6:,.2f}",
+            f"{row['value']:.4f}",
+            "–" if row["quantization"] == EXACT else f"{row['value'] - exact:+.4f}",
+        ]
+        for row in rows
+    ]
+    table = markdown_table(["weights in", "file (MB)", "bits per byte", f"more than in {EXACT}"], lines, right_from=1)
+    on = "{dataset}: {count:,} tokens ({bytes:,} bytes of text), in windows of {context:,} tokens.".format(**rows[0])
+    return f"{table}\nMeasured in llama.cpp on {on}"

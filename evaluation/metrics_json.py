@@ -105,7 +105,6 @@ _TITLES = {
     "unknown_rate": "unknown-token rate",
 }
 MAJORITY, SVM = "majority class", "TF-IDF + linear SVM"  # the baselines of a classifier
-EXACT = "fp32"  # the weights of a GGUF file that is not rounded
 TRAINED = "training"  # the split of a text that the model was trained on
 BETTER_WHEN_SMALLER = ("bits_per_byte", "calibration_error", "loss", "perplexity", "word_perplexity", "byte_perplexity")
 MOST_COLUMNS = 3  # baselines with a column of their own
@@ -216,21 +215,6 @@ def family_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[s
         [group[0], split_title(group[1]), *(shown(values.get((*group, name))) for name in names)] for group in groups
     ]
     return ["", "on", *names.values()], lines
-
-
-def quantization_lines(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return a header, and for each way to store the weights a line with the size of the file and what it costs."""
-    exact = next((row["value"] for row in rows if row["quantization"] == EXACT), None)
-    lines = [
-        [
-            row["quantization"],
-            f"{row['size'] / 1e6:,.2f}",
-            f"{row['value']:.4f}",
-            "–" if exact is None or row["quantization"] == EXACT else f"{row['value'] - exact:+.4f}",
-        ]
-        for row in rows
-    ]
-    return ["weights in", "file (MB)", "bits per byte", f"more than in {EXACT}"], lines
 
 
 def family_notes(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -30,11 +30,11 @@ from groundup.common.files import (
     atomic_write,
 )
 from groundup.common.settings import read_yaml
+from groundup.evaluation.comparison import quantisation
 from groundup.evaluation.metrics_json import (
     family_lines,
     markdown_table,
     notes,
-    quantization_lines,
     read_metrics,
     result_lines,
     section,
@@ -234,7 +234,7 @@ def write_card(folder: Path, path: str = ".", base: Path | None = None) -> Path:
     sections = {
         "Use": how_to_use(kind, path),
         "Results": _results(metrics),
-        "Quantisation": _quantisation(section(metrics["metrics"], "quantizations")),
+        "Quantisation": quantisation(section(metrics["metrics"], "quantizations")),
         "Training data": markdown_table(header, rows) if sources else "Not recorded.",
         "Limits": _limits(kind, metrics, recipe),
         "Samples": _samples(metrics),
@@ -350,14 +350,6 @@ def _results(metrics: dict[str, Any]) -> str:
     if families := section(metrics["metrics"], "families"):
         text += "\n" + markdown_table(*family_lines(families), right_from=2)
     return text
-
-
-def _quantisation(rows: Sequence[dict[str, Any]]) -> str:
-    """Return what it costs to store the weights in fewer bits, and on which text that was measured; "" if nowhere."""
-    if not rows:
-        return ""
-    on = "{dataset}: {count:,} tokens ({bytes:,} bytes of text), in windows of {context:,} tokens.".format(**rows[0])
-    return f"{markdown_table(*quantization_lines(rows), right_from=1)}\nMeasured in llama.cpp on {on}"
 
 
 def _training(metrics: dict[str, Any], recipe: dict[str, Any], has_curve: bool) -> str:

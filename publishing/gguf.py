@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from groundup.common.console import ProgressBar
-from groundup.evaluation.metrics_json import EXACT
+from groundup.evaluation.comparison import EXACT
 from groundup.inference.generation import Sampling, encode_prompt, own_sampling, stop_ids_of, stream_tokens
 from groundup.inference.llama_cpp import Engine, Written, llama_cpp_version, quantize
 from groundup.inference.loading import context_of
