@@ -250,7 +250,8 @@ def train_tokenizer(settings: TokenizerSettings) -> Path:
     console.print(report_table(rows))
     if (unknown := rows[0]["unknown_rate"]) > MOSTLY_UNKNOWN:  # as of a language without blanks between words
         say(f"{unknown:.0%} of the held-out tokens are unknown to it: use --kind bpe, or give a larger --vocab-size")
-    say(f"tokenizer of {len(tokenizer):,} tokens written to {output.path}")
+    following = f"next: groundup pretrain --data ... --tokenizer {output.path}"
+    say(f"tokenizer of {len(tokenizer):,} tokens written to {output.path}; {following}")
     return output.path
 
 
@@ -283,7 +284,8 @@ def prepare(settings: PrepareSettings) -> Path:
             if not output.goes_on and not any(out.rglob("*.npy")):  # nothing to go on with
                 output.take_back(RECIPE_FILE, TOKENIZER, TRAIN, VALIDATION)
             raise
-    say(f"{len(train):,} tokens for training and {len(validation):,} for validation written to {out}")
+    said = f"{len(train):,} tokens for training and {len(validation):,} for validation written to {out}"
+    say(f"{said}; next: groundup pretrain --data {out}")
     return out
 
 

@@ -334,6 +334,7 @@ def merge(settings: MergeSettings) -> Path:
             difference = probed.require_same(load_network(folder, kind), failed, _ROUNDING)
     say(f"a {name} model of {parameters:,} parameters written to {output.path}")
     say(f"loaded again: logits equal to the adapter's (largest difference {difference:.0e})")
+    say(f"next: groundup publish {output.path} OWNER/NAME --dry-run")
     return output.path
 
 

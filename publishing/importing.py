@@ -90,6 +90,7 @@ def import_model(settings: ImportSettings) -> Path:
                 raise InputError(f"{failed}: the tokenizer that was written gives other ids, and is not kept")
     say(f"a {kind} of {about['parameters']:,} parameters written to {output.path}")
     say(f"loaded again: logits equal to {kind}'s (largest difference {difference:.0e})")
+    say(f"next: groundup generate {output.path}, or groundup instruct {output.path} --data your_rows.jsonl")
     return output.path
 
 

@@ -108,7 +108,7 @@ for at in (None, revision):
     model = transformers.AutoModelForCausalLM.from_pretrained(makers("language"))
     here = logits(PeftModel.from_pretrained(model, makers("adapter")))
     assert [float(total) for total in clean_process(LOGITS + code, name, "v1")] == pytest.approx([here, here], abs=1e-3)
-    assert clean_process(python_of(card), name)[0].startswith("Once upon a time")
+    assert "apply_chat_template" in card and clean_process(python_of(card), name)  # it was taught to answer
 
 
 @pytest.mark.slow
