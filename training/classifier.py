@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
+from scipy.special import softmax
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
@@ -45,7 +46,7 @@ from groundup.tokenization.folder import joins, structure_ids
 from groundup.training.checkpoint import RunFolder, take_mean
 from groundup.training.classification_preparation import PreparedExamples
 from groundup.training.loop import Position
-from groundup.training.lora import add_lora
+from groundup.training.lora import add_lora, freeze
 from groundup.training.objectives import LabelLoss, bag_scores, count_features, fit_bag, scales_of, usual_scale
 from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly
 from groundup.training.run import TrainingRun
@@ -81,6 +82,7 @@ class ClassificationRun(TrainingRun):
     ):
         self.prepared, self.order, self.others, self.is_kept = prepared, order, others, not order
         self.patience = prepared.plan.patience
+        self.validation: tuple[Examples, ExampleRows, npt.NDArray[np.float64]]  # scored last; with probabilities
         self.learn_all: Callable[[], None] = lambda: None  # of all rows, for the test: the linear part alone does
         self.train_examples = prepared.examples("train")
         self.train_rows = prepared.encode(self.train_examples, "training")
@@ -169,11 +171,12 @@ class ClassificationRun(TrainingRun):
 
         Its standard error stands in for that of F1 and of Matthews' correlation where these choose: theirs is larger.
         """
-        names = self.prepared.plan.labels
         rows = self._some_of_selection(position.validation_tokens)
         with self.accelerator.autocast():
-            probabilities = predict(self.model, rows, self.pad_id)
-        truth = rows.labels
+            return self._values(rows.labels, predict(self.model, rows, self.pad_id))
+
+    def _values(self, truth: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> dict[str, float]:
+        names = self.prepared.plan.labels
         values = {"loss": log_loss(probabilities, truth)} | scores(truth, probabilities.argmax(1), names)
         best_by = self.prepared.settings.best_by
         chosen = -values["loss"] if best_by == "loss" else values[best_by] - TIE * values["loss"]
@@ -194,37 +197,43 @@ class ClassificationRun(TrainingRun):
             **(averaged if seconds else {}),
         }
 
-    def finish_model(self) -> bool:
-        """Take the mean with the other runs; add the linear part; return whether the weights have changed."""
+    def finish_model(self) -> float | None:
+        """Take the mean with the other runs, score the validation rows, add the linear part; return their value."""
+        if self.order:
+            return None
         if self.others:
             take_mean(self.model, self.others)
             say(f"the weights are the mean of {1 + len(self.others)} runs")
-        return self._add_bag() or bool(self.others)
+        selection = self.prepared.examples("selection")
+        self.validation = self._scored(selection, "validation", self.validation_tokens / self.last_tokens)
+        known = (self.validation[1].labels != IGNORED).any()
+        if known and self.prepared.settings.bag and isinstance(self.model, GroundupForSequenceClassification):
+            self._add_bag()
+        _, rows, probabilities = self.validation
+        return self._values(rows.labels, probabilities)["selection"]
 
-    def _add_bag(self) -> bool:
-        """Add the linear part on the bag of tokens to a network of our own, both weighed on the validation rows."""
+    def _add_bag(self) -> None:
+        """Add the linear part on the bag of tokens to the network, both weighed on the validation rows."""
         model: Any = self.model
-        is_ours = isinstance(model, GroundupForSequenceClassification)
-        rows = self.selection_rows.take(np.flatnonzero(self.selection_rows.labels != IGNORED))
-        if self.order or not is_ours or not self.prepared.settings.bag or not len(rows):
-            return False
-        with self.accelerator.autocast():
-            network = np.log(predict(model, rows, self.pad_id).clip(1e-12))
+        examples, rows, probabilities = self.validation
+        network, known = np.log(probabilities.clip(1e-12)), rows.labels != IGNORED
         model.config.classifier_bag_buckets = BAG_BUCKETS
         bag = GroundupBagOfTokens(model.config)
         bag.joins[: len(self.tokenizer)] = torch.from_numpy(joins(self.tokenizer))
         counts, labels = [count_features(bag, part) for part in (self.train_rows, rows)], self.train_rows.labels
         usual = usual_scale(bag, counts[0], labels)
         fit_bag(bag, counts[0], labels)
-        network_factor, factor = scales_of([network, bag_scores(bag, counts[1])], rows.labels, [0.5, usual / 2])
+        both = network, bag_scores(bag, counts[1])
+        factors = scales_of([part[known] for part in both], rows.labels[known], [0.5, usual / 2])
+        self.validation = examples, rows, softmax(factors[0] * both[0] + factors[1] * both[1], axis=1)
         with torch.no_grad():
-            model.score.weight.mul_(network_factor)
+            model.score.weight.mul_(factors[0])
             for weight in bag.parameters():
-                weight.mul_(factor)
+                weight.mul_(factors[1])
         model.bag = bag.to(model.device).eval()
-        both = sparse.csr_array(sparse.vstack(counts)), np.concatenate((labels, rows.labels))
-        self.learn_all = lambda: fit_bag(bag, *both, factor=float(factor))
-        return True
+        everything = sparse.csr_array(sparse.vstack([counts[0], counts[1][known]]))
+        of_everything = np.concatenate((labels, rows.labels[known]))
+        self.learn_all = lambda: fit_bag(bag, everything, of_everything, factor=float(factors[1]))
 
     def score(self) -> list[dict[str, Any]]:
         """Score the validation and test rows, baselines beside them; draw the confusion matrix, write the mistakes.
@@ -234,14 +243,14 @@ class ClassificationRun(TrainingRun):
         """
         if self.order:
             return []
-        selection, (test, name) = self.prepared.examples("selection"), self._test()
-        validation = self._scored(selection, "validation", self.validation_tokens / self.last_tokens)
         self.learn_all()
+        test, name = self._test()
         rows = []
         if len(test):
             tested = self._scored(test, "test", 1.0)
-            rows = self._rows(*tested, "test", self.train_examples + selection, name, self.folder.out)
-        return rows + self._rows(*validation, "validation", self.train_examples, self.prepared.name)
+            known = self.train_examples + self.prepared.examples("selection")
+            rows = self._rows(*tested, "test", known, name, self.folder.out)
+        return rows + self._rows(*self.validation, "validation", self.train_examples, self.prepared.name)
 
     def complete(self, folder: Path) -> None:
         """Label the texts of `--predict`, so that a resumed run does what the first command asked for."""
@@ -374,27 +383,3 @@ def relabel(model: PreTrainedModel, names: list[str]) -> None:
     about: Any = model
     about.num_labels = len(names)
     about.new_weights = frozenset(f"{name}.{weight}" for weight, _ in new.named_parameters())
-
-
-def freeze(model: PreTrainedModel, what: str) -> None:
-    """Freeze a classifier's weights except "all"; the "last" block, what follows it and the head; or the "head".
-
-    The head is what lies outside the base model. Raises `InputError` for a base whose blocks cannot be found.
-    """
-    if what == "all":
-        return
-    base = model.base_model
-    base.requires_grad_(False)
-    if what == "head":
-        return
-    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
-    if not stacks:
-        raise InputError(f"--train last: {type(base).__name__} has no list of blocks: use --train all or head")
-    blocks = max(stacks, key=lambda stack: sum(weight.numel() for weight in stack.parameters()))
-    blocks[-1].requires_grad_(True)
-    inside = {id(weight) for weight in blocks.parameters()}
-    for module in base.children():  # the norm behind the blocks, but no embedding in front of them
-        if not isinstance(module, nn.Embedding) and not inside & {id(weight) for weight in module.parameters()}:
-            if any(isinstance(part, nn.Embedding) for part in module.modules()):
-                continue
-            module.requires_grad_(True)

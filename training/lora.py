@@ -1,4 +1,4 @@
-"""A model to the same model with a low-rank adapter, which is then the only thing in it that is trained.
+"""A model to the same model of which only a part is trained: a low-rank adapter, or the weights at its end.
 
 LoRA (Hu et al. 2021) adds to a frozen matrix W the product of two thin ones, W + alpha / rank * B A. B starts at zero,
 so that training starts from the model as it was. The adapter and its files are peft's; its learning rate is chosen with
@@ -247,3 +247,27 @@ def describe_base(adapted: PeftModel) -> dict[str, str]:
 def load_adapter_weights(folder: Path, adapted: PeftModel) -> None:
     """Put the weights of an adapter that `save_adapter` wrote into a model with one of the same shape."""
     set_peft_model_state_dict(adapted, load_file(folder / SAFETENSORS_WEIGHTS_NAME))
+
+
+def freeze(model: PreTrainedModel, what: str) -> None:
+    """Freeze a classifier's weights except "all"; the "last" block, what follows it and the head; or the "head".
+
+    The head is what lies outside the base model. Raises `InputError` for a base whose blocks cannot be found.
+    """
+    if what == "all":
+        return
+    base = model.base_model
+    base.requires_grad_(False)
+    if what == "head":
+        return
+    stacks = [module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) > 0]
+    if not stacks:
+        raise InputError(f"--train last: {type(base).__name__} has no list of blocks: use --train all or head")
+    blocks = max(stacks, key=lambda stack: sum(weight.numel() for weight in stack.parameters()))
+    blocks[-1].requires_grad_(True)
+    inside = {id(weight) for weight in blocks.parameters()}
+    for module in base.children():  # the norm behind the blocks, but no embedding in front of them
+        if not isinstance(module, nn.Embedding) and not inside & {id(weight) for weight in module.parameters()}:
+            if any(isinstance(part, nn.Embedding) for part in module.modules()):
+                continue
+            module.requires_grad_(True)

@@ -240,9 +240,9 @@ class TrainingRun(abc.ABC):
     def score(self) -> list[dict[str, Any]]:
         """Return rows for metrics.json on the best weights; called once, at the end, on the first process."""
 
-    def finish_model(self) -> bool:
-        """Change the best weights before they are scored, on the first process; return whether that was done."""
-        return False
+    def finish_model(self) -> float | None:
+        """Change the best weights before they are scored, on the first process; return their new value, or None."""
+        return None
 
     def complete(self, folder: Path) -> None:  # noqa: B027 (a kind of run may add something, and need not)
         """Add to the finished checkpoint in `folder` what else was asked for; nothing, unless a kind of run does."""
@@ -378,8 +378,8 @@ class TrainingRun(abc.ABC):
             load_weights(self.folder.step_folder(position.best_step), self.saved_model)
         if position.best_step != position.step:
             say(f"kept the weights of step {position.best_step}, which has the best validation score")
-        if self.finish_model():
-            position.best_value = self.validate(position)[self.best_by]
+        if (value := self.finish_model()) is not None:
+            position.best_value = value
         rows = self.score()
         training = self.describe(position) | {"best_step": position.best_step}
         self.folder.finish(self.saved_model, self.tokenizer, rows, training, self.complete)

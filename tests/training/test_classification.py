@@ -28,7 +28,8 @@ from groundup.tokenization.training import train_bpe
 from groundup.training import classification, classification_preparation, classifier
 from groundup.training.checkpoint import RunFolder
 from groundup.training.classification_preparation import prepare_classification
-from groundup.training.classifier import ClassificationRun, freeze
+from groundup.training.classifier import ClassificationRun
+from groundup.training.lora import freeze
 from groundup.training.objectives import LabelLoss
 from groundup.training.settings import ClassifySettings
 
