@@ -186,7 +186,8 @@ def _serve_by_transformers(settings: ServeSettings) -> None:
     command = [sys.executable, "-m", "transformers.cli.transformers", "serve", folder]
     command += ["--host", settings.host, "--port", str(settings.port), "--log-level", "error"]
     command += ["--trust-remote-code"] if settings.trust_remote_code else []
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {"TQDM_DISABLE": "1"})
+    apart: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}  # where it lists every request
+    server = subprocess.Popen(command, **apart, env=os.environ | {"TQDM_DISABLE": "1"})
     try:
         url = f"http://{settings.host}:{settings.port}"
         while not _answers(url):

@@ -398,11 +398,12 @@ def test_the_page_does_what_it_says(folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_transformers_serves_what_a_file_cannot_hold(number, fork, folder):
+def test_transformers_serves_what_a_file_cannot_hold(number, fork, folder, monkeypatch):
     place = save(folder / f"sliding-{number}", sliding_window=8)
     running = Served(fork, folder, place, "--engine", "transformers")
     try:
         loaded = load_model(place)
+        monkeypatch.setattr(constants, "HF_HOME", str(folder / "home"))  # the server's
         twin = str(cached_twin(str(place)))
         answer = running.client.completions.create(model=twin, prompt="The cat", **GREEDY)
         assert answer.choices[0].text.split() == greedy(loaded, "The cat").split() != []
