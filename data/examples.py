@@ -209,8 +209,7 @@ def load_rows(data: str, text_column: str | None, usual: str | None = None) -> l
     be read, and for a table without the column that is named.
     """
     if is_hub_name(data):
-        tables: list[Table] = [table for _, table in load_tables([data])[0]]
-        return [row for table in tables for row in _rows_with_text(table, text_column, usual)]
+        return [row for _, table in load_tables([data])[0] for row in _rows_with_text(table, text_column, usual)]
     rows: list[tuple[str, Row]] = []
     for source in find_files(data):
         if source.kind in TEXT_KINDS:
@@ -228,9 +227,8 @@ def _rows_with_text(table: Table, text_column: str | None, usual: str | None) ->
     column = column or find_text_column(table)
     if column != usual:  # which says of itself what it is, and the others are kept
         say_columns([{"name": table.name} | columns_read({"text": column}, table)])
-    texts = texts_of(table, column)
     others = ({name: cell for name, cell in row.items() if name != column} for row in rows_of(table))
-    return [(text or "", row) for text, row in zip(texts, others, strict=True)]
+    return [(text or "", row) for text, row in zip(texts_of(table, column), others, strict=True)]
 
 
 def _lines(source: Source) -> list[str]:
