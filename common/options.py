@@ -162,15 +162,29 @@ class VocabularyOption(Settings):
 
 
 @dataclass(kw_only=True)
-class SizeOptions(VocabularyOption):
+class ContextOption(Settings):
+    """Tokens that are read at once."""
+
+    context_length: Annotated[int, Interval(ge=1, le=2**24)] | None = None
+    """Tokens in a training row, which is the context length of a new model (default: by the plan)."""
+
+
+@dataclass(kw_only=True)
+class EvalDataOption(Settings):
+    """Data to measure on."""
+
+    eval_data: list[DataName] = field(default_factory=list)
+    """Test set, text or rows, scored once, at the end (default: only the validation set held out from --data)."""
+
+
+@dataclass(kw_only=True)
+class SizeOptions(ContextOption, VocabularyOption):
     """The sizes of a new model."""
 
     hidden_size: Annotated[int, Interval(ge=1, le=2**16)] | None = None
     """Width of a new model (default: by the plan)."""
     num_hidden_layers: Annotated[int, Interval(ge=1, le=2**12)] | None = None
     """Blocks of a new model (default: by the plan)."""
-    context_length: Annotated[int, Interval(ge=1, le=2**24)] | None = None
-    """Tokens in a training row, which is the context length of a new model (default: by the plan)."""
 
 
 @dataclass(kw_only=True)

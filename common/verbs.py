@@ -10,10 +10,12 @@ from annotated_types import Interval
 
 from groundup.common.options import (
     CheckpointOption,
+    ContextOption,
     Count,
     CountOrNone,
     DataName,
     DryRunOption,
+    EvalDataOption,
     FileName,
     MaxNewTokens,
     ModelName,
@@ -136,19 +138,19 @@ class ImportSettings(QuietOption, OutOption, TokenizerOption):
 
 
 @dataclass(kw_only=True)
-class ExportSettings(QuietOption, OutOption, CheckpointOption):
+class ExportSettings(EvalDataOption, QuietOption, OutOption, CheckpointOption):
     """Convert a checkpoint of ours into a stock model with exactly the same outputs, which needs no code of ours."""
 
     meaning: ClassVar[dict[str, str]] = {
-        "out": "A new or empty folder, or with --to gguf a new file NAME.gguf (default: a new folder under runs/)."
+        "out": "A new or empty folder, or with --to gguf a new file NAME.gguf (default: a new folder under runs/).",
+        "eval_data": "With --to gguf: held-out text, on which llama.cpp measures what each --quantize costs, for the "
+        "card.",
     }
 
     to: StockForm | None = None
     """The target: a folder for transformers and every tool that reads its models, or (gguf) a file for llama.cpp."""
     quantize: Quantization | None = None
     """With --to gguf: store the matrices in about 16, 8.5, 6.6, 5.7 or 4.9 bits a weight (default: exactly)."""
-    eval_data: list[DataName] = field(default_factory=list)
-    """With --to gguf: held-out text, on which llama.cpp measures what each --quantize costs, for the card."""
 
 
 @dataclass(kw_only=True)
@@ -258,10 +260,13 @@ class PlaygroundSettings(TrustOption):
 
 
 @dataclass(kw_only=True)
-class ServeSettings(QuietOption, TrustOption):
+class ServeSettings(ContextOption, QuietOption, TrustOption):
     """Serve a model to programs that speak OpenAI's protocol, by llama.cpp or transformers, until Ctrl-C."""
 
-    meaning: ClassVar[dict[str, str]] = {"quiet": "Print nothing but errors, not even the address."}
+    meaning: ClassVar[dict[str, str]] = {
+        "quiet": "Print nothing but errors, not even the address.",
+        "context_length": "Most tokens of a request, prompt and answer together (default: the model's context).",
+    }
 
     model: ModelNameOrNone = ""
     """A model's folder or Hub name, or a GGUF file."""
@@ -276,8 +281,6 @@ class ServeSettings(QuietOption, TrustOption):
     """The key that every request must bring (default: none is asked for)."""
     parallel: Annotated[int, Interval(ge=1, le=256)] = 4
     """Requests answered at once; more wait. Each has memory for --context-length tokens."""
-    context_length: Count | None = None
-    """Most tokens of a request, prompt and answer together (default: the model's context)."""
 
 
 @dataclass(kw_only=True)

@@ -86,7 +86,7 @@ def _finite(value: Any) -> Any:
 _TITLES = {
     "f1_macro": "macro F1",
     "mcc": "MCC",
-    "calibration_error": "calibration error (15 bins)",
+    "calibration_error": "ECE",
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
     "bits_per_byte": "bits per byte",

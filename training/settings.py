@@ -17,6 +17,7 @@ from groundup.common.options import (
     Count,
     DataName,
     DataOption,
+    EvalDataOption,
     ModelConfigOption,
     ModelName,
     Name,
@@ -80,6 +81,7 @@ class TrainingOptions(
     LoraOptions,
     SizeOptions,
     BudgetOptions,
+    EvalDataOption,
     OutOption,
     DataOption,
 ):
@@ -88,8 +90,6 @@ class TrainingOptions(
     verb: ClassVar[str] = ""
     base_option: ClassVar[str] = "--model"  # which names the model to start from
 
-    eval_data: list[DataName] = field(default_factory=list)
-    """Test set, text or rows, scored once, at the end (default: only the validation set held out from --data)."""
     epochs: Annotated[float, Interval(gt=0, le=1e6)] | None = None
     """Budget in epochs over the data."""
     learning_rate: Annotated[float, Interval(gt=0, le=1e6)] | None = None

@@ -274,7 +274,7 @@ def test_no_setting_is_declared_twice_with_a_type_of_its_own():
                 fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
                 declared.update(f.target.id for f in fields if not ast.unparse(f.annotation).startswith("ClassVar"))
     twice = {name: count for name, count in declared.items() if count > 1}
-    assert set(twice) <= {"model", "batch_rows", "optimizer", "max_new_tokens", "temperature"}
+    assert set(twice) <= {"model", "batch_rows", "optimizer", "max_new_tokens", "temperature", "port"}
 
 
 @given(st.one_of(st.integers(), st.floats(), st.text(), st.none(), st.booleans(), st.lists(st.integers(), max_size=3)))

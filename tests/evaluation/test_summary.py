@@ -27,7 +27,7 @@ def judged(right=95, dataset="sms.csv"):
     truth = np.zeros(100, np.int64)
     truth[:40] = 1
     half = {MAJORITY: np.zeros(100, np.int64), SVM: np.where(np.arange(100) < 9, 1 - truth, truth)}
-    measured = Measured(truth, np.where(np.arange(100) < 100 - right, 1 - truth, truth), half)
+    measured = Measured(truth, np.where(np.arange(100) < 100 - right, 1 - truth, truth), half, np.full(100, 0.9))
     rows = classification_rows(measured, ["ham", "spam"], dataset=dataset, split="test", seed=0)
     rows += classification_rows(
         measured.take(np.arange(100) > 3), ["ham", "spam"], dataset=dataset, split="test without overlap", seed=0
@@ -56,12 +56,12 @@ def test_a_classifier_is_shown_by_its_test_rows_alone_and_nothing_twice():
     lines = shown(judged())
     assert lines[0] == "accuracy 95.00%: 4.00 points above TF-IDF + linear SVM (91.00%)"
     assert lines[2] == "sms.csv, test: 100 rows" and "95 % interval" in lines[3]
-    assert [line.split("  ")[0] for line in lines[4:8]] == ["accuracy", "macro F1", "MCC", "F1 of spam"]
+    assert [line.split("  ")[0] for line in lines[4:9]] == ["accuracy", "macro F1", "MCC", "F1 of spam", "ECE"]
     assert "88.8% to 97.8%" in lines[4]
-    assert lines[9] == "sms.csv, deduplicated test set, 96 rows: accuracy 99.0%, macro F1 0.989; " + (
+    assert lines[10] == "sms.csv, deduplicated test set, 96 rows: accuracy 99.0%, macro F1 0.989; " + (
         "TF-IDF + linear SVM 94.8%"
     )
-    assert len(lines) == 10 and not any("validation" in line for line in lines)
+    assert len(lines) == 11 and not any("validation" in line for line in lines)
 
 
 def test_of_several_seeds_the_mean_has_its_spread_in_a_column_and_the_kept_run_a_line():
