@@ -53,7 +53,8 @@ from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
 
 CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
-FINISH_SHARE, FINISH_SECONDS = 0.05, 8.0  # of the time, and beside that, for linear part, baselines and last files
+FINISH_SHARE, FINISH_SECONDS = 0.04, 8.0  # of the time, for the baselines, and beside that, for the last files
+LINEAR_SHARE = 0.03  # of the time, for the linear part
 SMOKE_RUNS = 2  # at most averaged in a short try
 BAG_BUCKETS = 2**16  # of the linear part, for pairs and words
 TIE = 1e-6  # of the loss, that decides between two steps with the same score
@@ -140,6 +141,10 @@ class ClassificationRun(TrainingRun):
     def make_batches(self, order: BatchOrder, rank: int, processes: int) -> Dealer:
         """Return the batches, each of rows of similar length."""
         return self.train_rows.deal(order, self.pad_id, self.plan.micro_batch_tokens, rank, processes)
+
+    def reserved(self) -> float:
+        """Return the seconds that the linear part, the last scores and files are to have of the minutes given."""
+        return super().reserved() + LINEAR_SHARE * 60 * (self.deadline.minutes or 0.0)
 
     def first_position(self) -> Position:
         """Return the position before the first step: under a clock, with the time that the end leaves for training.

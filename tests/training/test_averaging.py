@@ -94,6 +94,7 @@ def test_averaging_that_was_cut_off_in_any_run_resumes_to_the_same_weights(optio
 def test_a_budget_in_minutes_is_shared_by_the_runs(used, seconds, options, tmp_path, monkeypatch):
     """Of 100 s the four have a quarter each, however much a process that begins anew believes to have; of 60 less."""
     monkeypatch.setattr(run, "LARGEST_SCORING_SHARE", 0.0)
+    monkeypatch.setattr(classifier, "LINEAR_SHARE", 0.0)
     monkeypatch.setattr(classifier.ClassificationRun, "finish_share", 0.0)
     monkeypatch.setattr(classifier.ClassificationRun, "finish_seconds", 0.0)
     now, shares, real = time.time(), [], Loop.run
