@@ -17,6 +17,7 @@ import yaml
 
 import groundup
 import groundup.cli.playground
+import groundup.cli.serve
 import groundup.evaluation.evaluating
 import groundup.hub_upload
 import groundup.training.forecast
@@ -80,6 +81,8 @@ def stopped(monkeypatch):
     monkeypatch.setattr(groundup.evaluation.evaluating.Evaluation, "measure", stop)
     monkeypatch.setattr(groundup.hub_upload, "through_the_gate", stop)
     monkeypatch.setattr(groundup.cli.playground, "load_player", stop)
+    for name in ("Engine", "cached_file", "cached_twin"):
+        monkeypatch.setattr(groundup.cli.serve, name, stop)
     for module in (groundup.training.plan, groundup.training.forecast):
         monkeypatch.setattr(module, "measure_flops", lambda *_: 1e11)
     monkeypatch.setattr("builtins.input", end)
