@@ -15,8 +15,10 @@ from groundup.common.console import console, say
 from groundup.common.files import (
     ADAPTER_FILE,
     ADAPTER_WEIGHTS,
+    CONFUSION_FILE,
     LOG_FILE,
     METRICS_FILE,
+    MISTAKES_FILE,
     MODEL_WEIGHTS,
     RECIPE_FILE,
     TOKENIZER_FILE,
@@ -57,7 +59,6 @@ PARTS = {
     "validation": "for validation",
     "test": "for the test",
 }
-CONFUSION_FILE = "confusion.png"
 
 Samples = list[tuple[str, str, int]]
 """Prompts, what the model made of each, and the seeds."""
@@ -248,7 +249,7 @@ def _results(folders: Sequence[Path], model: Path | None) -> Markup:
 
 
 def _mistakes(folder: Path) -> list[list[str]]:
-    path = folder / "mistakes.jsonl"
+    path = folder / MISTAKES_FILE
     if not path.is_file():
         return []
     with path.open(encoding="utf-8") as file:

@@ -19,7 +19,7 @@ from groundup.common.settings import Settings, hints_of, read_yaml, settings_fro
 LEDGER_FILE = "stages.json"
 RUN_FILES = (LEDGER_FILE, PAGE_FILE, CARD_FILE)
 _MARKS = ("begun", "key")  # an entry of ours has one of them
-NO_STAGES = ("run", "generate", "chat", "playground")
+NO_STAGES = ("run", "generate", "chat", "playground", "serve", "doctor", "completion")
 OF_THE_RUN = ("out", "resume", "smoke", "quiet")  # settings of a stage that `run` decides
 
 

@@ -28,6 +28,7 @@ TOKENIZER_FILE, TOKENIZER_SETTINGS_FILE = "tokenizer.json", "tokenizer_config.js
 MODELFILE = "Modelfile"  # for Ollama, beside a GGUF file
 METRICS_FILE, RECIPE_FILE, LOG_FILE = "metrics.json", "recipe.yaml", "log.jsonl"
 CARD_FILE, CURVE_FILE, PAGE_FILE = "README.md", "curve.png", "report.html"
+CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"  # of a classifier
 
 
 @contextlib.contextmanager

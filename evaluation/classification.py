@@ -346,9 +346,10 @@ def label_texts(
 
 def _as_cell(cell: Any) -> str:
     """Return a cell of the user's table as a CSV has it."""
+    if cell is None or isinstance(cell, str):  # a number too, as it was written
+        return str(cell or "")
     value = value_of(cell)
-    is_single = cell is None or isinstance(cell, str | bytes)
-    return str("" if value is None else cell if isinstance(cell, str) else value) if is_single else json.dumps(value)
+    return value if isinstance(cell, bytes) else json.dumps(value)
 
 
 def label_probabilities(

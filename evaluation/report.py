@@ -14,6 +14,7 @@ from groundup.common.files import PAGE_FILE, atomic_write
 from groundup.evaluation.curves import Curve, chart
 from groundup.evaluation.metrics_json import (
     BESIDE,
+    BETTER_WHEN_SMALLER,
     difference,
     family_lines,
     headline,
@@ -107,8 +108,8 @@ def figures(rows: Sequence[dict[str, Any]]) -> Markup:
     for row in own[:MOST_FIGURES]:
         rivals = [other for other in rows if other.get("baseline") and row_key(other) == row_key(row)]
         rivals = [other for other in rivals if other["value"] is not None and other.get("model") == row.get("model")]
-        is_error = row["name"] in ("bits_per_byte", "perplexity")
-        best = (min if is_error else max)(rivals, key=lambda other: other["value"], default=None)
+        better = min if row["name"] in BETTER_WHEN_SMALLER else max
+        best = better(rivals, key=lambda other: other["value"], default=None)
         name = f"{row['model']}: {title(row)}" if row.get("model") else title(row)
         within = spread(row) if spread(row).startswith("±") or not spread(row) else f"95 % interval {spread(row)}"
         cards.append(figure.format(name, number(row), within, f"{best['baseline']}: {number(best)}" if best else ""))

@@ -265,7 +265,7 @@ def _is_cut(text: bytes) -> bool:
 
 
 def _hang_up(port: int) -> None:
-    """Let nobody in any more and close every connection: llama.cpp would wait for clients that read no more."""
+    """Close the port and every connection: llama.cpp would wait for clients that read no more."""
     for status in (psutil.CONN_LISTEN, psutil.CONN_ESTABLISHED, psutil.CONN_ESTABLISHED):
         for connection in psutil.Process().net_connections("tcp"):
             if connection.status == status and connection.laddr.port == port and connection.fd >= 0:

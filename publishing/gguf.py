@@ -196,7 +196,7 @@ class Expected:
 
     @classmethod
     def all_of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list["Expected"]:
-        """Let a model write after every prompt, and answer every conversation, on the CPU in fp32."""
+        """Return what a model writes after every prompt and answers to every conversation, on the CPU in fp32."""
         context = min(context_of(model), _CONTEXT)
         prompts = [encode_prompt(tokenizer, prompt)[: max(1, context // 2)] for prompt in PROMPTS]
         return [cls._of(model, ids) for ids in [*prompts, *_conversations(tokenizer).values()] if len(ids) < context]
@@ -222,7 +222,11 @@ def _conversations(tokenizer: PreTrainedTokenizerFast) -> dict[int, list[int]]:
 
 @dataclass(frozen=True)
 class Proven:
-    """Hold what llama.cpp was found to do as the checkpoint does, and how far its log probabilities were from there."""
+    """Hold what llama.cpp was found to do as the checkpoint does, and how far its log probabilities were from there.
+
+    `exceptions` say what was otherwise, and why that is no fault: a near tie of two logits, a token that llama.cpp
+    stops at.
+    """
 
     engine: str
     texts: int
@@ -230,7 +234,6 @@ class Proven:
     tokens: int
     largest_difference: float
     exceptions: list[str]
-    """What was otherwise, and why that is no fault: a near tie of two logits, a token that llama.cpp stops at."""
 
     def __str__(self) -> str:
         but = f"; but {'; '.join(self.exceptions)}" if self.exceptions else ""

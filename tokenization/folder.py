@@ -8,11 +8,8 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from groundup.common.errors import InputError, first_line, near_file, user_path
@@ -22,8 +19,6 @@ PAD = "<|pad|>"  # its own token: with pad = end of text a model never learns to
 MASK = "<|mask|>"  # only in the tokenizer of an encoder
 SYSTEM, USER, ASSISTANT, END = CHAT_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
-BYTE_OF_LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's printable stand-in for a byte
-SPACE = "\u0120"  # that of a space
 _LOADING_ONLY = ("backend", "is_local", "local_files_only")  # written by transformers 5, of no use in a repository
 
 
@@ -129,26 +124,3 @@ def structure_ids(tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
     """
     unknown, roles = tokenizer.unk_token_id, (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
     return frozenset(token for token in tokenizer.all_special_ids if token != unknown or token in roles)
-
-
-def joins(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
-    """Return for each token id whether it begins, and whether it ends, like the middle of a word, (V, 2).
-
-    Letters and digits do, and every byte of a character beyond ASCII. Tokens of another kind than byte-level BPE, and
-    those that mark structure, never do.
-    """
-    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    found = np.zeros((len(tokens), 2), bool)
-    if not any(token.startswith(SPACE) for token in tokens):
-        return found
-    of_structure = structure_ids(tokenizer)
-    for number, token in enumerate(tokens):
-        if token and number not in of_structure:
-            found[number] = [_in_a_word(letter) for letter in (token[0], token[-1])]
-    return found
-
-
-def _in_a_word(letter: str) -> bool:
-    """Return whether a byte, as byte-level BPE writes it, is a letter, a digit or part of a character beyond ASCII."""
-    byte = BYTE_OF_LETTER.get(letter, 0)
-    return byte >= 128 or chr(byte).isalnum()

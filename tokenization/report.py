@@ -19,9 +19,12 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from groundup.tokenization.folder import BYTE_OF_LETTER, plain_backend
+from groundup.tokenization.folder import plain_backend, structure_ids
 from groundup.tokenization.training import pieces_of, train_word_level
+
+BYTE_OF_LETTER = {letter: byte for byte, letter in bytes_to_unicode().items()}  # GPT-2's printable stand-in for a byte
 
 _FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _BATCH_PIECES = 256
@@ -264,3 +267,26 @@ def _row(name: str, counts: np.ndarray, documents: int, text_bytes: int, unknown
         "tokens_per_document": tokens / max(1, documents),
         "vocabulary_used": np.count_nonzero(counts) / len(counts),
     }
+
+
+def joins(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.bool_]:
+    """Return for each token id whether it begins, and whether it ends, like the middle of a word, (V, 2).
+
+    Letters and digits do, and every byte of a character beyond ASCII. Tokens of another kind than byte-level BPE, and
+    those that mark structure, never do.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    found = np.zeros((len(tokens), 2), bool)
+    if not is_byte_level(tokenizer):
+        return found
+    of_structure = structure_ids(tokenizer)
+    for number, token in enumerate(tokens):
+        if token and number not in of_structure:
+            found[number] = [_in_a_word(letter) for letter in (token[0], token[-1])]
+    return found
+
+
+def _in_a_word(letter: str) -> bool:
+    """Return whether a byte, as byte-level BPE writes it, is a letter, a digit or part of a character beyond ASCII."""
+    byte = BYTE_OF_LETTER.get(letter, 0)
+    return byte >= 128 or chr(byte).isalnum()

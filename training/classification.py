@@ -117,7 +117,7 @@ def _label_only(settings: ClassifySettings) -> Path:
         raise InputError("--predict needs a classifier: give --model, the folder that classify wrote, or --data")
     if others := sorted(settings.given() - OF_LABELLING):
         raise InputError(f"--{others[0].replace('_', '-')} is for training: leave it out, or give --data")
-    if settings.out is None and is_one_text(settings.predict or ""):
+    if settings.out is None and settings.threshold is None and is_one_text(settings.predict or ""):
         names, chances = label_probabilities(settings.model, [settings.predict or ""], settings.trust_remote_code)
         for chance, name in sorted(zip(chances[0], names), reverse=True):
             print(f"{chance:7.2%}  {name}")

@@ -5,6 +5,7 @@ label has in the new rows.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from groundup.common.console import ProgressBar, say
 from groundup.common.errors import InputError, user_path
-from groundup.common.files import atomic_write
+from groundup.common.files import CONFUSION_FILE, MISTAKES_FILE, atomic_write
 from groundup.common.settings import Deadline
 from groundup.data.encoding import ExampleRows
 from groundup.data.examples import Columns, Examples, also_in, load_examples, spread
@@ -42,7 +43,8 @@ from groundup.evaluation.metrics_json import read_metrics
 from groundup.inference.loading import load_network, quiet_transformers
 from groundup.modeling import GroundupForSequenceClassification
 from groundup.modeling.modeling_groundup import GroundupBagOfTokens
-from groundup.tokenization.folder import joins, structure_ids
+from groundup.tokenization.folder import structure_ids
+from groundup.tokenization.report import joins
 from groundup.training.checkpoint import RunFolder, take_mean
 from groundup.training.classification_preparation import PreparedExamples
 from groundup.training.loop import Position
@@ -52,7 +54,6 @@ from groundup.training.pretraining_preparation import SMOKE_TEST_ROWS, evenly
 from groundup.training.run import TrainingRun
 from groundup.training.settings import ClassifySettings
 
-CONFUSION_FILE, MISTAKES_FILE = "confusion.png", "mistakes.jsonl"
 FINISH_SHARE, FINISH_SECONDS = 0.04, 8.0  # of the time, for the baselines, and beside that, for the last files
 LINEAR_SHARE = 0.03  # of the time, for the linear part
 SMOKE_RUNS = 2  # at most averaged in a short try
@@ -227,7 +228,8 @@ class ClassificationRun(TrainingRun):
         bag.joins[: len(self.tokenizer)] = torch.from_numpy(joins(self.tokenizer))
         counts, labels = [count_features(bag, part) for part in (self.train_rows, rows)], self.train_rows.labels
         usual = usual_scale(bag, counts[0], labels)
-        fit_bag(bag, counts[0], labels)
+        fit = partial(fit_bag, class_weights=self.prepared.settings.class_weights)
+        fit(bag, counts[0], labels)
         both = network, bag_scores(bag, counts[1])
         factors = scales_of([part[known] for part in both], rows.labels[known], [0.5, usual / 2])
         self.validation = examples, rows, softmax(factors[0] * both[0] + factors[1] * both[1], axis=1)
@@ -238,7 +240,7 @@ class ClassificationRun(TrainingRun):
         model.bag = bag.to(model.device).eval()
         everything = sparse.csr_array(sparse.vstack([counts[0], counts[1][known]]))
         of_everything = np.concatenate((labels, rows.labels[known]))
-        self.learn_all = lambda: fit_bag(bag, everything, of_everything, factor=float(factors[1]))
+        self.learn_all = partial(fit, bag, everything, of_everything, factor=float(factors[1]))
 
     def score(self) -> list[dict[str, Any]]:
         """Score the validation and test rows, baselines beside them; draw the confusion matrix, write the mistakes.

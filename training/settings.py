@@ -233,8 +233,8 @@ class ClassifySettings(TrustOption, TrainingOptions, TextOptions):
     pooling: Literal["last", "first", "mean", "max"] | None = None
     """How the head pools the tokens that are not padding (default: mean for our own models; others keep theirs)."""
     bag: bool = True
-    """At the end, add a linear part on the bag of tokens and pairs of tokens to a network of our own, so that it is not
-    below a linear model; both are weighed on the validation set."""
+    """At the end, add a linear part on the bag of tokens, pairs of tokens and words to a network of our own, so that it
+    is not below a linear model; both are weighed on the validation set."""
     class_weights: bool = False
     """Give every label the same weight in the loss, however rare it is."""
     label_smoothing: Share = 0.0

@@ -120,7 +120,7 @@ def test_the_report_shows_mistakes_and_answers_as_they_are(recipe, tmp_path):
     assert "<td>a | b?</td><td>yes</td><td>no</td><td>ye …</td>" in page
 
 
-@pytest.mark.parametrize("verb", ["run", "generate", "chat", "playground"])
+@pytest.mark.parametrize("verb", ["run", "generate", "chat", "playground", "serve", "doctor", "completion"])
 def test_what_leaves_no_folder_is_no_stage(verb, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"stages: {{{verb}: {{}}}}")

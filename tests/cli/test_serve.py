@@ -14,6 +14,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 from huggingface_hub import constants
@@ -30,9 +31,6 @@ from groundup.modeling import GroundupConfig, GroundupForCausalLM
 from groundup.publishing.conversion import export
 from groundup.tokenization.chat import ChatEncoder
 from groundup.tokenization.training import train_bpe
-
-openai = pytest.importorskip("openai")
-pytest.importorskip("xllamacpp")
 
 TEXT = "The cat sat on the mat. The dog sat on the log, and the frog in the bog.\n"
 CONTEXT = 64

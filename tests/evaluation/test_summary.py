@@ -1,4 +1,4 @@
-"""What is said in the terminal after a measurement."""
+"""Measurements as the terminal shows them: a sentence, then tables that fit."""
 
 import io
 import math

@@ -1,8 +1,10 @@
 import pytest
 
 from groundup.common.console import console
+from groundup.tokenization.folder import structure_ids
 from groundup.tokenization.report import (
     LANGUAGES,
+    joins,
     kinds_of_text,
     report_table,
     token_pieces,
@@ -70,3 +72,13 @@ def test_the_pieces_of_a_text_are_the_whole_text_and_name_every_token(make):
         assert "".join(piece for piece, _ in pieces) == text
         named = [int(index) for _, said in pieces if said != "no token" for index in said.split()[1:]]
         assert named == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_words_are_runs_of_letters_and_digits_whatever_the_script():
+    tokenizer = train_bpe(["the cat's 12 naïve 猫 <b>"] * 3, 280)
+    inside = joins(tokenizer)
+    begins = {letter: inside[tokenizer.encode(letter, add_special_tokens=False)[0]].tolist() for letter in "a1' <"}
+    assert begins == {"a": [True] * 2, "1": [True] * 2, "'": [False] * 2, " ": [False] * 2, "<": [False] * 2}
+    assert all(inside[token].all() for token in tokenizer.encode("猫", add_special_tokens=False))
+    assert not inside[sorted(structure_ids(tokenizer))].any()
+    assert not joins(train_word_level(["a b c"], 20)).any()

@@ -139,6 +139,18 @@ def test_texts_of_which_the_model_is_unsure_are_left_out_and_counted(made, folde
         package.classify(data=[str(folder / "rows.jsonl")], threshold=0.5, out=str(tmp_path / "no"))
 
 
+def test_the_linear_part_goes_with_the_model_is_left_out_on_request_and_made_anew(made, folder, tmp_path):
+    config = json.loads((made / "config.json").read_text())
+    assert config["classifier_bag_buckets"] == classifier.BAG_BUCKETS
+    load = AutoModelForSequenceClassification.from_pretrained
+    asked = {"data": [str(folder / "rows.jsonl")], "max_steps": 2, "quiet": True}
+    again = load(package.classify(model=str(made), out=str(tmp_path / "again"), **asked))
+    before = load(made)
+    assert again.bag.weight.any() and not torch.equal(again.bag.weight, before.bag.weight)
+    alone = load(package.classify(model=str(made), bag=False, out=str(tmp_path / "alone"), **asked))
+    assert alone.bag is None and alone.config.classifier_bag_buckets == 0
+
+
 def test_empty_texts_are_labelled_in_their_places_and_counted(made, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("cat\n\n  \nbad\n", encoding="utf-8")
     out = package.classify(model=str(made), predict=str(tmp_path / "texts.txt"), out=str(tmp_path / "out"))
